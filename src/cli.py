@@ -1,0 +1,158 @@
+"""What every script shares: flags checked before any work, mistakes told in one line, TensorFlow's chatter kept away.
+
+fire calls a function before it complains about a flag that the function does not know, and guesses the type of every
+value (`--run_name 2019` is an int to it). Here names and types are checked against the signature first, and fire is
+handed values that it cannot misread.
+"""
+import contextlib
+import difflib
+import inspect
+import logging
+import os
+import sys
+import tempfile
+import typing
+
+import fire
+
+from errors import InputError, require
+
+
+def takes(fields):  # a dataclass -> a decorator
+    """Gives a function that takes **flags the signature and help of a dataclass, so that flags are listed once."""
+    def decorate(function):
+        function.__signature__ = inspect.signature(fields)
+        function.__annotations__ = typing.get_type_hints(fields)
+        function.__doc__ = fields.__doc__
+        return function
+    return decorate
+
+
+def run(function, argv=None):
+    """Runs function(**flags) for a script. Exit status: 0, or 2 for a mistake of the user's, told in one line.
+
+    The function's parameters are the script's flags, their annotations the types (str, int, float, bool, or one of
+    them with `| None`). Parameters without a default may also be given by position.
+    """
+    script = os.path.basename(sys.argv[0])
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        fire.Fire(function, command=arguments(function, argv, script), name=script)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone (`| head`): nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # 128 + SIGPIPE, as a shell reports it
+    except KeyboardInterrupt:
+        sys.exit(130)  # 128 + SIGINT
+    except InputError as error:
+        fail(script, error)
+    except OSError as error:
+        if not error.filename:
+            raise
+        fail(script, f'{error.filename}: {error.strerror}')
+
+
+def fail(script, error):
+    """Ends the process with status 2 after one line on stderr."""
+    print(f'{script}: error: {" ".join(str(error).split())}', file=sys.stderr)
+    sys.exit(2)
+
+
+def arguments(function, argv, script):
+    """argv checked against the function's signature, as a command of --name=literal that fire reads as it is meant.
+
+    Raises InputError for an unknown or repeated flag, a missing or malformed value, and a missing argument.
+    """
+    if '--help' in argv or '-h' in argv:
+        return ['--help']
+    parameters = inspect.signature(function).parameters
+    types = typing.get_type_hints(function)
+    required = [name for name, p in parameters.items() if p.default is p.empty]
+    values, rest, positions = {}, list(argv), list(required)
+    while rest:
+        word = rest.pop(0)
+        if word[:1] == '-' and word[1:2] not in '0123456789.':  # not a negative number
+            name, equals, value = word.lstrip('-').partition('=')
+            name = name.replace('-', '_')
+            if len(name) == 1:  # as fire's help lists it: -l for the one flag that starts with l
+                name = ''.join(each for each in parameters if each[0] == name) or name
+            if name not in types and name.startswith('no') and types.get(name[2:]) is bool and not equals:
+                name, equals, value = name[2:], '=', 'false'
+            require(name in parameters, unknown_flag(name, parameters, script))
+            if not equals:
+                value = next_value(name, types[name], rest)
+        else:
+            positions = [name for name in positions if name not in values]
+            require(positions, f'{word!r} was not expected; flags are --name value, see {script} --help')
+            name, value = positions.pop(0), word
+        require(name not in values, f'--{name} is given twice')
+        values[name] = convert(name, types[name], value)
+    missing = [name for name in required if name not in values]
+    require(not missing, f'--{" and --".join(missing)} must be given, see {script} --help')
+    return [f'--{name}={value!r}' for name, value in values.items()]
+
+
+def unknown_flag(name, parameters, script):
+    close = difflib.get_close_matches(name, parameters, n=1)
+    hint = f'did you mean --{close[0]}?' if close else 'all flags:'
+    return f'unknown flag --{name}; {hint} see {script} --help'
+
+
+def next_value(name, kind, rest):
+    """The value of a flag written as `--name value`; a bool stands alone unless true or false follows."""
+    if kind is bool and not (rest and rest[0].lower() in ('true', 'false')):
+        return 'true'
+    require(rest and not rest[0].startswith('--'), f'--{name} needs a value (one that starts with -- as --{name}=…)')
+    return rest.pop(0)
+
+
+def convert(name, kind, text):
+    """The text of a flag as the type that the signature names; InputError if it is not one."""
+    allowed = typing.get_args(kind) or (kind,)
+    if type(None) in allowed and text == 'None':
+        return None
+    if bool in allowed and text.lower() in ('true', 'false'):
+        return text.lower() == 'true'
+    for each in (int, float, str):
+        if each in allowed:
+            with contextlib.suppress(ValueError):
+                value = each(text)
+                if each is not float or abs(value) < float('inf'):  # neither infinite nor NaN
+                    return value
+    words = {int: 'a whole number', float: 'a number', bool: 'true or false'}
+    raise InputError(f'--{name} must be {words[allowed[0]]}, not {text!r}')
+
+
+def load_tensorflow():
+    """Imports TensorFlow for a script, and finds its devices, without its start-up lines on the terminal.
+
+    Warnings and errors of later work are still shown; of the start-up's, those that are not the usual ones.
+    """
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')  # no I lines; warnings remain
+    logging.getLogger('tensorflow').addFilter(lambda record: 'deprecated' not in record.getMessage())
+    usual = ('All log messages before absl::InitializeLog', ' port.cc:', ' cudart_stub.cc:', ' cpu_feature_guard.cc:',
+             ' cuda_platform.cc:', 'rebuild TensorFlow with the appropriate', 'TF-TRT Warning')
+    for line in caught_stderr(find_devices):
+        if not any(each in line for each in usual):
+            print(line, end='', file=sys.stderr)
+
+
+def find_devices():
+    import tensorflow as tf
+    tf.config.list_physical_devices()
+
+
+def caught_stderr(function):  # -> lines
+    """Calls the function with file descriptor 2 led to a file (the lines come from C++), and returns what it got."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile('w+', errors='replace') as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            function()
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+        caught.seek(0)
+        return caught.readlines()

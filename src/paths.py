@@ -1,0 +1,67 @@
+"""Where things are, and how a file is put there: beside its final name first, then renamed.
+
+A model directory holds MODEL_FILES. A run directory (checkpoint/<run_name>) holds the same hparams.json, encoder.json
+and vocab.bpe beside its checkpoints, so it is a model directory too: `--models_dir checkpoint --model_name <run_name>`.
+
+Needs no TensorFlow, so that encoding and downloading do not wait for its import.
+"""
+import contextlib
+import os
+
+from errors import InputError, require
+
+MODEL_FILES = ('checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001', 'model.ckpt.index',
+               'model.ckpt.meta', 'vocab.bpe')
+RELEASED_MODELS = ('124M', '355M', '774M', '1558M')
+ALIASES = {'117M': '124M', '345M': '355M'}  # the names under which the first two were announced
+
+
+def expand(path):
+    """path with ~ and $VARIABLES replaced."""
+    return os.path.expanduser(os.path.expandvars(path))
+
+
+def child(parent, name, flag):
+    """The path of `name` directly under the folder `parent`; InputError where `name` would lead out of it."""
+    name = str(name)
+    require(name not in ('', '.', '..') and not set(name) & set('/\\\0'),
+            f'{flag} {name!r} is not a plain folder name; give the folder above it by its own flag')
+    return os.path.join(expand(parent), name)
+
+
+def model_dir(model_name, models_dir='models'):
+    """The existing directory of a model; 117M and 345M find 124M and 355M, and the other way round."""
+    path = child(models_dir, model_name, '--model_name')
+    other = {**ALIASES, **{new: old for old, new in ALIASES.items()}}.get(model_name)
+    for candidate in (path, other and child(models_dir, other, '--model_name')):
+        if candidate and os.path.isdir(candidate):
+            return candidate
+    if model_name in (*RELEASED_MODELS, *ALIASES):
+        remedy = f'fetch it with ./download_model.py {model_name}'
+    else:
+        remedy = 'check --model_name and --models_dir, or make one with src/create_model.py'
+    raise InputError(f'no model directory {path}; {remedy}')
+
+
+def run_dir(run_name, checkpoint_dir='checkpoint'):
+    """The directory of a training run, which need not exist yet."""
+    return child(checkpoint_dir, run_name, '--run_name')
+
+
+@contextlib.contextmanager
+def replacing(path, mode='w', encoding=None):
+    """Opens a new file beside `path` for writing; at the end of the block it takes the place of `path`, whole.
+
+    On an exception nothing is left behind and `path` is as it was. The data is on the disk before the name is.
+    """
+    temporary = f'{path}.{os.getpid()}.tmp'
+    try:
+        with open(temporary, mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
