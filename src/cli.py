@@ -68,7 +68,8 @@ def arguments(function, argv, script):
     parameters = inspect.signature(function).parameters
     types = typing.get_type_hints(function)
     required = [name for name, p in parameters.items() if p.default is p.empty]
-    values, rest, positions = {}, list(argv), list(required)
+    values, rest = {}, list(argv)
+    positions = [name for name in required if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
     while rest:
         word = rest.pop(0)
         if word[:1] == '-' and word[1:2] not in '0123456789.':  # not a negative number

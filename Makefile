@@ -1,0 +1,58 @@
+# make demo    from nothing to samples of a fine-tuned model
+# make test    all tests; make test-peers: with those that compare with transformers (and torch, which is large)
+# make lint    what must hold before a change is proposed
+# make clean   removes what the demo made
+
+PYTHON ?= python3
+# tensorflow-cpu is half the size; 'tensorflow[and-cuda]' brings what GPUs need.
+TENSORFLOW ?= tensorflow
+DEMO_STEPS ?= 600
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+STDLIB = $(shell python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+
+.PHONY: demo test test-peers lint install clean
+
+demo: install models/demo data/demo.npz
+	./train.py --dataset data/demo.npz --model_name demo --run_name demo --steps $(DEMO_STEPS) --batch_size 16 \
+		--learning_rate 2e-3 --val_every 100 --val_batch_size 16 --val_batch_count 8 --sample_every 0 --save_every 200 \
+		--seed 1
+	./src/generate_unconditional_samples.py --models_dir checkpoint --model_name demo --nsamples 2 --batch_size 2 \
+		--temperature 0.7 --seed 1
+	./src/interactive_conditional_samples.py --models_dir checkpoint --model_name demo --temperature 0.7 --seed 1 \
+		--prompt "def read(self, " --include_prefix
+
+models/demo: | install
+	./src/create_model.py demo --n_layer 4 --n_head 4 --n_embd 192 --n_ctx 256 --seed 1
+
+data/demo.npz: | install models/demo
+	./encode.py "$(STDLIB)/*.py" data/demo.npz --model_name demo
+
+install: .venv/installed
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys, ensurepip; assert (3, 10) <= sys.version_info < (3, 14)' || { \
+		echo "This needs Python 3.10 to 3.13 with venv: apt install python3-venv, or make PYTHON=python3.12 …"; exit 2; }
+	$(PYTHON) -m venv .venv
+	sed 's/^tensorflow\b/$(TENSORFLOW)/' requirements.txt > .venv/requirements.txt
+	pip install --quiet --requirement .venv/requirements.txt
+	touch .venv/installed
+
+.venv/installed-tests: .venv/installed tests/requirements.txt
+	pip install --quiet --requirement tests/requirements.txt
+	touch .venv/installed-tests
+
+.venv/installed-peers: .venv/installed-tests tests/requirements-peers.txt
+	pip install --quiet --requirement tests/requirements-peers.txt
+	touch .venv/installed-peers
+
+test: .venv/installed-tests
+	python3 -m pytest
+
+test-peers: .venv/installed-peers test
+
+lint: .venv/installed-tests
+	ruff check .
+
+clean:
+	rm -rf models/demo data/demo.npz checkpoint/demo samples/demo

@@ -1,0 +1,39 @@
+"""One update from several batches, for batches that are larger than memory."""
+import tensorflow.compat.v1 as tf
+
+
+class AccumulatingOptimizer:
+    """Averages gradients over several runs of compute_gradients, then applies them once with another optimizer.
+
+    N batches of B give the update of one batch of N·B. In a session: run reset(), then compute_gradients(loss) once
+    for each batch, then apply_gradients(). Each method adds its operation to the graph; call it once.
+    """
+
+    def __init__(self, opt, var_list):
+        self.opt = opt
+        self.var_list = list(var_list)
+        # Local: zeroed at the start of each update, so no part of what a checkpoint must hold.
+        self.sums = [local_zeros(v.shape.as_list(), v.op.name) for v in self.var_list]
+        self.total_loss = local_zeros([], 'total_loss')
+        self.count = local_zeros([], 'count')
+
+    def reset(self):
+        return tf.group(*(v.initializer for v in [*self.sums, self.total_loss, self.count]))
+
+    def compute_gradients(self, loss, gradients=tf.gradients):
+        """The operation that adds one batch. loss: scalar. gradients: a function of (loss, variables)."""
+        found = [tf.zeros_like(total) if each is None else tf.convert_to_tensor(each)
+                 for each, total in zip(gradients(loss, self.var_list), self.sums, strict=True)]
+        return tf.group(*(total.assign_add(each) for total, each in zip(self.sums, found, strict=True)),
+                        self.total_loss.assign_add(loss), self.count.assign_add(1))
+
+    def apply_gradients(self):
+        """The mean loss of the batches, once the update by the mean gradient has been applied."""
+        means = [total / self.count for total in self.sums]
+        with tf.control_dependencies([self.opt.apply_gradients(zip(means, self.var_list, strict=True))]):
+            return self.total_loss / self.count
+
+
+def local_zeros(shape, name):
+    return tf.Variable(tf.zeros(shape), trainable=False, name=f'accumulated/{name}', use_resource=True,
+                       collections=[tf.GraphKeys.LOCAL_VARIABLES])

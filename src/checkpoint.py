@@ -1,0 +1,260 @@
+"""Checkpoints: finding, checking, loading and saving them, and the state that makes a resumed run exact.
+
+A run directory holds, for an update number N,
+  model-N.{data-00000-of-00001,index,meta}   the model's weights alone, in the format of the released models
+  training-N.{data-00000-of-00001,index}     the optimizer's variables
+  training-N.json                            step, data position, seed, flags: whatever the trainer wants back
+  counter                                    N, for the code bases that look there
+  checkpoint                                 names model-N; written last, it commits all of the above
+The training state is kept for the newest checkpoint only; the weights of the last KEPT stay.
+"""
+import contextlib
+import glob
+import json
+import os
+import re
+import shutil
+
+import tensorflow.compat.v1 as tf
+
+import encoder
+import model
+import paths
+from errors import InputError, require
+
+KEPT = 5
+
+
+def latest(directory):
+    """The checkpoint (a path without suffix) that the directory's `checkpoint` file names, or None without that file.
+
+    A name that is an absolute path no longer there is read as one beside the file, so that directories can be moved.
+    Raises InputError where the file is malformed or names what is not there.
+    """
+    index = os.path.join(directory, 'checkpoint')
+    try:
+        with open(index, encoding='utf-8', errors='replace') as file:
+            named = re.search(r'^model_checkpoint_path: "(.+)"\s*$', file.read(), re.MULTILINE)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    require(named, f'{index} does not name a checkpoint (model_checkpoint_path: "…"); give one with --restore_from, '
+                   'or fetch the model again')
+    for prefix in (os.path.join(directory, named[1]), os.path.join(directory, os.path.basename(named[1]))):
+        if os.path.exists(f'{prefix}.index'):
+            return prefix
+    raise InputError(f'{index} names {named[1]}, but there is no {prefix}.index; '
+                     'fetch the model again, or give another checkpoint with --restore_from')
+
+
+def find(path):
+    """The checkpoint at a path given by a user: a directory, a checkpoint's path, or one of its files."""
+    path = paths.expand(path)
+    if os.path.isdir(path):
+        prefix = latest(path)
+        require(prefix, f'{path} holds no file named checkpoint; give the path of one, like {path}/model-1000')
+        return prefix
+    prefix = re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', path)
+    require(os.path.exists(f'{prefix}.index'), f'no checkpoint {path}: there is no {prefix}.index')
+    return prefix
+
+
+def model_variables(scope='model'):
+    """The weights' variables; those that an optimizer adds below the same scope are not trainable."""
+    return tf.trainable_variables(f'{scope}/')
+
+
+def check(prefix, variables):
+    """Raises InputError unless the checkpoint holds all the variables in their shapes and types."""
+    with readable(prefix):
+        reader = tf.train.load_checkpoint(prefix)
+        shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    for v in variables:
+        name, shape = v.op.name, v.shape.as_list()
+        require(name in shapes, f'{prefix} has no variable {name}; its model is smaller than hparams.json says, '
+                                'or it is not a GPT-2 checkpoint')
+        require(shapes[name] == shape, f'{prefix}: {name} has shape {shapes[name]}, but hparams.json makes it {shape}; '
+                                       'use the hparams.json that came with the checkpoint')
+        require(dtypes[name] == v.dtype.base_dtype, f'{prefix}: {name} is {dtypes[name].name}, expected '
+                                                    f'{v.dtype.base_dtype.name}')
+
+
+@contextlib.contextmanager
+def readable(prefix):
+    """What TensorFlow raises about a damaged checkpoint, as one line."""
+    try:
+        yield
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).strip().partition('\n')[0]
+        raise InputError(f'{prefix} cannot be read, use another checkpoint ({reason})') from None
+
+
+def restore(session, prefix, variables, saver=None):
+    """Loads the variables' values, all or none. Raises InputError where check does or data is damaged."""
+    check(prefix, variables)
+    with readable(prefix):
+        (saver or tf.train.Saver(variables)).restore(session, prefix)
+
+
+def describe(model_name, models_dir='models'):  # -> path, HParams, Encoder
+    """The directory of a model or run, its sizes and its vocabulary. Raises InputError where they do not fit."""
+    directory = paths.model_dir(model_name, models_dir)
+    hparams = model.load_hparams(os.path.join(directory, 'hparams.json'))
+    enc = encoder.get_encoder(model_name, models_dir)
+    require(enc.n_vocab <= hparams.n_vocab, f'{directory}: encoder.json has ids up to {enc.n_vocab - 1}, but '
+                                            f'hparams.json says n_vocab is {hparams.n_vocab}')
+    return directory, hparams, enc
+
+
+class Run:
+    """Saves and resumes one training run. Make it after the graph's variables, so that it knows them all."""
+
+    def __init__(self, directory, model_directory):
+        self.directory = directory
+        self.model_directory = model_directory
+        self.model_variables = model_variables()
+        names = {v.op.name for v in self.model_variables}
+        self.state_variables = [v for v in tf.global_variables() if v.op.name not in names]
+        self.model_saver = tf.train.Saver(self.model_variables, max_to_keep=0)
+        self.state_saver = tf.train.Saver(self.state_variables, max_to_keep=0) if self.state_variables else None
+        self.kept = []
+        self.saved_step = None
+
+    def restore(self, session, restore_from, say):
+        """Loads what `restore_from` asks for: 'latest', 'fresh' or a checkpoint's path.
+
+        say: called with a line for the user. Returns the state given to `save`, with at least 'step'; a checkpoint
+        without a training state (released, or written by other code) gives its weights, and the step of its name.
+        """
+        last = latest(self.directory)
+        if restore_from == 'fresh' or (restore_from == 'latest' and last is None):
+            prefix, state = find(self.model_directory), {'step': 0}
+        else:
+            prefix = last if restore_from == 'latest' else find(restore_from)
+            state = self.read_state(prefix)
+        restore(session, prefix, self.model_variables, self.model_saver)
+        say(f'Loaded {prefix}')
+        if state.pop('complete', False):
+            self.restore_optimizer(session, state_prefix(prefix), say)
+        elif state['step']:
+            say(f'{prefix} has no training state beside it: the optimizer and the data start anew')
+        if prefix == last:
+            self.saved_step = state['step']
+            self.kept = [p for p in all_named(self.directory) if os.path.exists(f'{p}.index')]
+        elif last:
+            # From here on the run is another one: until this is committed, its saves could overwrite what is.
+            self.save(session, state)
+        return state
+
+    def read_state(self, prefix):
+        try:
+            with open(f'{state_prefix(prefix)}.json', encoding='utf-8') as file:
+                return {**json.load(file), 'complete': True}
+        except FileNotFoundError:
+            number = re.search(r'-(\d+)$', prefix)
+            return {'step': int(number[1]) if number else 0}
+        except ValueError as error:
+            raise InputError(f'{state_prefix(prefix)}.json is damaged ({error}); remove it to go on with the weights '
+                             'alone') from None
+
+    def restore_optimizer(self, session, prefix, say):
+        if not self.state_variables:
+            return
+        require(os.path.exists(f'{prefix}.index'), f'{prefix}.json is there, but not {prefix}.index: '
+                                                   'remove the first to go on with the weights alone')
+        with readable(prefix):
+            shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+        if {v.op.name: v.shape.as_list() for v in self.state_variables} != shapes:
+            say(f'The optimizer is not the one of {prefix}: it starts anew')
+        else:
+            restore(session, prefix, self.state_variables, self.state_saver)
+
+    def save(self, session, state):
+        """Writes a checkpoint; state: what `restore` is to return, JSON's types, with 'step'.
+
+        Raises OSError or tf.errors.OpError if it cannot be written; the last one is then still whole.
+        """
+        os.makedirs(self.directory, exist_ok=True)
+        self.remove_remains()
+        self.copy_model_files()
+        step = state['step']
+        prefix = os.path.join(self.directory, f'model-{step}')
+        if self.state_saver:
+            self.state_saver.save(session, state_prefix(prefix), write_meta_graph=False, write_state=False)
+        with paths.replacing(f'{state_prefix(prefix)}.json') as file:
+            json.dump(state, file)
+        self.model_saver.save(session, prefix, write_state=False)
+        for path in [*glob.glob(f'{glob.escape(prefix)}.*'), *glob.glob(f'{glob.escape(state_prefix(prefix))}.*')]:
+            synchronize(path)
+        with paths.replacing(os.path.join(self.directory, 'counter')) as file:
+            file.write(f'{step}\n')
+        kept = [*(p for p in self.kept if p != prefix), prefix]
+        self.commit(kept[-KEPT:])
+        self.remove(kept[:-KEPT], kept[-KEPT:-1])
+        self.kept, self.saved_step = kept[-KEPT:], step
+
+    def commit(self, prefixes):
+        names = [os.path.basename(prefix) for prefix in prefixes]
+        with paths.replacing(os.path.join(self.directory, 'checkpoint')) as file:
+            file.write(f'model_checkpoint_path: "{names[-1]}"\n')
+            file.writelines(f'all_model_checkpoint_paths: "{name}"\n' for name in names)
+        synchronize(self.directory)
+
+    def remove(self, old, without_state):
+        """Removes checkpoints that are no longer kept, and the training state of those that are but the newest."""
+        for prefix in [*old, *map(state_prefix, [*old, *without_state])]:
+            for path in glob.glob(f'{glob.escape(prefix)}.*'):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+
+    def remove_remains(self):
+        """Removes what a save that was cut off has left under temporary names."""
+        for path in glob.glob(f'{glob.escape(self.directory)}/*'):
+            if re.search(r'\.tempstate\d+|_temp$|_temp/|\.\d+\.tmp$', path):
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+
+    def copy_model_files(self):
+        """Sizes and vocabulary stand beside the run, which makes it a model directory."""
+        for name in ('hparams.json', 'encoder.json', 'vocab.bpe'):
+            target = os.path.join(self.directory, name)
+            if not os.path.exists(target):
+                with open(os.path.join(self.model_directory, name), 'rb') as source, \
+                        paths.replacing(target, 'wb') as file:
+                    shutil.copyfileobj(source, file)
+
+
+def state_prefix(prefix):
+    """The training state's path for a checkpoint's: …/model-7 → …/training-7."""
+    directory, name = os.path.split(prefix)
+    return os.path.join(directory, re.sub('^model', 'training', name))
+
+
+def all_named(directory):
+    """All checkpoints that the directory's `checkpoint` file names, oldest first."""
+    with open(os.path.join(directory, 'checkpoint'), encoding='utf-8', errors='replace') as file:
+        names = re.findall(r'^all_model_checkpoint_paths: "(.+)"\s*$', file.read(), re.MULTILINE)
+    return [os.path.join(directory, os.path.basename(name)) for name in names]
+
+
+def synchronize(path):
+    """Has the operating system write a file or directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def create(directory, hparams, seed=None):
+    """Writes hparams.json and a checkpoint of a new, randomly initialized model into a model directory."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.set_random_seed(seed)
+        model.weights(hparams)
+        session.run(tf.global_variables_initializer())
+        tf.train.Saver(model_variables()).save(session, os.path.join(directory, 'model.ckpt'), write_state=False)
+    with paths.replacing(os.path.join(directory, 'hparams.json')) as file:
+        json.dump(hparams.values(), file)
+    with paths.replacing(os.path.join(directory, 'checkpoint')) as file:
+        file.write('model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n')

@@ -1,0 +1,86 @@
+"""The flags of training, listed once for train.py, train-horovod.py and whoever calls the trainer from Python."""
+import dataclasses
+
+from errors import require
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainFlags:
+    """Fine-tunes a model on text.
+
+    Where the run has a checkpoint, training continues from it exactly as if it had never stopped. 0 turns a periodic
+    action off.
+
+    Args:
+        dataset: a text file, an .npz of encode.py, a directory or a glob of either.
+        model_name: the model to start from, a directory of models_dir.
+        models_dir: where models are.
+        combine: small files are joined to chunks of at least this many characters.
+        encoding: of the text files.
+        batch_size: windows of n_ctx tokens in a batch.
+        learning_rate: of the optimizer.
+        accumulate_gradients: batches that are averaged for one update.
+        memory_saving_gradients: keep one activation a layer, compute the others again: less memory, a third slower.
+        only_train_transformer_layers: leave the embeddings and the last normalization as they are.
+        optimizer: adam or sgd.
+        noise: the share of input tokens replaced by random ones, against overfitting.
+        top_k: samples are drawn from this many of the likeliest tokens; 0 for all.
+        top_p: samples are drawn from the likeliest tokens that together have this probability; 0 for all.
+        restore_from: latest (the run's last checkpoint, else the model), fresh (the model), or a checkpoint: a
+            directory, or a path like checkpoint/run1/model-1000.
+        run_name: names the folders of the run below checkpoint_dir and samples_dir.
+        checkpoint_dir: where runs are saved.
+        samples_dir: where samples are written.
+        sample_every: updates between samples.
+        sample_length: tokens in a sample; None for n_ctx - 1.
+        sample_num: samples at a time.
+        save_every: updates between checkpoints. One is also written at the end, on Ctrl-C, SIGTERM, and on errors.
+        steps: updates in all, those of earlier sessions of the run included; None for no end.
+        seed: of the order of the data, the noise and the samples; None for a new one, kept on resume.
+        val_dataset: as dataset; None to hold out the last 5% of the dataset's tokens when val_every is given.
+        val_batch_size: windows in a validation batch.
+        val_batch_count: validation batches; always the same windows.
+        val_every: updates between validations.
+    """
+    dataset: str
+    model_name: str = '124M'
+    models_dir: str = 'models'
+    combine: int = 50000
+    encoding: str = 'utf-8'
+    batch_size: int = 1
+    learning_rate: float = 2e-5
+    accumulate_gradients: int = 1
+    memory_saving_gradients: bool = False
+    only_train_transformer_layers: bool = False
+    optimizer: str = 'adam'
+    noise: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.0
+    restore_from: str = 'latest'
+    run_name: str = 'run1'
+    checkpoint_dir: str = 'checkpoint'
+    samples_dir: str = 'samples'
+    sample_every: int = 100
+    sample_length: int | None = None
+    sample_num: int = 1
+    save_every: int = 1000
+    steps: int | None = None
+    seed: int | None = None
+    val_dataset: str | None = None
+    val_batch_size: int = 2
+    val_batch_count: int = 40
+    val_every: int = 0
+
+    def __post_init__(self):
+        for name in ('batch_size', 'accumulate_gradients', 'val_batch_size', 'val_batch_count', 'combine'):
+            self.check(name, getattr(self, name) >= 1, '1 or more')
+        for name in ('sample_every', 'sample_num', 'save_every', 'val_every', 'top_k', 'steps', 'seed'):
+            self.check(name, (getattr(self, name) or 0) >= 0, '0 or more')
+        self.check('sample_length', self.sample_length is None or self.sample_length >= 1, '1 or more')
+        self.check('learning_rate', self.learning_rate > 0, 'above 0')
+        self.check('noise', 0 <= self.noise < 1, 'from 0 to below 1')
+        self.check('top_p', 0 <= self.top_p <= 1, 'from 0 to 1')
+        self.check('optimizer', self.optimizer in ('adam', 'sgd'), 'adam or sgd')
+
+    def check(self, name, valid, expected):
+        require(valid, f'--{name} must be {expected}, not {getattr(self, name)!r}')

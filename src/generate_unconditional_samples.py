@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+"""Prints samples that begin with nothing but <|endoftext|>: ./src/generate_unconditional_samples.py [flags]."""
+import cli
+from errors import require
+
+
+def sample_model(model_name: str = '124M', seed: int | None = None, nsamples: int = 0, batch_size: int = 1,
+                 length: int | None = None, temperature: float = 1, top_k: int = 0, top_p: float = 1,
+                 models_dir: str = 'models', truncate: str | None = None, output: str | None = None):
+    """Prints unconditional samples of a model.
+
+    Args:
+        model_name: a directory of models_dir; of a training run with --models_dir checkpoint.
+        seed: the same seed gives the same samples; None for new ones.
+        nsamples: how many; 0 for no end.
+        batch_size: how many are drawn side by side. It does not change what is drawn.
+        length: tokens in a sample, at most n_ctx; None for n_ctx.
+        temperature: below 1 the likely becomes likelier, above less so; 0 for always the likeliest token.
+        top_k: draw from this many of the likeliest tokens; 0 for all. 40 is a good value.
+        top_p: draw from the likeliest tokens that together have this probability; 0 or 1 for all.
+        models_dir: where models are.
+        truncate: end a sample where this text appears, which is left out; often '<|endoftext|>'.
+        output: a file for the samples, instead of the terminal.
+    """
+    require(nsamples or output is None, '--output needs --nsamples: without an end the file would never be whole')
+    cli.load_tensorflow()
+    import generator
+    samples = generator.Samples(
+        model_name, models_dir, seed=seed, nsamples=nsamples, batch_size=batch_size, length=length,
+        temperature=temperature, top_k=top_k, top_p=top_p, truncate=truncate, unconditional=True)
+    with generator.opened(output) as file:
+        samples.write(file)
+
+
+if __name__ == '__main__':
+    cli.run(sample_model)

@@ -1,0 +1,514 @@
+"""download_model.py against a real server on this machine, which answers as each test scripts it."""
+import base64
+import email.utils
+import hashlib
+import http.server
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import download_model
+from errors import InputError
+from paths import MODEL_FILES
+
+BIG = 'model.ckpt.data-00000-of-00001'
+CUT = 5000  # where a transfer of BIG breaks off
+FILES = {
+    'checkpoint': b'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n',
+    'encoder.json': b'{"a": 0, "b": 1}',
+    'hparams.json': b'{"n_vocab": 2}',
+    BIG: bytes(range(256)) * 40,
+    'model.ckpt.index': b'\0index',
+    'model.ckpt.meta': b'\0meta',
+    'vocab.bpe': b'#version: 0.2\na b\n',
+}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers a GET by the next entry of server.script[file], or else as a good server does."""
+    protocol_version = 'HTTP/1.1'
+
+    def do_GET(self):
+        self.name = self.path.rpartition('/')[2]
+        self.server.seen.append((self.command, self.path, dict(self.headers)))
+        script = self.server.script.get(self.name)
+        (script.pop(0) if script and self.command == 'GET' else serve())(self)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def reply(status=200, body=b'', **headers):
+    """An answer given as it is; Content_Length=None leaves that header out."""
+    def answer(handler):
+        handler.send_response(status)
+        for name, value in {'Content_Length': len(body), 'Connection': 'close', **headers}.items():
+            if value is not None:
+                handler.send_header(name.replace('_', '-'), str(value))
+        handler.end_headers()
+        if handler.command == 'GET':
+            handler.wfile.write(body)
+        handler.close_connection = True
+    return answer
+
+
+def serve(cut=None, ranges=True, then=lambda handler: None, **headers):
+    """The answer of a good server, which breaks off at byte `cut` of the file if given."""
+    def answer(handler):
+        body, etag = handler.server.files[handler.name], handler.server.etag
+        asked, start, status = handler.headers.get('Range'), 0, 200
+        known = {'ETag': etag, **headers}
+        if ranges and asked and handler.headers.get('If-Range') == etag:
+            start, status = int(asked.removeprefix('bytes=').removesuffix('-')), 206
+            if start >= len(body):
+                return reply(416, Content_Range=f'bytes */{len(body)}', **known)(handler)
+            known['Content_Range'] = f'bytes {start}-{len(body) - 1}/{len(body)}'
+        reply(status, body[start:cut], Content_Length=len(body) - start, **known)(handler)
+        return then(handler)
+    return answer
+
+
+class Server(http.server.ThreadingHTTPServer):
+    def __init__(self):
+        super().__init__(('127.0.0.1', 0), Handler)
+        self.url = f'http://127.0.0.1:{self.server_port}'
+        self.files, self.script, self.seen = dict(FILES), {}, []
+        self.etag = '"1"'
+        self.over = threading.Event()
+
+    def gets(self, name):  # -> their headers
+        return [headers for method, path, headers in self.seen if method == 'GET' and path.endswith(f'/{name}')]
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01}, daemon=True).start()
+        yield server
+        server.over.set()
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch):
+    monkeypatch.setenv('NO_PROXY', '*')
+    monkeypatch.delenv('GPT2_BASE_URL', raising=False)
+    monkeypatch.setattr(download_model, 'BACKOFF', 0)
+    monkeypatch.setattr(download_model, 'SHA256', {name: hashlib.sha256(FILES[name]).hexdigest()
+                                                   for name in ('encoder.json', 'vocab.bpe')})
+
+
+@pytest.fixture
+def folder(tmp_path, server):
+    """Where 124M goes; after every test, what stands there under a final name is whole."""
+    folder = tmp_path / 'models' / '124M'
+    yield folder
+    for name in MODEL_FILES:
+        assert not (folder / name).exists() or (folder / name).read_bytes() == server.files[name]
+
+
+def download(server, folder, name='124M'):
+    download_model.download_model(name, str(folder.parent), server.url)
+
+
+def refused(server, folder, name='124M'):  # -> message
+    """Downloads, expects the one-line error, and that the file at fault is not there."""
+    with pytest.raises(InputError) as error:
+        download(server, folder, name)
+    assert '\n' not in str(error.value)
+    assert not (folder / server.seen[-1][1].rpartition('/')[2]).exists()
+    return str(error.value)
+
+
+def assert_complete(server, folder):
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == server.files
+
+
+def break_off(server, folder, monkeypatch, **headers):
+    """A run that ends at byte CUT of BIG, as if it had been stopped there."""
+    server.script[BIG] = [serve(cut=CUT, **headers)]
+    with monkeypatch.context() as patch:
+        patch.setattr(download_model, 'ATTEMPTS', 1)
+        refused(server, folder)
+    assert (folder / f'{BIG}.part').stat().st_size == CUT
+    server.seen.clear()
+
+
+def test_good_download_tells_where_it_is(server, folder, capsys):
+    download(server, folder)
+    assert_complete(server, folder)
+    assert all(headers['Accept-Encoding'] == 'identity' for _, _, headers in server.seen)
+    assert capsys.readouterr().err.splitlines()[-1] == f'124M is in {folder}'
+
+
+def test_second_run_gets_nothing_and_asks_nothing_where_the_hash_is_known(server, folder):
+    download(server, folder)
+    server.seen.clear()
+    download(server, folder)
+    assert [method for method, _, _ in server.seen] == ['HEAD'] * 5
+    assert not any(path.endswith(('encoder.json', 'vocab.bpe')) for _, path, _ in server.seen)
+
+
+def test_whole_model_stands_without_a_server(server, folder):
+    download(server, folder)
+    download_model.download_model('124M', str(folder.parent), 'http://127.0.0.1:1')
+    assert_complete(server, folder)
+
+
+@pytest.mark.parametrize('name', ['hparams.json', 'encoder.json', BIG])
+def test_file_of_another_length_or_hash_is_fetched_anew(server, folder, name):
+    download(server, folder)
+    (folder / name).write_bytes(FILES[name][:-1])
+    server.seen.clear()
+    download(server, folder)
+    assert_complete(server, folder)
+    assert [path for method, path, _ in server.seen if method == 'GET'] == [f'/124M/{name}']
+
+
+def test_truncation_is_resumed_with_the_rest_only(server, folder):
+    server.script[BIG] = [serve(cut=CUT)]
+    download(server, folder)
+    assert_complete(server, folder)
+    first, second = server.gets(BIG)
+    assert 'Range' not in first
+    assert (second['Range'], second['If-Range']) == (f'bytes={CUT}-', '"1"')
+
+
+def test_stall_is_resumed(server, folder, monkeypatch):
+    monkeypatch.setattr(download_model, 'READ_TIMEOUT', 0.5)
+    server.script[BIG] = [serve(cut=CUT, then=lambda handler: handler.server.over.wait(20))]
+    download(server, folder)
+    assert_complete(server, folder)
+    assert server.gets(BIG)[1]['Range'] == f'bytes={CUT}-'
+
+
+def test_progress_resets_the_count_of_attempts(server, folder):
+    server.script[BIG] = [serve(cut=100 * i) for i in range(1, 2 * download_model.ATTEMPTS)]
+    download(server, folder)
+    assert_complete(server, folder)
+
+
+def test_attempts_without_progress_end_and_keep_the_part(server, folder):
+    server.script[BIG] = [serve(cut=CUT)] + [reply(503)] * 99
+    assert 'status 503' in refused(server, folder)
+    assert len(server.gets(BIG)) == download_model.ATTEMPTS
+    assert (folder / f'{BIG}.part').read_bytes() == FILES[BIG][:CUT]
+
+
+def test_unreachable_server(tmp_path):
+    with pytest.raises(InputError, match=r'refused.*run again'):
+        download_model.download_model('124M', str(tmp_path), 'http://127.0.0.1:1')
+    assert not list(tmp_path.iterdir())
+
+
+def test_next_run_resumes(server, folder, monkeypatch):
+    break_off(server, folder, monkeypatch)
+    download(server, folder)
+    assert_complete(server, folder)
+    assert [headers['Range'] for headers in server.gets(BIG)] == [f'bytes={CUT}-']
+
+
+def test_next_run_starts_again_when_the_etag_has_changed(server, folder, monkeypatch):
+    break_off(server, folder, monkeypatch)
+    server.files[BIG], server.etag = FILES[BIG][::-1], '"2"'
+    download(server, folder)
+    assert_complete(server, folder)
+    assert [headers['If-Range'] for headers in server.gets(BIG)] == ['"1"']
+
+
+def test_two_versions_are_not_mixed_by_a_server_that_ignores_if_range(server, folder, monkeypatch):
+    break_off(server, folder, monkeypatch)
+    new = FILES[BIG][::-1]
+    server.files[BIG], server.etag = new, '"2"'
+    server.script[BIG] = [reply(206, new[CUT:], ETag='"2"', Content_Range=f'bytes {CUT}-{len(new) - 1}/{len(new)}')]
+    download(server, folder)
+    assert_complete(server, folder)
+
+
+def test_part_of_an_unknown_version_is_discarded(server, folder, monkeypatch):
+    break_off(server, folder, monkeypatch)
+    (folder / f'{BIG}.part.etag').unlink()
+    download(server, folder)
+    assert_complete(server, folder)
+    assert ['Range' in headers for headers in server.gets(BIG)] == [False]
+
+
+@pytest.mark.parametrize('headers, if_range', [
+    ({'ETag': None, 'Last_Modified': 'Thu, 14 Feb 2019 17:00:00 GMT'}, 'Thu, 14 Feb 2019 17:00:00 GMT'),
+    ({'ETag': 'W/"1"'}, None),
+    ({'ETag': None}, None),
+])
+def test_if_range_is_what_the_server_can_compare(server, folder, headers, if_range):
+    server.script[BIG] = [serve(cut=CUT, **headers)]
+    download(server, folder)
+    assert_complete(server, folder)
+    assert server.gets(BIG)[1].get('If-Range') == if_range
+
+
+def test_server_without_ranges_starts_from_zero(server, folder):
+    server.script[BIG] = [serve(cut=CUT), serve(ranges=False)]
+    download(server, folder)
+    assert_complete(server, folder)
+
+
+def test_server_without_ranges_that_always_breaks_is_left(server, folder):
+    server.script[BIG] = [serve(cut=CUT, ranges=False) for _ in range(99)]
+    assert 'run again' in refused(server, folder)
+    assert len(server.gets(BIG)) == download_model.ATTEMPTS
+
+
+@pytest.mark.parametrize('content_range', [
+    f'bytes {CUT - 1}-10239/10240', f'bytes {CUT}-10238/10240', f'bytes {CUT}-10239/*', f'bytes {CUT}-9999/10000',
+    'pages 1-2', None,
+])
+def test_content_range_that_does_not_match_starts_from_zero(server, folder, content_range):
+    server.script[BIG] = [serve(cut=CUT), reply(206, FILES[BIG][CUT:], Content_Range=content_range)]
+    download(server, folder)
+    assert_complete(server, folder)
+    assert ['Range' in headers for headers in server.gets(BIG)] == [False, True, False]
+
+
+def test_206_that_was_not_asked_for(server, folder):
+    server.script[BIG] = [reply(206, b'rest', Content_Range='bytes 0-3/10240')]
+    assert 'status 206' in refused(server, folder)
+
+
+def test_416_for_a_part_that_is_whole_means_done(server, folder, monkeypatch):
+    break_off(server, folder, monkeypatch)
+    (folder / f'{BIG}.part').write_bytes(FILES[BIG])
+    download(server, folder)
+    assert_complete(server, folder)
+    assert [headers['Range'] for headers in server.gets(BIG)] == [f'bytes={len(FILES[BIG])}-']
+
+
+@pytest.mark.parametrize('headers', [
+    {'Content_Range': f'bytes */{CUT - 1}'}, {}, {'Content_Range': f'bytes */{CUT}', 'ETag': '"2"'},
+])
+def test_416_for_another_part_starts_again(server, folder, monkeypatch, headers):
+    break_off(server, folder, monkeypatch)
+    server.script[BIG] = [reply(416, **headers)]
+    download(server, folder)
+    assert_complete(server, folder)
+    assert ['Range' in headers for headers in server.gets(BIG)] == [True, False]
+
+
+@pytest.mark.parametrize('status', [500, 503, 429, 408])
+def test_passing_status_is_retried(server, folder, status):
+    server.script['hparams.json'] = [reply(status, b'<html>sorry', Content_Type='text/html')]
+    download(server, folder)
+    assert_complete(server, folder)
+
+
+@pytest.mark.parametrize('status', [400, 403, 404, 410, 204, 304])
+def test_final_status_ends_at_once(server, folder, status):
+    server.script[BIG] = [reply(status)] * 9
+    message = refused(server, folder)
+    assert f'{server.url}/124M/{BIG}: status {status}' in message and '--base_url' in message
+    assert len(server.gets(BIG)) == 1
+
+
+def response(**headers):
+    answer = download_model.requests.Response()
+    answer.headers.update(headers)
+    return answer
+
+
+def test_retry_after_is_honoured_up_to_a_minute():
+    soon = email.utils.formatdate(time.time() + 1000, usegmt=True)
+    for text, seconds in [('7', 7), ('3600', 60), (soon, 60), ('Thu, 14 Feb 2019 17:00:00 GMT', 0), ('-1', 0), ('', 0)]:
+        assert download_model.retry_after(response(**{'Retry-After': text})) == seconds
+    assert download_model.delay(1, 7) == 7
+
+
+def test_back_off_is_exponential_with_jitter(monkeypatch):
+    monkeypatch.setattr(download_model, 'BACKOFF', 1)
+    for failures, seconds in [(1, 1), (2, 2), (4, 8)]:
+        delays = {download_model.delay(failures, 0) for _ in range(20)}
+        assert len(delays) > 1 and all(seconds / 2 <= each <= seconds * 1.5 for each in delays)
+
+
+def test_redirect_is_followed(server, folder):
+    server.script[BIG] = [reply(302, Location='/elsewhere/model.ckpt.index'), serve(cut=CUT)]
+    server.script['model.ckpt.index'] = [reply(302, Location=f'/elsewhere/{BIG}')]
+    server.files['model.ckpt.index'] = FILES[BIG]
+    download(server, folder)
+    assert_complete(server, folder)
+
+
+@pytest.mark.parametrize('target', ['file:///etc/hostname', 'ftp://127.0.0.1/x', 'http://[', 'http://127.0.0.1:99999/'])
+def test_redirect_elsewhere_is_refused(server, folder, target):
+    server.script[BIG] = [reply(302, Location=target)] * 9
+    assert 'http or https' in refused(server, folder)
+    assert len(server.gets(BIG)) == 1
+
+
+def test_redirect_without_end_is_refused(server, folder):
+    server.script[BIG] = [reply(302, Location=BIG)] * 99
+    assert 'redirects' in refused(server, folder)
+
+
+def chunked(body, end=b'0\r\n\r\n'):
+    return b'%x\r\n%s\r\n' % (len(body), body) + end
+
+
+@pytest.mark.parametrize('body, headers', [
+    (FILES['hparams.json'], {}), (chunked(FILES['hparams.json']), {'Transfer_Encoding': 'chunked'}),
+])
+def test_announced_longer_than_sent(server, folder, body, headers):
+    server.script['hparams.json'] = [reply(200, body, Content_Length=99, **headers)] * 99
+    assert 'gave up after' in refused(server, folder)
+    assert len(server.gets('hparams.json')) == download_model.ATTEMPTS
+
+
+def test_sent_more_than_announced(server, folder):
+    server.script[BIG] = [reply(200, chunked(FILES[BIG]), Content_Length=CUT, Transfer_Encoding='chunked')] * 2
+    assert f'more than the announced {CUT} bytes' in refused(server, folder)
+    assert not (folder / f'{BIG}.part').exists()
+
+
+def test_chunked_needs_no_length_and_its_truncation_is_seen(server, folder):
+    headers = {'Content_Length': None, 'Transfer_Encoding': 'chunked'}
+    server.script[BIG] = [reply(200, chunked(FILES[BIG][:CUT], b''), **headers),
+                          reply(200, chunked(FILES[BIG]), **headers)]
+    download(server, folder)
+    assert_complete(server, folder)
+
+
+def test_missing_length_is_refused_unless_the_hash_is_known(server, folder):
+    for name in FILES:
+        server.script[name] = [reply(200, FILES[name], Content_Length=None)]
+    server.script['checkpoint'].clear()
+    assert 'hparams.json: the server announces no length' in refused(server, folder)
+    assert (folder / 'encoder.json').exists()
+
+
+@pytest.mark.parametrize('body, headers', [
+    (b'hello', {'Content_Type': 'text/html; charset=utf-8'}),
+    (b'\n <!DOCTYPE html>', {}),
+    (b'<HTML>', {}),
+    (b'\xef\xbb\xbf<?xml version="1.0"?>', {'Content_Type': 'application/octet-stream'}),
+])
+def test_web_page_in_place_of_a_file(server, folder, body, headers):
+    server.script[BIG] = [reply(200, body, **headers)] * 9
+    assert 'web page' in refused(server, folder)
+    assert len(server.gets(BIG)) == 1
+    assert not (folder / f'{BIG}.part').exists()
+
+
+def test_login_page_leaves_the_part(server, folder, monkeypatch):
+    break_off(server, folder, monkeypatch)
+    server.script[BIG] = [reply(200, b'<html>', Content_Type='text/html')]
+    refused(server, folder)
+    assert (folder / f'{BIG}.part').read_bytes() == FILES[BIG][:CUT]
+
+
+@pytest.mark.parametrize('name, body', [
+    ('checkpoint', b'checkpoint'), ('encoder.json', b'{}'), ('hparams.json', b'{"n_vocab": '), ('hparams.json', b'[]'),
+    ('hparams.json', b'\xff'), ('vocab.bpe', b'#version: 0.2\n'), (BIG, b''),
+])
+def test_corrupt_file_is_fetched_once_more(server, folder, name, body):
+    server.script[name] = [reply(200, body)]
+    download(server, folder)
+    assert_complete(server, folder)
+
+
+@pytest.mark.parametrize('name, body, fault', [
+    ('encoder.json', b'{}', 'SHA-256 is 44136f'), ('hparams.json', b'[]', 'not a JSON object but list'),
+])
+def test_corrupt_file_is_refused_the_second_time(server, folder, name, body, fault):
+    server.script[name] = [reply(200, body)] * 9
+    assert fault in refused(server, folder)
+    assert len(server.gets(name)) == 2
+    assert not (folder / f'{name}.part').exists()
+
+
+def test_wrong_vocabulary_does_not_stay_under_its_name(server, folder):
+    folder.mkdir(parents=True)
+    (folder / 'vocab.bpe').write_bytes(b'#version: 0.2\n')
+    server.script['vocab.bpe'] = [reply(404)]
+    refused(server, folder)
+
+
+def test_structure_is_checked_where_no_hash_is_known(server, folder):
+    server.script['vocab.bpe'] = [reply(200, b'a b\n')] * 2
+    assert "expected b'#version'" in refused(server, folder.parent / 'mine', 'mine')
+
+
+def md5(body):
+    return base64.b64encode(hashlib.md5(body).digest()).decode()
+
+
+def test_content_md5_is_checked_across_a_break(server, folder):
+    server.script[BIG] = [serve(cut=CUT, Content_MD5=md5(b'other')), serve(Content_MD5=md5(FILES[BIG][CUT:])),
+                          serve(Content_MD5=md5(FILES[BIG]))]
+    download(server, folder)
+    assert_complete(server, folder)
+    assert len(server.gets(BIG)) == 3
+
+
+def test_compressed_answer_is_refused(server, folder):
+    server.script[BIG] = [serve(Content_Encoding='gzip')]
+    assert 'Content-Encoding is gzip' in refused(server, folder)
+
+
+def test_alias(server, folder, capsys):
+    download(server, folder, '117M')
+    assert_complete(server, folder)
+    assert '117M was released as 124M' in capsys.readouterr().err
+
+
+def test_mirror_by_environment_may_hold_other_names(server, folder, monkeypatch):
+    monkeypatch.setenv('GPT2_BASE_URL', server.url + '/')
+    server.files['vocab.bpe'] = b'#version: 0.2\nof its own\n'
+    download_model.download_model('my model', str(folder.parent))
+    assert_complete(server, folder.parent / 'my model')
+    assert server.seen[0][1] == '/my%20model/checkpoint'
+
+
+def test_unknown_name_lists_the_released_ones(tmp_path):
+    with pytest.raises(InputError, match='124M, 355M, 774M, 1558M'):
+        download_model.download_model('125M', str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['../x', '..', '', 'a/b', '/etc'])
+def test_name_that_leads_elsewhere(server, tmp_path, name):
+    with pytest.raises(InputError, match='--model_name'):
+        download_model.download_model(name, str(tmp_path / 'models'), server.url)
+    assert not server.seen and not list(tmp_path.iterdir())
+
+
+def test_base_url_that_is_none(tmp_path):
+    with pytest.raises(InputError, match='http://'):
+        download_model.download_model('124M', str(tmp_path), 'file:///mirror')
+
+
+def test_folder_that_cannot_be_written(server, tmp_path):
+    (tmp_path / 'models').write_text('a file')
+    with pytest.raises(InputError, match='cannot be written'):
+        download_model.download_model('124M', str(tmp_path / 'models'), server.url)
+
+
+def run_script(server, folder):
+    return subprocess.run([sys.executable, os.path.abspath(download_model.__file__), 'mine', '--base_url', server.url],
+                          cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_script(server, tmp_path):
+    server.script['checkpoint'] = [reply(404)]
+    result = run_script(server, tmp_path)
+    assert result.returncode == 2 and result.stdout == ''
+    assert result.stderr.startswith(f'download_model.py: error: {server.url}/mine/checkpoint: status 404')
+    assert result.stderr.count('\n') == 1 and 'Traceback' not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+    result = run_script(server, tmp_path)
+    assert result.returncode == 0 and result.stdout == ''
+    assert result.stderr.splitlines()[-1] == f'mine is in {os.path.join("models", "mine")}'
+    assert_complete(server, tmp_path / 'models' / 'mine')

@@ -1,0 +1,24 @@
+#!/usr/bin/env python3
+"""Fine-tunes a model on text in one process: ./train.py --dataset FILE|DIRECTORY|GLOB [flags], see --help.
+
+    ./train.py --dataset novels/ --model_name 124M --run_name novels
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))
+
+import cli
+from flags import TrainFlags
+
+
+@cli.takes(TrainFlags)
+def train(**flags):
+    flags = TrainFlags(**flags)
+    cli.load_tensorflow()
+    import trainer
+    trainer.train(flags)
+
+
+if __name__ == '__main__':
+    cli.run(train)
