@@ -10,6 +10,7 @@ from errors import require
 
 def top_k_logits(logits, k):  # [B, V] -> [B, V]
     """The k largest logits of each row (and their equals); the others become the lowest number. k = 0: all."""
+    logits = tf.convert_to_tensor(logits)
     if k == 0:
         return logits
     smallest = tf.math.top_k(logits, min(k, logits.shape[-1]))[0][:, -1:]
@@ -21,6 +22,7 @@ def top_p_logits(logits, p):  # [B, V] -> [B, V]
 
     Nucleus sampling (Holtzman et al. 2019, section 3.1): the token that crosses p belongs to them. p of 0 or 1: all.
     """
+    logits = tf.convert_to_tensor(logits)
     if p in (0, 1):
         return logits
     ordered = tf.sort(logits, direction='DESCENDING')

@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""Encodes text as a .npz of tokens, so that training need not do it at every start.
+
+    ./encode.py corpus/ corpus.npz
+    ./train.py --dataset corpus.npz
+
+Memory does not grow with the corpus. Needs no TensorFlow.
+"""
+import itertools
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), 'src'))
+
+import cli
+import encoder
+import load_dataset
+import paths
+from errors import require
+
+
+def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str = 'models', combine: int = 50000,
+           encoding: str = 'utf-8', compress: bool = False):
+    """Encodes text files as a .npz of tokens, which train.py reads in place.
+
+    Args:
+        in_text: a text file, a .npz, a directory (with all below it), or a quoted glob (** for any depth)
+        out_npz: the file to write; .npz is added where it is missing
+        model_name: the model whose vocabulary to use
+        models_dir: the folder of the models
+        combine: gather files into one chunk until it has this many characters
+        encoding: how the text files are encoded
+        compress: deflate the result: smaller, but it must then be read whole into memory
+    """
+    enc = encoder.get_encoder(model_name, models_dir)
+    files = load_dataset.find_files(in_text)
+    out = paths.expand(out_npz)
+    out += '' if out.endswith('.npz') else '.npz'
+    require(not os.path.isdir(out), f'{out} is a directory; name a file to write')
+    if os.path.exists(out):
+        require(not any(os.path.samefile(out, name) for name in files),
+                f'{out} is among the files to be encoded; name another output')
+    chunks = load_dataset.iter_chunks(enc, files, combine, encoding)
+    first = next(chunks, None)
+    require(first is not None, f'{in_text} holds no text; nothing was written')
+    os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
+    n_tokens, n_chunks = load_dataset.write_npz(out, itertools.chain([first], chunks), len(enc), compress)
+    print(f'{n_tokens} tokens in {n_chunks} chunks, {os.path.getsize(out)} bytes, written to {out}', file=sys.stderr)
+
+
+if __name__ == '__main__':
+    cli.run(encode)

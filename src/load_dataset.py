@@ -1,0 +1,399 @@
+"""Files → chunks of token ids → training windows.
+
+A chunk is a one-dimensional array of token ids: documents, each followed by the id of <|endoftext|>, or an array of a
+.npz as it is. Chunks are as compact as the vocabulary allows (uint16 up to 65,536 ids, else int32), and what stands
+undeflated in a .npz is mapped into memory, so that data sets larger than memory can be trained on.
+
+    chunks = load_dataset(enc, 'corpus/')
+    training, validation = hold_out(chunks, 0.1)
+    Sampler(training, seed=1).sample(1024)    # int32 [1024]
+
+`iter_chunks` with `write_npz` does the same from file to file, in memory that does not grow with either.
+"""
+import bisect
+import codecs
+import glob
+import hashlib
+import io
+import itertools
+import math
+import os
+import re
+import secrets
+import shutil
+import struct
+import tempfile
+import zipfile
+
+import numpy as np
+from tqdm import tqdm
+
+import paths
+from errors import InputError, require
+
+PADDING = -1  # fills a window longer than its chunk; the loss leaves it out
+READ_BYTES = 1 << 18
+SPOOL_BYTES = 1 << 26  # of a growing chunk kept in memory; what is more goes to a temporary file
+CHECKED_TOKENS = 1 << 22  # mapped arrays up to this size are searched for negative ids; larger ones are not read
+HEADER_BYTES = 1 << 14  # more than any header of a one-dimensional array
+HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+LOCAL_HEADER = struct.Struct('<4s2xH18xHH')  # of a zip member: signature, flags, lengths of name and extra field
+ROUNDS, MASK = 6, (1 << 64) - 1
+
+
+def load_dataset(enc, path, combine=50000, encoding='utf-8'):  # -> list of 1-D integer arrays
+    """All chunks of a text file, a .npz, a directory (with what is below it) or a glob (`**` for any depth).
+
+    Documents are gathered into one chunk until it has at least `combine` characters. Raises InputError if nothing
+    matches the path, a text is not in the encoding, or a .npz holds anything but one-dimensional integer arrays.
+    """
+    return [joined(list(chunk)) for chunk in iter_chunks(enc, find_files(path), combine, encoding or 'utf-8')]
+
+
+def joined(parts):  # a lone part stays itself: it may be a memory map
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def token_dtype(n_vocab):
+    """The smallest type of an encoded file that holds the ids 0 to n_vocab - 1."""
+    return np.dtype(np.uint16 if n_vocab <= 1 << 16 else np.int32)
+
+
+def find_files(path):  # -> sorted list of paths
+    """The files that a path means; InputError if there are none."""
+    path = paths.expand(path)
+    if os.path.isdir(path):
+        found = [os.path.join(folder, name) for folder, _, names in os.walk(path, onerror=raise_) for name in names]
+        found = [name for name in found if os.path.isfile(name) or not os.path.exists(name)]  # no pipes or devices
+        require(found, f'the directory {path} holds no files; name one that does, or a file')
+        return sorted(found)
+    if os.path.exists(path):
+        return [path]
+    found = sorted(glob.glob(path, recursive=True))
+    require(found, f'nothing matches the path {path}; name a file, a directory or a glob (quoted, so that the shell '
+            'leaves it alone)')
+    files = [name for name in found if not os.path.isdir(name)]
+    require(files, f'{path} matches only directories; name one of them, or add /** for the files in them')
+    return files
+
+
+def raise_(error):
+    raise error
+
+
+# Chunks
+
+
+def iter_chunks(enc, files, combine=50000, encoding='utf-8', progress=True):
+    """Yields the chunks of the files, each an iterator over its parts (1-D arrays, none empty).
+
+    Exhaust each before the next. Memory is bounded by the encoder's longest piece, not by a file or a chunk; only the
+    arrays of a deflated .npz are read whole, one at a time.
+    progress: whether to show, on a terminal's stderr, how many of the files' bytes are done.
+    """
+    text_decoder(encoding)  # an unknown one is told before any work
+    total = sum(map(os.path.getsize, files))
+    with tqdm(total=total, unit='B', unit_scale=True, desc='encoding', disable=None if progress else True) as bar:
+        parts = iter_parts(enc, files, combine, encoding, bar.update)
+        for part in parts:
+            if part is not None:
+                yield itertools.chain([part], itertools.takewhile(lambda each: each is not None, parts))
+
+
+def iter_parts(enc, files, combine, encoding, advance):
+    """Yields the tokens of the files as arrays, and None wherever a chunk ends."""
+    gathered = 0  # characters in the chunk so far
+    for path in files:
+        if path.lower().endswith('.npz'):
+            yield None
+            gathered = 0
+            for array in npz_arrays(path):
+                if len(array):
+                    yield array
+                    yield None
+            advance(os.path.getsize(path))
+        else:
+            text = Counted(read_text(path, encoding, advance))
+            yield from document_parts(enc, path, text)
+            gathered += text.count
+            if gathered >= combine:
+                yield None
+                gathered = 0
+
+
+def document_parts(enc, path, text):
+    """Yields a document's tokens as arrays, and then, unless it is empty, the id of <|endoftext|>."""
+    dtype = token_dtype(len(enc))
+    try:
+        for ids in enc.encode_stream(text):
+            yield np.array(ids, dtype)
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from None
+    if text.count and enc.eot is not None:
+        yield np.array([enc.eot], dtype)
+
+
+class Counted:
+    """An iterable of strings that counts their characters as they go by."""
+
+    def __init__(self, texts):
+        self.texts, self.count = texts, 0
+
+    def __iter__(self):
+        for text in self.texts:
+            self.count += len(text)
+            yield text
+
+
+def read_text(path, encoding, advance=lambda n_bytes: None):
+    """Yields a file's text in pieces, line ends and byte-order mark as they are.
+
+    advance: called with the number of bytes read, piece by piece. Raises InputError (without the file's name, which
+    document_parts adds) where the file is not so encoded.
+    """
+    decoder = text_decoder(encoding)
+    read = 0
+    with open(path, 'rb') as file:
+        while True:
+            data = file.read(READ_BYTES)
+            read += len(data)
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeError as error:  # what the decoder had kept from before is part of error.object
+                at = read - len(error.object) + error.start if isinstance(error, UnicodeDecodeError) else read
+                raise InputError(f'not {encoding} at byte {at} ({getattr(error, "reason", error)}); give its right '
+                                 'encoding with --encoding, or leave the file out') from None
+            if text:
+                yield text
+            if not data:
+                return
+            advance(len(data))
+
+
+def text_decoder(encoding):  # -> an incremental decoder; InputError if there is none of that name
+    try:
+        decoder = codecs.getincrementaldecoder(encoding)()
+        if isinstance(decoder.decode(b''), str):  # not a codec of bytes to bytes, such as hex
+            return decoder
+    except (LookupError, TypeError, ValueError):
+        pass
+    raise InputError(f'--encoding {encoding!r} is not an encoding of text that Python knows; try utf-8 or latin-1')
+
+
+# .npz: a zip file of .npy files
+
+
+def npz_arrays(path):
+    """Yields the arrays of a .npz in the order of their numbers, those that are not deflated mapped from the file.
+
+    Deflated ones are narrowed to uint16 or int32. Raises InputError, naming file and array, unless all are
+    one-dimensional, of integers, not negative (large mapped ones are not searched) and whole. Never loads a pickle.
+    """
+    # Exception is meant: what zipfile and NumPy raise on damaged or hostile files is not documented, and it is much.
+    with open(path, 'rb') as file:
+        try:
+            archive = zipfile.ZipFile(file)
+            content = np.memmap(file, np.uint8, 'r')  # one map for all arrays: a process may have some 65,000
+        except Exception as error:
+            raise InputError(f'{path} is not a .npz, or is cut short ({error}); make it anew with encode.py') from None
+        for info in sorted(archive.infolist(), key=natural_order):
+            try:
+                array = token_array(archive, content, info)
+            except Exception as error:
+                reason = ' '.join(str(error).split()) or type(error).__name__
+                raise InputError(f'{path}, array {info.filename.removesuffix(".npy")!r}: {reason}; token arrays are '
+                                 'one-dimensional, of integers from 0 on: make them anew with encode.py') from None
+            yield array
+
+
+def token_array(archive, content, info):
+    return mapped_array(content, info) if info.compress_type == zipfile.ZIP_STORED else inflated_array(archive, info)
+
+
+def natural_order(info):  # arr_2 before arr_10
+    return [int(part) if part.isdigit() else part for part in re.split('([0-9]+)', info.filename)]
+
+
+def mapped_array(content, info):  # uint8 [file size], ZipInfo -> 1-D array, a view of the content
+    header = content[info.header_offset:info.header_offset + LOCAL_HEADER.size].tobytes()
+    require(len(header) == LOCAL_HEADER.size, 'is cut short')
+    signature, flags, name_length, extra_length = LOCAL_HEADER.unpack(header)
+    require(signature == b'PK\3\4', 'has no header where the zip file says')
+    require(not flags & 1, 'is encrypted')
+    start = info.header_offset + LOCAL_HEADER.size + name_length + extra_length
+    member = content[start:start + info.file_size]
+    require(len(member) == info.file_size == info.compress_size, 'is cut short')
+    dtype, data_start = read_header(io.BytesIO(member[:HEADER_BYTES].tobytes()), info.file_size)
+    array = member[data_start:].view(dtype)
+    if dtype.kind == 'i' and 0 < len(array) <= CHECKED_TOKENS:
+        require(array.min() >= 0, f'holds the negative id {array.min()}')
+    return array
+
+
+def inflated_array(archive, info):  # ZipFile, ZipInfo -> 1-D array, uint16 or int32
+    require(info.compress_type == zipfile.ZIP_DEFLATED, 'is compressed otherwise than NumPy does')
+    with archive.open(info) as file:
+        dtype, data_start = read_header(file, info.file_size)
+        array = np.frombuffer(file.read(), dtype)
+    require(array.nbytes == info.file_size - data_start, 'is cut short')
+    low, high = (array.min(), array.max()) if len(array) else (0, 0)
+    require(low >= 0, f'holds the negative id {low}')
+    require(high < 2**31, f'holds the id {high}, more than int32 holds')
+    return array.astype(token_dtype(int(high) + 1))
+
+
+def read_header(file, size):  # a .npy of `size` bytes, open at its start -> dtype, offset of the data
+    version = np.lib.format.read_magic(file)
+    require(version in HEADER_READERS, f'is a .npy of version {version}')
+    shape, _, dtype = HEADER_READERS[version](file)
+    require(not dtype.hasobject, 'holds pickled objects, which could run code')
+    require(dtype.kind in 'iu', f'holds {dtype}, not integers')
+    require(len(shape) == 1, f'has the shape {shape}')
+    require(shape[0] >= 0 and file.tell() + shape[0] * dtype.itemsize == size, f'has not the size of {shape} {dtype}')
+    return dtype, file.tell()
+
+
+def write_npz(path, chunks, n_vocab, compress=False):
+    """Writes chunks as arr_0, arr_1, … of a .npz, whole or not at all; returns how many tokens and chunks these were.
+
+    chunks: an iterable whose elements are 1-D arrays, or iterators over the parts of one (as iter_chunks gives them).
+    Takes no more than SPOOL_BYTES of memory. Stored unless compress, so that it can be mapped into memory. Raises
+    InputError for an id outside the vocabulary, OSError.
+    """
+    dtype, n_tokens, n_chunks = token_dtype(n_vocab), 0, 0
+    method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    try:
+        with paths.replacing(path, 'wb') as file, zipfile.ZipFile(file, 'w') as archive:
+            for chunk in chunks:
+                info = zipfile.ZipInfo(f'arr_{n_chunks}.npy')  # its fixed date makes equal data equal files
+                info.compress_type, info.external_attr = method, 0o644 << 16
+                with tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=os.path.dirname(path) or '.') as spool:
+                    length = spool_tokens(spool, [chunk] if isinstance(chunk, np.ndarray) else chunk, dtype, n_vocab)
+                    with archive.open(info, 'w', force_zip64=True) as member:
+                        write_header(member, dtype, length)
+                        shutil.copyfileobj(spool, member, READ_BYTES)
+                n_tokens, n_chunks = n_tokens + length, n_chunks + 1
+    except OSError as error:  # a full disk does not say which
+        error.filename = error.filename or path
+        raise
+    return n_tokens, n_chunks
+
+
+def spool_tokens(spool, parts, dtype, n_vocab):  # -> number of tokens; the spool stands at its start
+    length = 0
+    for part in parts:
+        for start in range(0, len(part), READ_BYTES):
+            some = part[start:start + READ_BYTES]
+            bad = some[(some < 0) | (some >= n_vocab)]
+            require(not len(bad), f'the data has the token id {bad[:1].tolist()}, and the vocabulary the ids 0 to '
+                    f'{n_vocab - 1}; a .npz in it was made with another vocabulary: make it anew')
+            spool.write(np.ascontiguousarray(some, dtype))
+        length += len(part)
+    spool.seek(0)
+    return length
+
+
+def write_header(file, dtype, length):
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(file, {'descr': descr, 'fortran_order': False, 'shape': (length,)})
+
+
+# Training windows
+
+
+def hold_out(chunks, fraction):  # -> training chunks, validation chunks
+    """Takes the last `fraction` of all tokens away for validation: whole chunks, and a slice of one. Copies nothing.
+
+    Raises InputError unless at least 2 tokens (one to see, one to predict) are left on each side.
+    """
+    require(0 < fraction < 1, f'the fraction to hold out must be between 0 and 1, not {fraction}')
+    total = sum(map(len, chunks))
+    count = round(total * fraction)
+    require(count >= 2 and total - count >= 2,
+            f'holding out {fraction} of {total} tokens leaves {total - count} to train on and {count} to validate '
+            'with; both need at least 2: hold out another fraction, or give more text')
+    training, validation = list(chunks), []
+    while count:
+        chunk = training.pop()
+        taken = min(count, len(chunk))
+        validation.append(chunk[len(chunk) - taken:])
+        if taken < len(chunk):
+            training.append(chunk[:len(chunk) - taken])
+        count -= taken
+    return training, validation[::-1]
+
+
+class Sampler:
+    """Draws windows of consecutive tokens from chunks, every window equally likely, without repeats within an epoch.
+
+    A chunk of n tokens has n - length + 1 windows, or one, filled up with PADDING at its right, where it is shorter;
+    a chunk of a single token has none, as there is nothing in it to predict. An epoch is a pseudo-random permutation of
+    all windows, computed draw by draw from (seed, epoch): nothing is stored, no chunk is copied, and `position` (the
+    number of draws so far) is the whole state. Rank r of `size` takes the draws r, r + size, r + 2 size, …
+
+    Attributes: seed (drawn where None is given), position (may be set), total_size (tokens in all chunks). Raises
+    InputError where no chunk has two tokens.
+    """
+
+    def __init__(self, chunks, seed=None, rank=0, size=1):
+        require(0 <= rank < size, f'rank {rank} must be from 0 to {size - 1}')
+        chunks = [np.asarray(chunk) for chunk in chunks]
+        self.chunks = [chunk for chunk in chunks if len(chunk) >= 2]
+        self.total_size = sum(map(len, chunks))
+        require(self.chunks, f'the data has {self.total_size} tokens in {len(chunks)} chunks, but at least 2 in one '
+                'chunk are needed (and for full windows, as many as a window is long); give more text')
+        self.seed = secrets.randbits(63) if seed is None else int(seed)
+        self.rank, self.size, self.position = rank, size, 0
+        self._ends = {}  # length -> for each chunk, the number of windows in it and all before it
+        self._keys = {}  # epoch -> key; only the latest
+
+    def sample(self, length):  # -> int32 [length]
+        """The next window of `length` tokens."""
+        ends = self._window_ends(length)
+        epoch, draw = divmod(self.position * self.size + self.rank, ends[-1])
+        window = permuted(draw, ends[-1], self._key(epoch))
+        i = bisect.bisect_right(ends, window)
+        start = window - (ends[i - 1] if i else 0)
+        tokens = self.chunks[i][start:start + length].astype(np.int32)
+        if len(tokens) < length:
+            tokens = np.append(tokens, np.full(length - len(tokens), PADDING, np.int32))
+        self.position += 1
+        return tokens
+
+    def _window_ends(self, length):
+        if length not in self._ends:
+            require(length >= 1, f'a window must have at least 1 token, not {length}')
+            lengths = np.array([len(chunk) for chunk in self.chunks], np.int64)
+            self._ends[length] = np.cumsum(np.maximum(lengths - length + 1, 1)).tolist()
+        return self._ends[length]
+
+    def _key(self, epoch):
+        if epoch not in self._keys:
+            digest = hashlib.blake2b(f'{self.seed} {epoch}'.encode(), digest_size=8).digest()
+            self._keys = {epoch: int.from_bytes(digest, 'little')}
+        return self._keys[epoch]
+
+
+def permuted(index, n, key):  # index and result from 0 to n - 1
+    """Where a pseudo-random permutation, one for each key, sends an index.
+
+    A Feistel network over a grid of about n cells, both sides changed in turn by a hash of the other (Black and Rogaway
+    2002, section 5), and walked on while it leads to one of the few cells past n.
+    """
+    rows = math.isqrt(n - 1) + 1
+    columns = -(-n // rows)
+    while True:
+        row, column = divmod(index, columns)
+        for turn in range(0, ROUNDS, 2):
+            row = (row + hashed(column, turn, key)) % rows
+            column = (column + hashed(row, turn + 1, key)) % columns
+        index = row * columns + column
+        if index < n:
+            return index
+
+
+def hashed(half, turn, key):  # -> 64 bits; the steps of splitmix64 (Steele et al. 2014, figure 17)
+    mixed = (key + 0x9E3779B97F4A7C15 * (half * ROUNDS + turn + 1)) & MASK
+    mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & MASK
+    mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & MASK
+    return mixed ^ mixed >> 31

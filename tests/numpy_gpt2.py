@@ -1,0 +1,59 @@
+"""GPT-2's forward pass in NumPy and float64, written from the papers alone, to compare with."""
+import numpy as np
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def layer_norm(x, gain, bias):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * gain + bias
+
+
+def attention(x, w_qkv, b_qkv, w_out, b_out, n_head):
+    """One head after the other, one query after the other: nothing to mask, as nothing later is looked at."""
+    n, width = x.shape
+    size = width // n_head
+    q, k, v = np.split(x @ w_qkv + b_qkv, 3, axis=1)
+    result = np.zeros_like(x)
+    for head in range(n_head):
+        columns = slice(head * size, (head + 1) * size)
+        for i in range(n):
+            scores = k[:i + 1, columns] @ q[i, columns] / np.sqrt(size)
+            result[i, columns] = softmax(scores) @ v[:i + 1, columns]
+    return result @ w_out + b_out
+
+
+def logits(weights, tokens, n_head):
+    """weights: {'model/h0/ln_1/g': array, ...} as in a checkpoint. tokens: a list of n. Returns [n, n_vocab]."""
+    w = {name.removeprefix('model/'): np.asarray(value, np.float64) for name, value in weights.items()}
+    x = w['wte'][tokens] + w['wpe'][:len(tokens)]
+    layer = 0
+    while f'h{layer}/ln_1/g' in w:
+        p = {name.removeprefix(f'h{layer}/'): value for name, value in w.items() if name.startswith(f'h{layer}/')}
+        x = x + attention(layer_norm(x, p['ln_1/g'], p['ln_1/b']), p['attn/c_attn/w'][0], p['attn/c_attn/b'],
+                          p['attn/c_proj/w'][0], p['attn/c_proj/b'], n_head)
+        u = layer_norm(x, p['ln_2/g'], p['ln_2/b']) @ p['mlp/c_fc/w'][0] + p['mlp/c_fc/b']
+        u = u / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u ** 3)))
+        x = x + u @ p['mlp/c_proj/w'][0] + p['mlp/c_proj/b']
+        layer += 1
+    return layer_norm(x, w['ln_f/g'], w['ln_f/b']) @ w['wte'].T
+
+
+def mean_loss(weights, windows, n_head):
+    """Mean cross-entropy in nats of each token after the first, over windows whose padding (below 0) is left out."""
+    losses = []
+    for window in windows:
+        real = [token for token in window if token >= 0]
+        p = softmax(logits(weights, real, n_head))
+        losses += [-np.log(p[i, token]) for i, token in enumerate(real[1:])]
+    return np.mean(losses)
+
+
+def greedy(weights, tokens, n_head, length):
+    """The likeliest continuation: a list of `length` tokens."""
+    tokens = list(tokens)
+    for _ in range(length):
+        tokens.append(int(logits(weights, tokens, n_head)[-1].argmax()))
+    return tokens[-length:]

@@ -1,0 +1,221 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+import toy
+
+import checkpoint
+import model
+from errors import InputError
+
+
+def silent(line):
+    pass
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    """A model directory, its sizes and its weights."""
+    directory = tmp_path_factory.mktemp('models') / 'toy'
+    return str(directory), *toy.write_model(directory)
+
+
+@pytest.fixture
+def graph(made):
+    """A session with a model and an optimizer that has slots; all variables hold zeros."""
+    _, hp, _ = made
+    with toy.session() as s:
+        loss = tf.add_n([tf.reduce_sum(w) for w in model.weights(hp).values()])
+        s.update = tf.train.AdamOptimizer(0.1).minimize(loss)
+        s.run([v.assign(tf.zeros_like(v)) for v in tf.global_variables()])
+        yield s
+
+
+def values(session, variables=None):
+    return {v.op.name: session.run(v) for v in variables or checkpoint.model_variables()}
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name in found:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def a_run(made, tmp_path):
+    return checkpoint.Run(str(tmp_path / 'run'), made[0])
+
+
+def test_a_run_begins_with_the_model(graph, made, tmp_path):
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 0}
+    assert_same(values(graph), made[2])
+
+
+def test_a_save_restores_everything(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    run.restore(graph, 'latest', silent)
+    for _ in range(3):
+        graph.run(graph.update)
+    everything = values(graph, tf.global_variables())
+    assert any('Adam' in name and value.any() for name, value in everything.items())
+    run.save(graph, {'step': 3, 'position': 2**70})
+    graph.run([v.assign(tf.ones_like(v)) for v in tf.global_variables()])
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 3, 'position': 2**70}
+    assert_same(values(graph, tf.global_variables()), everything)
+
+
+def test_a_run_directory_is_what_other_code_bases_expect(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    run.restore(graph, 'latest', silent)
+    run.save(graph, {'step': 7})
+    assert sorted(os.listdir(run.directory)) == [
+        'checkpoint', 'counter', 'encoder.json', 'hparams.json', 'model-7.data-00000-of-00001', 'model-7.index',
+        'model-7.meta', 'training-7.data-00000-of-00001', 'training-7.index', 'training-7.json', 'vocab.bpe']
+    assert open(f'{run.directory}/counter').read() == '7\n'
+    latest = tf.train.latest_checkpoint(run.directory)
+    assert latest == f'{run.directory}/model-7'
+    assert {name: shape for name, shape in tf.train.list_variables(latest)} == {
+        f'model/{name}': shape for name, shape in model.weight_shapes(made[1]).items()}
+    reader = tf.train.load_checkpoint(latest)
+    assert_same({name: reader.get_tensor(name) for name in made[2]}, made[2])
+
+
+def test_the_last_five_stay_and_only_the_newest_has_a_training_state(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    for step in range(1, 8):
+        run.save(graph, {'step': step})
+        if step == 4:
+            run = a_run(made, tmp_path)  # another process goes on
+            run.restore(graph, 'latest', silent)
+    names = os.listdir(run.directory)
+    assert sorted(name for name in names if name.endswith('.index')) == [
+        *(f'model-{step}.index' for step in range(3, 8)), 'training-7.index']
+    state = tf.train.get_checkpoint_state(run.directory)
+    assert [os.path.basename(path) for path in state.all_model_checkpoint_paths] == [f'model-{i}' for i in range(3, 8)]
+
+
+def test_a_checkpoint_of_the_original_with_optimizer_slots_is_used(graph, made, tmp_path):
+    directory = tmp_path / 'run'
+    directory.mkdir()
+    with toy.session() as s:
+        for name, value in made[2].items():
+            tf.get_variable(name, initializer=value * 2)
+            tf.get_variable(f'{name}/Adam', initializer=value)
+        s.run(tf.global_variables_initializer())
+        tf.train.Saver().save(s, str(directory / 'model'), global_step=40)
+    (directory / 'counter').write_text('41\n')
+    lines = []
+    assert a_run(made, tmp_path).restore(graph, 'latest', lines.append) == {'step': 40}
+    assert_same(values(graph), {name: value * 2 for name, value in made[2].items()})
+    assert 'no training state' in lines[-1]
+
+
+def test_fresh_starts_at_zero_and_keeps_what_is_there_until_it_is_replaced(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    run.save(graph, {'step': 9})
+    assert a_run(made, tmp_path).restore(graph, 'fresh', silent) == {'step': 0}
+    assert_same(values(graph), made[2])
+    assert os.path.exists(f'{run.directory}/model-9.index')
+    assert checkpoint.latest(run.directory) == f'{run.directory}/model-0'
+
+
+@pytest.mark.parametrize('form', ['{0}', '{0}/model-9', '{0}/model-9.index', '{0}/model-9.data-00000-of-00001'])
+def test_restore_from_takes_a_directory_a_checkpoint_or_one_of_its_files(graph, made, tmp_path, form):
+    old = checkpoint.Run(str(tmp_path / 'old'), made[0])
+    old.save(graph, {'step': 9, 'position': 5})
+    assert a_run(made, tmp_path).restore(graph, form.format(old.directory), silent) == {'step': 9, 'position': 5}
+
+
+def test_a_restored_path_that_is_not_there_is_named(graph, made, tmp_path):
+    with pytest.raises(InputError, match=r'no checkpoint .*/model-8: there is no .*/model-8\.index'):
+        a_run(made, tmp_path).restore(graph, str(tmp_path / 'model-8'), silent)
+    with pytest.raises(InputError, match='holds no file named checkpoint'):
+        a_run(made, tmp_path).restore(graph, str(tmp_path), silent)
+
+
+def test_another_optimizer_starts_anew_and_says_so(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    run.save(graph, {'step': 1})
+    with toy.session() as s:
+        model.weights(made[1])
+        tf.get_variable('other', [2])
+        s.run(tf.global_variables_initializer())
+        lines = []
+        assert a_run(made, tmp_path).restore(s, 'latest', lines.append) == {'step': 1}
+    assert 'The optimizer is not the one' in lines[-1]
+
+
+def test_a_moved_directory_loads(made, tmp_path):
+    moved = tmp_path / 'moved'
+    shutil.copytree(made[0], moved)
+    (moved / 'checkpoint').write_text('model_checkpoint_path: "/somewhere/else/model.ckpt"\n')
+    assert checkpoint.find(str(moved)) == str(moved / 'model.ckpt')
+    (moved / 'checkpoint').write_text('model_checkpoint_path: "/somewhere/else/model-3"\n')
+    with pytest.raises(InputError, match=r'names /somewhere/else/model-3, but there is no .*/moved/model-3\.index'):
+        checkpoint.find(str(moved))
+    (moved / 'checkpoint').write_text('rubbish')
+    with pytest.raises(InputError, match='does not name a checkpoint'):
+        checkpoint.find(str(moved))
+
+
+@pytest.mark.parametrize('sizes, message', [
+    ({'n_embd': 64}, r"model/wpe has shape \[32, 32\], but hparams.json makes it \[32, 64\]"),
+    ({'n_layer': 3}, 'has no variable model/h2/ln_1/g'),
+])
+def test_a_checkpoint_of_other_sizes_is_refused_and_nothing_is_loaded(made, sizes, message):
+    with toy.session() as s:
+        model.weights(made[1].__class__(**{**made[1].values(), **sizes}))
+        s.run(tf.global_variables_initializer())
+        before = values(s)
+        with pytest.raises(InputError, match=message):
+            checkpoint.restore(s, checkpoint.find(made[0]), checkpoint.model_variables())
+        assert_same(values(s), before)
+
+
+def damage_flip(path):
+    data = bytearray(open(path, 'rb').read())
+    data[len(data) // 2] ^= 1
+    open(path, 'wb').write(data)
+
+
+@pytest.mark.parametrize('suffix, damage', [
+    ('data-00000-of-00001', damage_flip), ('index', lambda path: os.truncate(path, 100)),
+    ('data-00000-of-00001', lambda path: os.truncate(path, 1000)), ('data-00000-of-00001', os.unlink),
+    ('index', lambda path: open(path, 'wb').write(b'<html>not found</html>' * 50)),
+])
+def test_damaged_checkpoints_are_one_line(graph, made, tmp_path, suffix, damage):
+    shutil.copytree(made[0], tmp_path / 'toy')
+    damage(str(tmp_path / 'toy' / f'model.ckpt.{suffix}'))
+    with pytest.raises(InputError, match='toy/model.ckpt cannot be read, use another checkpoint') as error:
+        checkpoint.restore(graph, checkpoint.find(str(tmp_path / 'toy')), checkpoint.model_variables())
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('moment', ['state_saver', 'model_saver', 'commit'])
+def test_a_save_that_fails_leaves_the_last_one_whole(graph, made, tmp_path, monkeypatch, moment):
+    run = a_run(made, tmp_path)
+    run.restore(graph, 'latest', silent)
+    run.save(graph, {'step': 1})
+    expected = values(graph, tf.global_variables())
+
+    def fail(*arguments, **more):
+        raise OSError(28, 'No space left on device')
+
+    graph.run(graph.update)
+    target = run if moment == 'commit' else getattr(run, moment)
+    monkeypatch.setattr(target, 'commit' if moment == 'commit' else 'save', fail)
+    with pytest.raises(OSError, match='No space left'):
+        run.save(graph, {'step': 2})
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 1}
+    assert_same(values(graph, tf.global_variables()), expected)
+
+
+def test_remains_of_a_save_that_was_killed_are_removed(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    run.save(graph, {'step': 1})
+    remains = ['model-2.data-00000-of-00001.tempstate123', 'counter.99.tmp']
+    for name in remains:
+        open(f'{run.directory}/{name}', 'w').close()
+    run.save(graph, {'step': 3})
+    assert not set(remains) & set(os.listdir(run.directory))

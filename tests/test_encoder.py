@@ -1,0 +1,328 @@
+"""Ids against tiktoken, an independent implementation: always on a small vocabulary, on the real one where it is."""
+import functools
+import glob
+import itertools
+import json
+import os
+import random
+import sysconfig
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_vocab import EOT, SHARED, in_merge_order, real_merges, shared, tiktoken_encoding, tiny_bpe, write_vocab
+
+import encoder
+from encoder import Encoder, bytes_to_unicode, get_encoder
+from errors import InputError
+
+ODD_TEXTS = [
+    '', ' ', '\n', '  \n', 'a', ' a', 'a ', 'a  ', '  a', '\t\ta\r\n b', 'x\n\n\ny',
+    'tabs\t\t\tand \t mixed  \n  ends  ', "'l", "'lx 'l", "x'",
+    "I'll we've you're he's don't I'm he'd 'tis '90s rock'n'roll ''s '' 'll'' 'LL I'LL I'Ll 're're",
+    "l'été '’s don’t", 'abc123def 456ghi 7 89', 'x=1;y<=2 //***---!!! ...', 'snake_case __init__ CamelCase',
+    'control \x00\x01\x07\x1b[0m\x7f chars', 'a\x1cb \x1d c\x1e\x1f\x1f d \x1c\x1d  \x1ee', '\x85next\x85\x85 line',
+    'nbsp\xa0here\xa0\xa0 and \u2003em\u3000wide \u1680\u180e\u200b\u2028\u2029\u202f\u205f\ufeff end',
+    '😀 😀😀 👩‍👩‍👧‍👦 🇫🇷 👍🏽!', '你好，世界。今天天气很好！', '日本語のテキスト、カタカナ 漢字', '한국어 텍스트',
+    'שלום עולם ברוך', 'مرحبا بالعالم ٣٤٥', 'हिन्दी में नमस्ते', 'ภาษาไทย', 'e\u0301 combining a\u0308\u0301', 'Ⅷ ½ x² ①②',
+    f'a{EOT}b', f'{EOT}', f' {EOT} {EOT}{EOT}', '<|endoftext', '\U0010ffff\ue000 private', 'ÿ\xadsoft',
+]
+TEXT = st.text(st.one_of(st.sampled_from("abcst relv'dm  \n\t\r\x0b\x1c\x85\xa0\u30000123.-_"),
+                         st.characters(exclude_categories=('Cs', 'Cn'))), max_size=60)
+
+
+@functools.cache
+def tiny():  # -> ours, tiktoken's
+    vocabulary, merges = tiny_bpe()
+    return Encoder(vocabulary, merges), tiktoken_encoding(vocabulary, merges)
+
+
+@functools.cache
+def real():
+    merges = real_merges()
+    return get_encoder('vocab', SHARED), tiktoken_encoding(shared('vocab', 'encoder.json'), merges)
+
+
+@pytest.fixture(params=[tiny, real], ids=['tiny', 'real'])
+def both(request):
+    return request.param()
+
+
+def test_bytes_to_unicode_is_reversible_and_printable():
+    symbols = bytes_to_unicode()
+    assert sorted(symbols) == list(range(256)) and len(set(symbols.values())) == 256
+    assert all(len(symbol) == 1 and symbol.isprintable() and not symbol.isspace() for symbol in symbols.values())
+    assert (symbols[ord(' ')], symbols[ord('\n')], symbols[ord('A')], symbols[0xFF]) == ('Ġ', 'Ċ', 'A', 'ÿ')
+
+
+def test_literal_ids():
+    enc, _ = real()
+    assert enc.encode('Hello world') == [15496, 995]
+    assert enc.encode(EOT) == [27, 91, 437, 1659, 5239, 91, 29]
+    assert enc.encode(' ' + EOT) == [1279, 91, 437, 1659, 5239, 91, 29]
+    assert enc.encode(f'Hello world{EOT}', allowed_special=True) == [15496, 995, 50256]
+    assert (enc.eot, enc.n_vocab, len(enc)) == (50256, 50257, 50257)
+    assert [enc.encoder[symbol] for symbol in bytes_to_unicode().values()] == list(range(256))
+
+
+@pytest.mark.parametrize('text', ODD_TEXTS, ids=ascii)
+def test_odd_texts(both, text):
+    enc, reference = both
+    assert enc.encode(text) == reference.encode_ordinary(text)
+    assert enc.encode(text, allowed_special=True) == reference.encode(text, allowed_special='all')
+    assert enc.decode(enc.encode(text)) == text
+
+
+def test_wikitext(both):
+    enc, reference = both
+    with open(shared('corpus', 'wikitext2_valid.txt'), encoding='utf-8', newline='') as file:
+        text = file.read()
+    assert enc.encode(text) == reference.encode_ordinary(text)
+
+
+def test_standard_library(both):
+    enc, reference = both
+    names = sorted(glob.glob(os.path.join(sysconfig.get_path('stdlib'), '*.py')))[::12]
+    for name in names:
+        with open(name, encoding='utf-8', newline='') as file:
+            text = file.read()
+        assert enc.encode(text) == reference.encode_ordinary(text), name
+    assert names
+
+
+@given(TEXT)
+def test_any_text(text):
+    enc, reference = tiny()
+    ids = enc.encode(text)
+    assert ids == reference.encode_ordinary(text)
+    assert enc.decode(ids) == text
+
+
+def test_ascii_and_unicode_splitting_agree_on_all_short_ascii():
+    for letters in itertools.product("as1'.\n \x1c", repeat=5):
+        text = ''.join(letters)
+        assert encoder.ASCII_PIECE.findall(text) == encoder.PIECE.findall(text), text
+
+
+@settings(max_examples=300)
+@given(st.lists(TEXT, max_size=6), st.integers(1, 9))
+def test_stream_gives_the_ids_of_the_whole(texts, part):
+    enc, reference = tiny()
+    with mock.patch.object(encoder, 'PART', part):
+        ids = list(itertools.chain.from_iterable(enc.encode_stream(texts)))
+    assert ids == reference.encode_ordinary(''.join(texts))
+
+
+def test_stream_gives_ids_early_where_text_has_no_spaces():
+    enc, _ = tiny()
+    taken = []
+
+    def texts():
+        for i in range(50):
+            taken.append(i)
+            yield '你好，世界。' * 1000
+    next(enc.encode_stream(texts()))
+    assert len(taken) < 5
+
+
+@pytest.mark.parametrize('method', ['short', 'heap', 'batches'])
+@pytest.mark.parametrize('alphabet', ['a', 'ab', 'the ', 'etaoinshrdlu', '-=', '世界é'])
+def test_ways_of_merging_agree(both, method, alphabet):
+    enc, reference = both
+    heap_from, batch_from = {'short': (1 << 30, 1 << 30), 'heap': (0, 1 << 30), 'batches': (0, 0)}[method]
+    draw = random.Random(alphabet)
+    with mock.patch.multiple(encoder, HEAP_FROM=heap_from, BATCH_FROM=batch_from):
+        for length in [*range(1, 40), 100, 333]:
+            text = ''.join(draw.choices(alphabet, k=length))
+            enc._cache.clear()
+            assert enc.encode(text) == reference.encode_ordinary(text)
+    enc._cache.clear()
+
+
+@pytest.mark.parametrize('letter', 'ae-')
+def test_a_million_of_one_letter(both, letter):
+    enc, reference = both
+    assert enc.encode(letter * 10**6) == reference.encode_ordinary(letter * 10**6)
+
+
+def test_long_random_word(both):
+    enc, reference = both
+    text = ''.join(random.Random(1).choices('abcdefghijklmnopqrstuvwxyz', k=60000))
+    assert enc.encode(text) == reference.encode_ordinary(text)
+
+
+def naive_merge(symbols, merges):
+    """The rule itself: the lowest-ranked pair, leftmost first, again after each merge."""
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    symbols = list(symbols)
+    while True:
+        found = [(ranks[pair], i) for i, pair in enumerate(itertools.pairwise(symbols)) if pair in ranks]
+        if not found:
+            return symbols
+        i = min(found)[1]
+        symbols[i:i + 2] = [symbols[i] + symbols[i + 1]]
+
+
+@pytest.mark.parametrize('thresholds', [(1 << 30, 1 << 30), (0, 1 << 30), (0, 0)], ids=['short', 'heap', 'batches'])
+def test_merges_in_any_order(thresholds):
+    merges = [('ab', 'a'), ('aa', 'a'), ('b', 'ab'), ('a', 'b'), ('a', 'a'), ('bab', 'aa'), ('b', 'b'), ('bb', 'a')]
+    symbols = dict.fromkeys([*bytes_to_unicode().values(), *map(''.join, merges), EOT])
+    enc = Encoder({symbol: id for id, symbol in enumerate(symbols)}, merges)
+    with mock.patch.multiple(encoder, HEAP_FROM=thresholds[0], BATCH_FROM=thresholds[1]):
+        for letters in itertools.chain.from_iterable(itertools.product('ab', repeat=n) for n in range(1, 11)):
+            assert [enc.decoder[id] for id in enc.encode(''.join(letters))] == naive_merge(letters, merges)
+
+
+def test_ids_need_not_be_in_merge_order_and_may_have_gaps():
+    vocabulary, merges = tiny_bpe()
+    ids = random.Random(2).sample(range(3 * len(vocabulary)), len(vocabulary))
+    shuffled = dict(zip(vocabulary, ids, strict=True))
+    enc = Encoder(shuffled, merges)
+    renumbered, back = in_merge_order(shuffled, merges)
+    text = ' '.join(ODD_TEXTS) + 'the text wrapper ' * 2000 + 'thewrapper' * 3000
+    assert enc.encode(text) == [back[id] for id in tiktoken_encoding(renumbered, merges).encode_ordinary(text)]
+    assert enc.decode(enc.encode(text)) == text
+    assert len(enc) == max(ids) + 1
+
+
+def test_vocabulary_without_merges():
+    enc = Encoder({symbol: id for id, symbol in enumerate([*bytes_to_unicode().values(), EOT])}, [])
+    text = 'né 你好 ' * 10000
+    symbols = bytes_to_unicode()
+    assert enc.encode(text) == [enc.encoder[symbols[byte]] for byte in text.encode()]
+    assert enc.decode(enc.encode(text)) == text
+    assert (enc.eot, len(enc)) == (256, 257)
+    assert enc.encode('a' * 10**6) == [enc.encoder['a']] * 10**6
+
+
+def test_vocabulary_without_end_of_text():
+    enc = Encoder({symbol: id for id, symbol in enumerate(bytes_to_unicode().values())}, [])
+    assert enc.eot is None
+    assert enc.encode(EOT, allowed_special=True) == enc.encode(EOT) and len(enc.encode(EOT)) == len(EOT)
+
+
+def test_added_token_that_is_not_spelt_in_byte_symbols():
+    vocabulary, merges = tiny_bpe()
+    enc = Encoder({**vocabulary, '<a b▁\ud800>': 9999}, merges)
+    assert enc.decode([9999]).startswith('<a b▁')
+
+
+def test_cache_is_bounded():
+    enc = Encoder(*tiny_bpe())
+    with mock.patch.object(encoder, 'CACHED_PIECES', 10):
+        for i in range(100):
+            enc.encode(f' {i} word{i}')
+            enc.encode('x' * (encoder.CACHED_LENGTH + 1 + i))
+            assert len(enc._cache) <= 10
+    assert all(len(piece) <= encoder.CACHED_LENGTH for piece in enc._cache)
+
+
+def test_lone_surrogate_is_named_by_its_offset():
+    enc, _ = tiny()
+    with pytest.raises(InputError, match=r'offset 3 .*U\+DC80'):
+        enc.encode('abc\udc80d')
+    with pytest.raises(InputError, match=f'offset {len(EOT) + 1} '):
+        enc.encode(f'a{EOT}\ud83d', allowed_special=True)
+    with pytest.raises(InputError, match='offset 100004 '):
+        list(enc.encode_stream(['a' * 100000, '世界', 'ab\ud83d', '\ude00']))
+
+
+# Decoding
+
+
+@given(st.lists(st.integers(0, 556), max_size=30))
+def test_decode_never_fails_on_ids_of_the_vocabulary(ids):
+    enc, reference = tiny()
+    assert enc.decode(ids) == enc.decode(np.array(ids, np.uint16)) == reference.decode(ids)
+
+
+def test_decode_of_any_iterable_of_integers():
+    enc, _ = tiny()
+    ids = enc.encode('the text')
+    assert enc.decode(tuple(ids)) == enc.decode(iter(ids)) == enc.decode(list(np.array(ids, np.int32))) == 'the text'
+    assert enc.decode([]) == enc.decode(np.array([])) == ''
+    assert enc.decode(enc.encode('é')[:1]) == '\ufffd'
+
+
+@pytest.mark.parametrize('bad', [-1, 557, 10**30, 1.0, '5', None, True, np.float32(3), [1], np.bool_(True)], ids=repr)
+def test_decode_refuses_what_is_not_an_id(bad):
+    enc, _ = tiny()
+    assert len(enc) == 557
+    with pytest.raises(InputError, match=r'token id .* 0 to 556') as caught:
+        enc.decode([1, 2, bad])
+    assert str(bad) in str(caught.value)
+
+
+def test_decode_refuses_gaps_and_arrays_of_other_kinds():
+    vocabulary, merges = tiny_bpe()
+    enc = Encoder({**vocabulary, 'extra': 600}, merges)
+    with pytest.raises(InputError, match=r'token id 599 .* 0 to 600'):
+        enc.decode([599])
+    for array in (np.array([1.0]), np.array([[1, 2]]), np.array([True])):
+        with pytest.raises(InputError, match='not an integer'):
+            enc.decode(array)
+
+
+# Loading
+
+
+def test_get_encoder(tmp_path):
+    vocabulary, merges = write_vocab(tmp_path / 'tiny')
+    enc = get_encoder('tiny', str(tmp_path))
+    assert enc.encoder == vocabulary and len(enc) == len(vocabulary)
+    text = 'the wrapped text'
+    assert enc.encode(text) == tiktoken_encoding(str(tmp_path / 'tiny' / 'encoder.json'), merges).encode_ordinary(text)
+    assert len(enc.encode(text)) < len(text)
+
+
+@pytest.mark.parametrize('change', [
+    lambda text: text.rstrip('\n'), lambda text: text.replace('\n', '\r\n'), lambda text: text.split('\n', 1)[1],
+], ids=['no newline at the end', 'crlf', 'no version line'])
+def test_harmless_differences_of_vocab_bpe(tmp_path, change):
+    write_vocab(tmp_path / 'tiny')
+    path = tmp_path / 'tiny' / 'vocab.bpe'
+    expected = get_encoder('tiny', str(tmp_path))._merges.ranks
+    path.write_bytes(change(path.read_bytes().decode()).encode())
+    assert get_encoder('tiny', str(tmp_path))._merges.ranks == expected
+
+
+BYTES = {symbol: id for id, symbol in enumerate(bytes_to_unicode().values())}
+
+
+@pytest.mark.parametrize('name, content, expected', [
+    ('encoder.json', None, 'is missing'),
+    ('encoder.json', b'{"a\xff": 1}', 'not UTF-8 at byte 3'),
+    ('encoder.json', b'', 'not JSON'),
+    ('encoder.json', b'<html>Not found</html>', 'not JSON'),
+    ('encoder.json', b'[' * 100000, 'not JSON'),
+    ('encoder.json', b'["a"]', 'an object of symbol: id, not a list'),
+    ('encoder.json', json.dumps({**BYTES, 'x y': '7'}).encode(), "gives 'x y' the id '7'"),
+    ('encoder.json', json.dumps({**BYTES, 'x y': 1.5}).encode(), "the id '1.5'"),
+    ('encoder.json', json.dumps({**BYTES, 'x y': True}).encode(), "the id 'True'"),
+    ('encoder.json', json.dumps({**BYTES, 'x y': -1}).encode(), "the id '-1'"),
+    ('encoder.json', json.dumps({**BYTES, 'x y': 2**31}).encode(), "the id '2147483648'"),
+    ('encoder.json', json.dumps({**BYTES, 'x y': 33}).encode(), "the id 33 to both 'B' and 'x y'"),
+    ('encoder.json', json.dumps(dict(list(BYTES.items())[:250])).encode(), 'lacks 6 of the 256 byte symbols'),
+    ('encoder.json', b'{}', 'lacks 256 of the 256'),
+    ('vocab.bpe', None, 'is missing'),
+    ('vocab.bpe', b'#version: 0.2\n\xc3\x28 a\n', 'not UTF-8 at byte 14'),
+    ('vocab.bpe', b'#version: 0.2\ne r\nabc\n', "line 3 is not two symbols with a space between but 'abc'"),
+    ('vocab.bpe', b'#version: 0.2\na b c\n', 'line 2 is not two symbols'),
+    ('vocab.bpe', b'#version: 0.2\n\na b\n', 'line 2 is not two symbols'),
+    ('vocab.bpe', b'#version: 0.2\na \n', 'line 2 is not two symbols'),
+    ('vocab.bpe', b'#version: 0.2\nqqq z\n', "needs the symbol 'qqq'"),
+    ('vocab.bpe', b'#version: 0.2\nQ Z\n', "needs the symbol 'QZ'"),
+])
+def test_damaged_files_are_told_in_one_line(tmp_path, name, content, expected):
+    write_vocab(tmp_path / 'tiny')
+    path = tmp_path / 'tiny' / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        get_encoder('tiny', str(tmp_path))
+    message = str(caught.value)
+    assert expected in message and str(path) in message and '\n' not in message and len(message) < 400
+    assert ';' in message  # what to do about it

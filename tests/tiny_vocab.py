@@ -1,0 +1,110 @@
+"""What the tests share about vocabularies: a small one trained on the spot, and tiktoken as the reference."""
+import collections
+import functools
+import inspect
+import itertools
+import json
+import os
+import textwrap
+
+import pytest
+import regex
+import tiktoken
+
+from encoder import bytes_to_unicode
+
+SHARED = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'shared')
+EOT = '<|endoftext|>'
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"  # tiktoken's r50k_base
+
+ENGLISH = """
+The keeper of the lighthouse didn't expect visitors in November. He'd trimmed the lamp, he'd wound the clock, and now
+he was reading the same page that he'd read the day before; it wasn't a good page. "You'll see," his sister had said,
+"they'll come when you've stopped waiting for them." She'd been right about the storm, and about the boat, and she was
+usually right about the things that we're all wrong about. I'm telling it as it was told to me, in 1987, on a train.
+"""
+
+
+def train_bpe(text, n_merges):
+    """Trains n_merges merges naively. Returns the encoder dict (bytes first, <|endoftext|> last) and the merges."""
+    symbols = bytes_to_unicode()
+    words = collections.Counter(regex.findall(PATTERN, text))
+    words = {tuple(symbols[byte] for byte in word.encode()): count for word, count in words.items()}
+    vocabulary, merges = list(symbols.values()), []
+    while len(merges) < n_merges:
+        pairs = collections.Counter()
+        for word, count in words.items():
+            for pair in itertools.pairwise(word):
+                pairs[pair] += count
+        if not pairs:
+            break
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        words = {merged(word, best): count for word, count in words.items()}
+        if ''.join(best) not in vocabulary:  # two ways to one symbol: only the first is learned
+            vocabulary.append(''.join(best))
+        merges.append(best)
+    return {symbol: id for id, symbol in enumerate([*vocabulary, EOT])}, merges
+
+
+def merged(word, pair):
+    result = []
+    for symbol in word:
+        if result and (result[-1], symbol) == pair:
+            result[-1] += symbol
+        else:
+            result.append(symbol)
+    return tuple(result)
+
+
+@functools.cache
+def tiny_bpe(n_merges=300):
+    """(encoder dict, merges) trained on a little English and Python."""
+    return train_bpe(ENGLISH + inspect.getsource(textwrap), n_merges)
+
+
+def write_vocab(directory, n_merges=300):
+    """Writes encoder.json and vocab.bpe of tiny_bpe into a directory (made if need be); returns both as tiny_bpe."""
+    encoder, merges = tiny_bpe(n_merges)
+    os.makedirs(directory, exist_ok=True)
+    with open(os.path.join(directory, 'encoder.json'), 'w', encoding='utf-8') as file:
+        json.dump(encoder, file)
+    with open(os.path.join(directory, 'vocab.bpe'), 'w', encoding='utf-8') as file:
+        file.write('#version: 0.2\n' + ''.join(f'{first} {second}\n' for first, second in merges))
+    return encoder, merges
+
+
+def tiktoken_encoding(encoder_json, merges):
+    """A tiktoken.Encoding with this vocabulary (a dict, or the path of an encoder.json); ids as in the vocabulary.
+
+    tiktoken merges in the order of ids, so the ids of merged symbols must ascend as the merges do.
+    """
+    if not isinstance(encoder_json, dict):
+        with open(encoder_json, encoding='utf-8') as file:
+            encoder_json = json.load(file)
+    ids = [encoder_json[first + second] for first, second in merges]
+    assert ids == sorted(set(ids)), 'ids are not in the order of the merges: renumber them with in_merge_order'
+    byte_of = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
+    symbols = [*byte_of, *(first + second for first, second in merges)]
+    ranks = {bytes(map(byte_of.__getitem__, symbol)): encoder_json[symbol] for symbol in symbols}
+    special = {EOT: encoder_json[EOT]} if EOT in encoder_json else {}
+    return tiktoken.Encoding('reference', pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
+
+
+def in_merge_order(encoder, merges):
+    """A vocabulary of the same symbols with ids in merge order for tiktoken, and a dict of its ids → encoder's ids."""
+    symbols = [*bytes_to_unicode().values(), *(first + second for first, second in merges), EOT]
+    renumbered = {symbol: id for id, symbol in enumerate(dict.fromkeys(symbols))}
+    return renumbered, {id: encoder[symbol] for symbol, id in renumbered.items() if symbol in encoder}
+
+
+def shared(*names):
+    """The path of a file in ../shared; skips the test, saying so, where it is absent (as in a user's clone)."""
+    path = os.path.join(SHARED, *names)
+    if not os.path.exists(path):
+        pytest.skip(f'{path} is not here')
+    return path
+
+
+def real_merges():
+    with open(shared('vocab', 'vocab.bpe'), encoding='utf-8') as file:
+        return [tuple(line.split()) for line in file.read().split('\n')[1:-1]]

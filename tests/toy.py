@@ -1,0 +1,51 @@
+"""Toy models with weights that NumPy's own generator fixes, so that other programs can make the same ones."""
+import contextlib
+import json
+import os
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from tiny_vocab import write_vocab
+
+import checkpoint
+import model
+
+TOY = {'n_vocab': 557, 'n_ctx': 32, 'n_embd': 32, 'n_head': 4, 'n_layer': 2}
+
+
+def hparams(**sizes):
+    return model.default_hparams().override_from_dict({**TOY, **sizes})
+
+
+def weights(hp, seed=0, scale=0.1):
+    """{'model/wpe': array, ...} with every entry drawn, gains around 1, so that no term of the formula can hide."""
+    rng = np.random.RandomState(seed)
+    return {f'model/{name}': (rng.standard_normal(shape) * scale + name.endswith('/g')).astype(np.float32)
+            for name, shape in sorted(model.weight_shapes(hp).items())}
+
+
+@contextlib.contextmanager
+def session():
+    with tf.Graph().as_default(), tf.Session() as session:
+        yield session
+
+
+def assign(session, values):
+    """Initializes all variables, those of the model with these values."""
+    session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
+    for v in checkpoint.model_variables():
+        v.load(values[v.op.name], session)
+
+
+def write_model(directory, hp=None, values=None):
+    """A model directory with these weights and the small vocabulary; returns its sizes and its weights."""
+    encoder, _ = write_vocab(directory)
+    hp = hp or hparams(n_vocab=len(encoder))
+    values = values or weights(hp)
+    with session() as s:
+        model.weights(hp)
+        assign(s, values)
+        tf.train.Saver(save_relative_paths=True).save(s, os.path.join(directory, 'model.ckpt'))
+    with open(os.path.join(directory, 'hparams.json'), 'w') as file:
+        json.dump(hp.values(), file)
+    return hp, values
