@@ -139,8 +139,8 @@ class Run:
             self.restore_optimizer(session, state_prefix(prefix), say)
         elif state['step']:
             say(f'{prefix} has no training state beside it: the optimizer and the data start anew')
+        self.saved_step = state['step']
         if prefix == last:
-            self.saved_step = state['step']
             self.kept = [p for p in all_named(self.directory) if os.path.exists(f'{p}.index')]
         elif last:
             # From here on the run is another one: until this is committed, its saves could overwrite what is.

@@ -77,6 +77,8 @@ class Data:
         self.seed = seed
         self.sampler = Sampler(self.training, seed, rank=self.worker.rank, size=self.worker.size)
         self.sampler.position = position
+        self.next_batch()  # refuses another vocabulary's tokens, as a rule, before anything is written
+        self.sampler.position = position
 
     def window(self, sampler):  # -> int32 [n_ctx]
         tokens = sampler.sample(self.hparams.n_ctx)
@@ -218,6 +220,8 @@ class Trainer:
 
     def write_samples(self):
         """Samples to samples_dir/<run_name>/samples-<step>, the last also to the terminal."""
+        if self.worker.rank:
+            return
         texts = []
         for first in range(0, self.flags.sample_num, self.flags.batch_size):
             self.signals.check()
@@ -235,8 +239,14 @@ class Trainer:
 
     def say(self, line):
         if self.worker.rank == 0:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
+            say(line)
+
+
+def say(line):
+    """A line on stdout, past the progress bar; where nobody reads any more (`| head`), training goes on unseen."""
+    with contextlib.suppress(OSError):
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
 
 
 class Log:
@@ -275,8 +285,7 @@ class Log:
 
     def validation(self, step, loss):
         if not self.silent:
-            self.bar.write(f'[{step} | {time.time() - self.started:.2f}] validation loss = {loss:.4f}',
-                           file=sys.stdout)
+            say(f'[{step} | {time.time() - self.started:.2f}] validation loss = {loss:.4f}')
         self.scalars(step, val_loss=loss)
 
     def close(self):

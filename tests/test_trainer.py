@@ -1,0 +1,314 @@
+import glob
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import numpy_gpt2
+import pytest
+import tensorflow.compat.v1 as tf
+import toy
+from tiny_vocab import ENGLISH
+
+import trainer
+from errors import InputError
+from flags import TrainFlags
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    """A folder with models/toy and text/*.txt: some documents longer than a window, and one shorter."""
+    folder = tmp_path_factory.mktemp('world')
+    toy.write_model(folder / 'models' / 'toy')
+    (folder / 'text').mkdir()
+    (folder / 'text' / 'a.txt').write_text(ENGLISH)
+    (folder / 'text' / 'b.txt').write_text(ENGLISH.upper() * 2)
+    return folder
+
+
+@pytest.fixture
+def flags(world, tmp_path):
+    """A function that makes TrainFlags, with short runs and folders of this test's own."""
+    def make(**changes):
+        return TrainFlags(**{**{
+            'dataset': str(world / 'text'), 'model_name': 'toy', 'models_dir': str(world / 'models'), 'combine': 1,
+            'checkpoint_dir': str(tmp_path / 'checkpoint'), 'samples_dir': str(tmp_path / 'samples'),
+            'batch_size': 2, 'learning_rate': 1e-3, 'sample_every': 0, 'save_every': 0, 'steps': 8, 'seed': 3,
+        }, **changes})
+    return make
+
+
+def final(made):
+    """Everything that the newest checkpoint of a run holds: weights, optimizer and state."""
+    directory = os.path.join(made.checkpoint_dir, made.run_name)
+    prefix = tf.train.latest_checkpoint(directory)
+    training = prefix.replace('/model-', '/training-')
+    tensors = {}
+    for path in (prefix, training):
+        reader = tf.train.load_checkpoint(path)
+        tensors.update({name: reader.get_tensor(name).tobytes() for name in reader.get_variable_to_shape_map()})
+    with open(f'{training}.json') as file:
+        state = json.load(file)
+    return tensors, {name: state[name] for name in ('step', 'position', 'seed', 'average')}
+
+
+def events(made, tag):
+    """{step: value} of a TensorBoard tag, the last value where a step was logged twice."""
+    values = {}
+    for path in sorted(glob.glob(os.path.join(made.checkpoint_dir, made.run_name, 'events*'))):
+        for event in tf.train.summary_iterator(path):
+            values.update({event.step: value.simple_value for value in event.summary.value if value.tag == tag})
+    return values
+
+
+OPTIONS = [{}, {'accumulate_gradients': 2, 'noise': 0.2, 'memory_saving_gradients': True, 'val_every': 3}]
+
+
+@pytest.mark.parametrize('options', OPTIONS)
+def test_a_run_that_stops_continues_as_one_that_does_not(flags, options):
+    undisturbed = flags(run_name='whole', sample_every=4, **options)
+    trainer.train(undisturbed)
+    for steps in (3, 4, 8):  # each a new graph and session; sampling or not makes no difference either
+        trainer.train(flags(run_name='parts', steps=steps, **options))
+    assert final(flags(run_name='parts')) == final(undisturbed)
+    assert events(flags(run_name='parts'), 'loss') == events(undisturbed, 'loss')
+    assert sorted(events(undisturbed, 'loss')) == list(range(1, 9))
+
+
+def test_sgd_continues_too_and_trains_the_layers_alone(flags, world):
+    options = {'optimizer': 'sgd', 'learning_rate': 0.1, 'only_train_transformer_layers': True}
+    trainer.train(flags(run_name='whole', **options))
+    trainer.train(flags(run_name='parts', steps=5, **options))
+    trainer.train(flags(run_name='parts', **options))
+    paths = [os.path.join(flags().checkpoint_dir, name) for name in ('whole', 'parts')]
+    whole, parts, start = (tf.train.load_checkpoint(tf.train.latest_checkpoint(path))
+                           for path in (*paths, str(world / 'models' / 'toy')))
+    for name in whole.get_variable_to_shape_map():
+        assert np.array_equal(whole.get_tensor(name), parts.get_tensor(name))
+        assert np.array_equal(whole.get_tensor(name), start.get_tensor(name)) == ('/h' not in name)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_saves_and_ends_with_its_status(flags, monkeypatch, number, capsys):
+    trainer.train(flags(run_name='whole'))
+    at_step_5(monkeypatch, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(SystemExit) as stopped:
+        trainer.train(flags())
+    assert stopped.value.code == 128 + number
+    assert f'Stopped by {number.name} at step 5' in capsys.readouterr().out
+    assert final(flags())[1]['step'] == 5
+    assert signal.getsignal(number) not in (None, trainer.Signals.note)
+    monkeypatch.undo()
+    trainer.train(flags())
+    assert final(flags()) == final(flags(run_name='whole'))
+
+
+def at_step_5(monkeypatch, action):
+    log = trainer.Log.loss
+
+    def loss(self, step, *values):
+        log(self, step, *values)
+        if step == 5:
+            action()
+    monkeypatch.setattr(trainer.Log, 'loss', loss)
+
+
+def test_an_error_saves_first_and_is_not_hidden(flags, monkeypatch):
+    trainer.train(flags(run_name='whole'))
+    draw = trainer.Data.next_batch
+
+    def fails_once(self):
+        if self.sampler.position == 10:  # halfway between two updates of one
+            raise ZeroDivisionError('from within')
+        return draw(self)
+    monkeypatch.setattr(trainer.Data, 'next_batch', fails_once)
+    with pytest.raises(ZeroDivisionError, match='from within'):
+        trainer.train(flags())
+    assert final(flags())[1]['step'] == 5
+    monkeypatch.undo()
+    trainer.train(flags())
+    assert final(flags()) == final(flags(run_name='whole'))
+
+
+def test_kill_9_at_random_moments_changes_nothing(flags, world):
+    """Real processes. What is killed has no chance to save: each start goes on from the last --save_every."""
+    options = {'steps': 60, 'save_every': 4, 'val_every': 10, 'val_batch_count': 2}
+    trainer.train(flags(run_name='whole', **options))
+    command = [sys.executable, os.path.join(ROOT, 'train.py')]
+    for name, value in vars(flags(**options)).items():
+        command += [] if value is None else [f'--{name}={value}']
+    directory = os.path.join(flags().checkpoint_dir, flags().run_name)
+    rng = random.Random(7)
+    for kill in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wanted = 12 * (kill + 1)  # by then it has certainly gone on
+        while process.poll() is None and newest(directory) < wanted:
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.1)
+        process.kill()
+        process.wait()
+        assert wanted <= newest(directory) <= 60
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert final(flags()) == final(flags(run_name='whole'))
+    assert events(flags(), 'loss') == events(flags(run_name='whole'), 'loss')
+    assert 'WARNING' not in done.stderr and 'oneDNN' not in done.stderr  # TensorFlow's own noise
+
+
+def newest(directory):
+    """The step of the committed checkpoint, 0 where there is none."""
+    prefix = tf.train.latest_checkpoint(directory)
+    return int(prefix.rpartition('-')[2]) if prefix else 0
+
+
+def test_accumulated_batches_give_the_update_of_one_large_batch(flags, world):
+    """Of windows with and without padding."""
+    (world / 'short').mkdir(exist_ok=True)
+    for i, words in enumerate(ENGLISH.split('"')):
+        (world / 'short' / f'{i}.txt').write_text(words)
+    options = {'dataset': str(world / 'short'), 'optimizer': 'sgd', 'learning_rate': 0.5, 'steps': 3}
+    trainer.train(flags(run_name='large', batch_size=6, **options))
+    trainer.train(flags(run_name='small', batch_size=2, accumulate_gradients=3, **options))
+    large, small = (tf.train.load_checkpoint(tf.train.latest_checkpoint(os.path.join(flags().checkpoint_dir, name)))
+                    for name in ('large', 'small'))
+    for name in large.get_variable_to_shape_map():
+        np.testing.assert_allclose(small.get_tensor(name), large.get_tensor(name), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(*[list(events(flags(run_name=name), 'loss').values()) for name in ('large', 'small')],
+                               rtol=1e-5)
+
+
+def test_validation_is_that_of_the_reference_on_the_tokens_held_out(flags, world, capsys):
+    made = flags(steps=1, val_every=1, val_batch_count=2, learning_rate=1e-9)
+    windows = []
+    batches = trainer.Data.validation_batches
+
+    def seen(self):
+        for inputs, tokens in batches(self):
+            windows.extend(tokens)
+            yield inputs, tokens
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Data, 'validation_batches', seen)
+        trainer.train(made)
+    shown = float(re.search(r'validation loss = ([\d.]+)', capsys.readouterr().out)[1])
+    weights = tf.train.load_checkpoint(str(world / 'models' / 'toy'))
+    expected = numpy_gpt2.mean_loss({name: weights.get_tensor(name) for name in weights.get_variable_to_shape_map()},
+                                    windows, toy.TOY['n_head'])
+    assert abs(shown - expected) < 1e-3
+    assert abs(events(made, 'val_loss')[1] - expected) < 1e-3
+
+
+def test_held_out_tokens_are_not_trained_on(flags, world):
+    made = flags(val_every=1)
+    data = trainer.Data(made, trainer.checkpoint.describe('toy', made.models_dir)[2], toy.hparams(), trainer.Worker())
+    whole = trainer.Data(flags(), trainer.checkpoint.describe('toy', made.models_dir)[2], toy.hparams(),
+                         trainer.Worker())
+    join = [np.concatenate(each).tolist() for each in (data.training, data.validation, whole.training)]
+    assert join[0] + join[1] == join[2] and len(join[1]) == round(0.05 * len(join[2]))
+
+
+def test_samples_are_written_and_repeat(flags, capsys):
+    made = flags(steps=2, sample_every=1, sample_num=3, sample_length=20)
+    trainer.train(made)
+    directory = os.path.join(made.samples_dir, 'run1')
+    assert sorted(os.listdir(directory)) == ['samples-1', 'samples-2']
+    text = open(os.path.join(directory, 'samples-2'), encoding='utf-8').read()
+    assert [line for line in text.split('\n') if line.startswith('=====')] == [
+        f'======== SAMPLE {i} ========' for i in (1, 2, 3)]
+    assert '======== SAMPLE 3 ========' in capsys.readouterr().out
+    trainer.train(flags(steps=2, sample_every=1, sample_num=3, sample_length=20, run_name='again', batch_size=2))
+    assert open(os.path.join(made.samples_dir, 'again', 'samples-2'), encoding='utf-8').read() == text
+
+
+def test_samples_and_events_that_cannot_be_written_do_not_stop_training(flags, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'samples').write_text('a file where the folder should be')
+
+    def fail(*arguments):
+        raise tf.errors.ResourceExhaustedError(None, None, 'disk full')
+    monkeypatch.setattr(tf.summary, 'FileWriter', fail)
+    trainer.train(flags(steps=4, sample_every=2))
+    output = capsys.readouterr()
+    assert final(flags())[1]['step'] == 4
+    assert 'The samples could not be written' in output.out and output.err.count('events could not be written') == 1
+
+
+def test_a_loss_that_is_no_number_ends_training_and_spoils_no_checkpoint(flags):
+    trainer.train(flags(steps=2))
+    good = final(flags())
+    with pytest.raises(InputError, match=r'the loss is (nan|inf) after step \d+; .* lower --learning_rate'):
+        trainer.train(flags(learning_rate=1e30, steps=50))
+    assert final(flags()) == good
+
+
+def test_fresh_starts_over(flags, world):
+    trainer.train(flags(steps=6))
+    once = final(flags())
+    trainer.train(flags(steps=6, restore_from='fresh'))
+    assert final(flags()) == once  # and not a continuation, which would have had nothing to do
+
+
+def test_restore_from_a_checkpoint_goes_on_from_its_step(flags):
+    trainer.train(flags(run_name='whole'))
+    trainer.train(flags(run_name='first', steps=5))
+    source = os.path.join(flags().checkpoint_dir, 'first', 'model-5.index')
+    trainer.train(flags(run_name='second', restore_from=source))
+    assert final(flags(run_name='second')) == final(flags(run_name='whole'))
+
+
+def test_without_a_seed_the_run_keeps_its_own(flags, capsys):
+    trainer.train(flags(steps=2, seed=None))
+    seed = final(flags())[1]['seed']
+    trainer.train(flags(steps=4, seed=None))
+    assert final(flags())[1]['seed'] == seed
+    trainer.train(flags(steps=5, seed=seed + 1))
+    assert 'the order of the data starts anew' in capsys.readouterr().out
+    assert final(flags())[1]['position'] == 2
+
+
+def test_another_vocabularys_tokens_are_refused_before_anything_is_written(flags, tmp_path):
+    np.savez(tmp_path / 'other.npz', np.array([5, 50256] * 100, np.uint16))
+    with pytest.raises(InputError, match='the dataset holds token 50256, but the model\'s n_vocab is 557'):
+        trainer.train(flags(dataset=str(tmp_path / 'other.npz')))
+    assert not os.path.exists(flags().checkpoint_dir)
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'dataset': 'nowhere/*.txt'}, 'nowhere'), ({'model_name': 'none'}, 'no model directory'),
+    ({'sample_every': 1, 'sample_length': 33}, 'length must be from 1 to n_ctx, 32, not 33'),
+    ({'restore_from': 'nowhere/model-3'}, 'no checkpoint nowhere/model-3'),
+    ({'run_name': '../up'}, '--run_name'),
+])
+def test_flags_that_cannot_be_used_write_nothing(flags, changes, message):
+    with pytest.raises(InputError, match=message):
+        trainer.train(flags(**changes))
+    assert not os.path.exists(flags().checkpoint_dir)
+
+
+def test_two_workers_share_the_windows_of_an_epoch(flags, tmp_path):
+    np.savez(tmp_path / 'data.npz', np.arange(500, dtype=np.uint16))  # 469 windows, no two alike
+    made = flags(batch_size=2, dataset=str(tmp_path / 'data.npz'))
+    enc = trainer.checkpoint.describe('toy', made.models_dir)[2]
+    seen = []
+    for rank in range(2):
+        data = trainer.Data(made, enc, toy.hparams(), trainer.Worker(rank, 2))
+        data.start(seed=1, position=0)
+        seen += [window[0] for _ in range(117) for window in data.next_batch()[1]]
+    assert len(set(seen)) == len(seen) == 468
+
+
+def test_a_terminal_that_is_gone_does_not_stop_training(flags, monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError(32, 'Broken pipe')
+
+        def flush(self):
+            pass
+    monkeypatch.setattr(sys, 'stdout', Closed())
+    trainer.train(flags(save_every=4, val_every=4, sample_every=4))
+    assert final(flags())[1]['step'] == 8
