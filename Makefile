@@ -9,8 +9,9 @@ TENSORFLOW ?= tensorflow
 DEMO_STEPS ?= 600
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-STDLIB = $(shell python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
+.NOTPARALLEL:
 .PHONY: demo test test-peers lint install clean
 
 demo: install models/demo data/demo.npz
@@ -25,26 +26,28 @@ demo: install models/demo data/demo.npz
 models/demo: | install
 	./src/create_model.py demo --n_layer 4 --n_head 4 --n_embd 192 --n_ctx 256 --seed 1
 
-data/demo.npz: | install models/demo
+data/demo.npz: | models/demo
 	./encode.py "$(STDLIB)/*.py" data/demo.npz --model_name demo
 
 install: .venv/installed
 
+PIP = python3 -m pip install --disable-pip-version-check --requirement
+
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys, ensurepip; assert (3, 10) <= sys.version_info < (3, 14)' || { \
+	@$(PYTHON) -c 'import sys, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2> /dev/null || { \
 		echo "This needs Python 3.10 to 3.13 with venv: apt install python3-venv, or make PYTHON=python3.12 …"; exit 2; }
-	$(PYTHON) -m venv .venv
+	test -d .venv || $(PYTHON) -m venv .venv
 	sed 's/^tensorflow\b/$(TENSORFLOW)/' requirements.txt > .venv/requirements.txt
-	pip install --quiet --requirement .venv/requirements.txt
-	touch .venv/installed
+	$(PIP) .venv/requirements.txt
+	touch $@
 
-.venv/installed-tests: .venv/installed tests/requirements.txt
-	pip install --quiet --requirement tests/requirements.txt
-	touch .venv/installed-tests
+.venv/installed-tests: tests/requirements.txt .venv/installed
+	$(PIP) $<
+	touch $@
 
-.venv/installed-peers: .venv/installed-tests tests/requirements-peers.txt
-	pip install --quiet --requirement tests/requirements-peers.txt
-	touch .venv/installed-peers
+.venv/installed-peers: tests/requirements-peers.txt .venv/installed-tests
+	$(PIP) $<
+	touch $@
 
 test: .venv/installed-tests
 	python3 -m pytest

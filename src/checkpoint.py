@@ -37,13 +37,13 @@ def latest(directory):
             named = re.search(r'^model_checkpoint_path: "(.+)"\s*$', file.read(), re.MULTILINE)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    require(named, f'{index} does not name a checkpoint (model_checkpoint_path: "…"); give one with --restore_from, '
-                   'or fetch the model again')
+    require(named, f'{index} does not name a checkpoint (model_checkpoint_path: "…"); write the name of one there, or '
+                   'fetch the model again')
     for prefix in (os.path.join(directory, named[1]), os.path.join(directory, os.path.basename(named[1]))):
         if os.path.exists(f'{prefix}.index'):
             return prefix
     raise InputError(f'{index} names {named[1]}, but there is no {prefix}.index; '
-                     'fetch the model again, or give another checkpoint with --restore_from')
+                     'fetch the model again, or write the name of a checkpoint that is there')
 
 
 def find(path):
@@ -83,18 +83,21 @@ def readable(prefix):
     """What TensorFlow raises about a damaged checkpoint, as one line."""
     try:
         yield
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
         if isinstance(error, InputError):
             raise
         reason = str(error).strip().partition('\n')[0]
         raise InputError(f'{prefix} cannot be read, use another checkpoint ({reason})') from None
 
 
-def restore(session, prefix, variables, saver=None):
-    """Loads the variables' values, all or none. Raises InputError where check does or data is damaged."""
+def restore(session, prefix, variables):
+    """Loads the variables' values. Raises InputError where check does, before any of them, or for damaged data."""
     check(prefix, variables)
     with readable(prefix):
-        (saver or tf.train.Saver(variables)).restore(session, prefix)
+        # By a reader: Saver.restore writes lines of its own to the terminal where data is damaged.
+        reader = tf.train.load_checkpoint(prefix)
+        for v in variables:
+            session.run(v.initializer, {v.initializer.inputs[1]: reader.get_tensor(v.op.name)})
 
 
 def describe(model_name, models_dir='models'):  # -> path, HParams, Encoder
@@ -133,7 +136,7 @@ class Run:
         else:
             prefix = last if restore_from == 'latest' else find(restore_from)
             state = self.read_state(prefix)
-        restore(session, prefix, self.model_variables, self.model_saver)
+        restore(session, prefix, self.model_variables)
         say(f'Loaded {prefix}')
         if state.pop('complete', False):
             self.restore_optimizer(session, state_prefix(prefix), say)
@@ -168,7 +171,7 @@ class Run:
         if {v.op.name: v.shape.as_list() for v in self.state_variables} != shapes:
             say(f'The optimizer is not the one of {prefix}: it starts anew')
         else:
-            restore(session, prefix, self.state_variables, self.state_saver)
+            restore(session, prefix, self.state_variables)
 
     def save(self, session, state):
         """Writes a checkpoint; state: what `restore` is to return, JSON's types, with 'step'.

@@ -6,6 +6,7 @@ handed values that it cannot misread.
 """
 import contextlib
 import difflib
+import errno
 import inspect
 import logging
 import os
@@ -16,6 +17,8 @@ import typing
 import fire
 
 from errors import InputError, require
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # told without the file's name
 
 
 def takes(fields):  # a dataclass -> a decorator
@@ -36,6 +39,8 @@ def run(function, argv=None):
     """
     script = os.path.basename(sys.argv[0])
     argv = sys.argv[1:] if argv is None else argv
+    with contextlib.suppress(AttributeError):  # a replaced stdout need not have it
+        sys.stdout.reconfigure(errors='replace')  # a terminal that cannot show a character is no reason to stop
     try:
         fire.Fire(function, command=arguments(function, argv, script), name=script)
         sys.stdout.flush()
@@ -47,9 +52,9 @@ def run(function, argv=None):
     except InputError as error:
         fail(script, error)
     except OSError as error:
-        if not error.filename:
+        if not error.filename and error.errno not in DISK_ERRORS:
             raise
-        fail(script, f'{error.filename}: {error.strerror}')
+        fail(script, f'{error.filename or "writing"}: {error.strerror}')
 
 
 def fail(script, error):

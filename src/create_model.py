@@ -27,10 +27,13 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
     """
     directory = paths.child(models_dir, name, 'NAME')
     require(not os.path.exists(directory), f'{directory} exists already; choose another name, or remove it')
-    source = vocab_from and paths.model_dir(vocab_from, models_dir)
+    source = vocab_from is not None and paths.model_dir(vocab_from, models_dir)
+    n_vocab = encoder.get_encoder(vocab_from, models_dir).n_vocab if source else 257  # the bytes and <|endoftext|>
     cli.load_tensorflow()
     import checkpoint
     import model
+    hparams = model.default_hparams().override_from_dict({
+        'n_vocab': n_vocab, 'n_ctx': n_ctx, 'n_embd': n_embd, 'n_head': n_head, 'n_layer': n_layer})
     os.makedirs(os.path.dirname(directory) or '.', exist_ok=True)
     with tempfile.TemporaryDirectory(dir=os.path.dirname(directory) or '.', prefix=f'.{name}.') as temporary:
         # A folder of its own to the end: a model that is not whole never has a name.
@@ -41,9 +44,6 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
                 shutil.copyfile(os.path.join(source, file), os.path.join(whole, file))
         else:
             write_byte_vocabulary(whole)
-        hparams = model.default_hparams().override_from_dict({
-            'n_vocab': encoder.get_encoder(name, temporary).n_vocab, 'n_ctx': n_ctx, 'n_embd': n_embd,
-            'n_head': n_head, 'n_layer': n_layer})
         checkpoint.create(whole, hparams, seed)
         os.rename(whole, directory)
     print(f'Made {directory}: {sum(map(size, model.weight_shapes(hparams).values())):,} parameters')

@@ -197,8 +197,8 @@ def check_surrogates(text, seen=0):
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f'the character at offset {seen + error.start} is U+{ord(text[error.start]):04X}, half of a '
-                         'UTF-16 pair, which UTF-8 cannot hold; remove it, or read the text with its right encoding'
-                         ) from None
+                         'UTF-16 pair, or a byte that was not UTF-8; remove it, or read the text with its own '
+                         'encoding') from None
 
 
 # Merging. All three ways give what this rule gives: merge the pair of lowest rank, of these the leftmost; repeat.

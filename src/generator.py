@@ -38,7 +38,7 @@ class Generator:
     def __call__(self, numbers, seed, context=None):  # -> int32 [len(numbers), length]
         """One continuation for each of `numbers`: the n-th sample of a seed and context is always the same one,
         whatever is drawn beside or before it. Raises InputError as check does."""
-        feed = {self.keys: [[seed, number] for number in numbers]}
+        feed = {self.keys: [[seed % 2**63, number] for number in numbers]}  # what an int64 holds
         if self.context is not None:
             self.check(context)
             feed[self.context] = [context] * len(numbers)
@@ -62,11 +62,13 @@ class Samples:
         require(self.enc.eot is not None or not unconditional, f'{directory}/encoder.json lacks {END}, with which '
                                                                'unconditional samples begin')
         self.seed, self.nsamples, self.batch_size, self.truncate = seed, nsamples, batch_size, truncate
+        if length is None:
+            length = hparams.n_ctx if unconditional else hparams.n_ctx // 2
         self.session = tf.Session(graph=tf.Graph(), config=session_config())
         with self.session.graph.as_default():
             self.generate = Generator(
-                self.session, hparams, length=length or hparams.n_ctx // (1 if unconditional else 2),
-                start_token=self.enc.eot if unconditional else None, temperature=temperature, top_k=top_k, top_p=top_p,
+                self.session, hparams, length=length, start_token=self.enc.eot if unconditional else None,
+                temperature=temperature, top_k=top_k, top_p=top_p,
                 stop_token=self.enc.eot if truncate == END else None)
             checkpoint.restore(self.session, checkpoint.find(directory), checkpoint.model_variables())
             self.session.graph.finalize()
@@ -103,6 +105,7 @@ def opened(output):
     if output is None:
         yield sys.stdout
         return
-    with paths.replacing(paths.expand(output), encoding='utf-8') as file:
-        with contextlib.suppress(KeyboardInterrupt):
-            yield file
+    path = paths.expand(output)
+    require(os.path.basename(path) and not os.path.isdir(path), f'--output {output!r} does not name a file')
+    with paths.replacing(path, encoding='utf-8') as file, contextlib.suppress(KeyboardInterrupt):
+        yield file

@@ -51,7 +51,7 @@ def load_hparams(path):
             values = json.load(file)
     except FileNotFoundError:
         raise InputError(f'no {path}; a model directory has one: fetch or create the model again') from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f'{path} is not JSON ({error}); fetch or create the model again') from None
     require(isinstance(values, dict), f'{path} must hold an object of sizes, not {type(values).__name__}')
     missing = sorted(HParams().values().keys() - values.keys())

@@ -37,7 +37,7 @@ def sample_token(logits, uniform, *, temperature, top_k, top_p):  # [B, V], floa
     """One token a row, drawn by inverting the cumulative distribution at `uniform`; temperature 0: the likeliest."""
     if temperature == 0:
         return tf.argmax(logits, axis=-1, output_type=tf.int32)
-    logits = tf.cast(logits, tf.float32) / temperature
+    logits = tf.cast(logits, tf.float32) / min(max(temperature, 1e-30), 1e30)  # so that float32 holds the quotients
     logits = top_p_logits(top_k_logits(logits, top_k), top_p)
     # Sums of 50,257 probabilities: in float64, so that rare tokens keep theirs.
     cumulative = tf.cumsum(tf.cast(tf.nn.softmax(logits), tf.float64), axis=-1)

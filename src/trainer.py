@@ -222,6 +222,12 @@ class Trainer:
         """Samples to samples_dir/<run_name>/samples-<step>, the last also to the terminal."""
         if self.worker.rank:
             return
+        try:
+            self.try_samples()
+        except (OSError, InputError) as error:
+            self.say(f'The samples could not be written: {error}')
+
+    def try_samples(self):
         texts = []
         for first in range(0, self.flags.sample_num, self.flags.batch_size):
             self.signals.check()
@@ -230,12 +236,9 @@ class Trainer:
                 texts.append(f'======== SAMPLE {number + 1} ========\n{self.enc.decode(tokens)}\n')
         self.say(texts[-1])
         directory = paths.child(self.flags.samples_dir, self.flags.run_name, '--run_name')
-        try:
-            os.makedirs(directory, exist_ok=True)
-            with paths.replacing(os.path.join(directory, f'samples-{self.step}'), encoding='utf-8') as file:
-                file.write('\n'.join(texts))
-        except OSError as error:
-            self.say(f'The samples could not be written: {error}')
+        os.makedirs(directory, exist_ok=True)
+        with paths.replacing(os.path.join(directory, f'samples-{self.step}'), encoding='utf-8') as file:
+            file.write('\n'.join(texts))
 
     def say(self, line):
         if self.worker.rank == 0:

@@ -1,4 +1,5 @@
 import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -72,10 +73,10 @@ def test_a_run_directory_is_what_other_code_bases_expect(graph, made, tmp_path):
     assert sorted(os.listdir(run.directory)) == [
         'checkpoint', 'counter', 'encoder.json', 'hparams.json', 'model-7.data-00000-of-00001', 'model-7.index',
         'model-7.meta', 'training-7.data-00000-of-00001', 'training-7.index', 'training-7.json', 'vocab.bpe']
-    assert open(f'{run.directory}/counter').read() == '7\n'
+    assert pathlib.Path(run.directory, 'counter').read_text() == '7\n'
     latest = tf.train.latest_checkpoint(run.directory)
     assert latest == f'{run.directory}/model-7'
-    assert {name: shape for name, shape in tf.train.list_variables(latest)} == {
+    assert dict(tf.train.list_variables(latest)) == {
         f'model/{name}': shape for name, shape in model.weight_shapes(made[1]).items()}
     reader = tf.train.load_checkpoint(latest)
     assert_same({name: reader.get_tensor(name) for name in made[2]}, made[2])
@@ -174,20 +175,20 @@ def test_a_checkpoint_of_other_sizes_is_refused_and_nothing_is_loaded(made, size
 
 
 def damage_flip(path):
-    data = bytearray(open(path, 'rb').read())
+    data = bytearray(pathlib.Path(path).read_bytes())
     data[len(data) // 2] ^= 1
-    open(path, 'wb').write(data)
+    pathlib.Path(path).write_bytes(data)
 
 
 @pytest.mark.parametrize('suffix, damage', [
     ('data-00000-of-00001', damage_flip), ('index', lambda path: os.truncate(path, 100)),
     ('data-00000-of-00001', lambda path: os.truncate(path, 1000)), ('data-00000-of-00001', os.unlink),
-    ('index', lambda path: open(path, 'wb').write(b'<html>not found</html>' * 50)),
+    ('index', lambda path: pathlib.Path(path).write_bytes(b'<html>not found</html>' * 50)),
 ])
 def test_damaged_checkpoints_are_one_line(graph, made, tmp_path, suffix, damage):
     shutil.copytree(made[0], tmp_path / 'toy')
     damage(str(tmp_path / 'toy' / f'model.ckpt.{suffix}'))
-    with pytest.raises(InputError, match='toy/model.ckpt cannot be read, use another checkpoint') as error:
+    with pytest.raises(InputError, match=r'toy/model\.ckpt cannot be read, use another checkpoint') as error:
         checkpoint.restore(graph, checkpoint.find(str(tmp_path / 'toy')), checkpoint.model_variables())
     assert '\n' not in str(error.value)
 
@@ -216,6 +217,6 @@ def test_remains_of_a_save_that_was_killed_are_removed(graph, made, tmp_path):
     run.save(graph, {'step': 1})
     remains = ['model-2.data-00000-of-00001.tempstate123', 'counter.99.tmp']
     for name in remains:
-        open(f'{run.directory}/{name}', 'w').close()
+        pathlib.Path(run.directory, name).touch()
     run.save(graph, {'step': 3})
     assert not set(remains) & set(os.listdir(run.directory))

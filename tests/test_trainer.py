@@ -1,6 +1,7 @@
 import glob
 import json
 import os
+import pathlib
 import random
 import re
 import signal
@@ -64,7 +65,9 @@ def events(made, tag):
     values = {}
     for path in sorted(glob.glob(os.path.join(made.checkpoint_dir, made.run_name, 'events*'))):
         for event in tf.train.summary_iterator(path):
-            values.update({event.step: value.simple_value for value in event.summary.value if value.tag == tag})
+            for value in event.summary.value:
+                if value.tag == tag:
+                    values[event.step] = value.simple_value
     return values
 
 
@@ -218,12 +221,12 @@ def test_samples_are_written_and_repeat(flags, capsys):
     trainer.train(made)
     directory = os.path.join(made.samples_dir, 'run1')
     assert sorted(os.listdir(directory)) == ['samples-1', 'samples-2']
-    text = open(os.path.join(directory, 'samples-2'), encoding='utf-8').read()
+    text = pathlib.Path(directory, 'samples-2').read_text(encoding='utf-8')
     assert [line for line in text.split('\n') if line.startswith('=====')] == [
         f'======== SAMPLE {i} ========' for i in (1, 2, 3)]
     assert '======== SAMPLE 3 ========' in capsys.readouterr().out
     trainer.train(flags(steps=2, sample_every=1, sample_num=3, sample_length=20, run_name='again', batch_size=2))
-    assert open(os.path.join(made.samples_dir, 'again', 'samples-2'), encoding='utf-8').read() == text
+    assert pathlib.Path(made.samples_dir, 'again', 'samples-2').read_text(encoding='utf-8') == text
 
 
 def test_samples_and_events_that_cannot_be_written_do_not_stop_training(flags, tmp_path, monkeypatch, capsys):

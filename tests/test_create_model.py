@@ -1,0 +1,249 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from tiny_vocab import tiny_bpe, write_vocab
+
+import cli
+from create_model import create_model
+from encoder import get_encoder
+from errors import InputError
+
+TOY = {'n_layer': 2, 'n_head': 4, 'n_embd': 32, 'n_ctx': 64}
+SHAPES = {  # of TOY with the 257 tokens of bytes and <|endoftext|>
+    'model/wte': [257, 32], 'model/wpe': [64, 32], 'model/ln_f/g': [32], 'model/ln_f/b': [32],
+    'model/h0/ln_1/g': [32], 'model/h0/ln_1/b': [32], 'model/h0/ln_2/g': [32], 'model/h0/ln_2/b': [32],
+    'model/h0/attn/c_attn/w': [1, 32, 96], 'model/h0/attn/c_attn/b': [96],
+    'model/h0/attn/c_proj/w': [1, 32, 32], 'model/h0/attn/c_proj/b': [32],
+    'model/h0/mlp/c_fc/w': [1, 32, 128], 'model/h0/mlp/c_fc/b': [128],
+    'model/h0/mlp/c_proj/w': [1, 128, 32], 'model/h0/mlp/c_proj/b': [32],
+    'model/h1/ln_1/g': [32], 'model/h1/ln_1/b': [32], 'model/h1/ln_2/g': [32], 'model/h1/ln_2/b': [32],
+    'model/h1/attn/c_attn/w': [1, 32, 96], 'model/h1/attn/c_attn/b': [96],
+    'model/h1/attn/c_proj/w': [1, 32, 32], 'model/h1/attn/c_proj/b': [32],
+    'model/h1/mlp/c_fc/w': [1, 32, 128], 'model/h1/mlp/c_fc/b': [128],
+    'model/h1/mlp/c_proj/w': [1, 128, 32], 'model/h1/mlp/c_proj/b': [32],
+}
+FILES = ['checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001', 'model.ckpt.index',
+         'model.ckpt.meta', 'vocab.bpe']
+
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory):
+    """A folder with `toy`, made by create_model, and `words`, the vocabulary of a model."""
+    models = tmp_path_factory.mktemp('models')
+    create_model('toy', **TOY, models_dir=str(models), seed=1)
+    write_vocab(models / 'words')
+    return models
+
+
+@pytest.fixture(scope='module')
+def wide(tmp_path_factory):
+    """The weights of a model that is wide enough for its statistics to be told apart."""
+    models = tmp_path_factory.mktemp('wide')
+    create_model('wide', n_layer=3, n_head=2, n_embd=192, n_ctx=128, models_dir=str(models), seed=1)
+    return weights(models / 'wide')
+
+
+def weights(directory):
+    reader = tf.train.load_checkpoint(str(directory))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def listing(folder):
+    return sorted(os.listdir(folder))
+
+
+# What is made
+
+def test_the_files_are_those_of_a_released_model(models):
+    assert listing(models / 'toy') == FILES
+
+
+def test_nothing_else_is_left_beside_the_model(models):
+    assert [name for name in listing(models) if name.startswith('.') or 'toy' in name] == ['toy']
+
+
+def test_others_may_read_the_model(models):
+    assert os.stat(models / 'toy').st_mode & 0o777 == 0o777 & ~umask()
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_hparams_hold_the_five_sizes(models):
+    with open(models / 'toy' / 'hparams.json') as file:
+        assert json.load(file) == {'n_vocab': 257, 'n_ctx': 64, 'n_embd': 32, 'n_head': 4, 'n_layer': 2}
+
+
+def test_the_checkpoint_file_names_the_checkpoint_beside_it(models):
+    state = tf.train.get_checkpoint_state(str(models / 'toy'))
+    assert state.model_checkpoint_path == str(models / 'toy' / 'model.ckpt')
+    assert str(models) not in (models / 'toy' / 'checkpoint').read_text()
+
+
+def test_variables_have_the_names_shapes_and_type_of_released_ones(models):
+    reader = tf.train.load_checkpoint(str(models / 'toy'))
+    assert reader.get_variable_to_shape_map() == SHAPES
+    assert set(reader.get_variable_to_dtype_map().values()) == {tf.float32}
+
+
+def test_the_number_of_parameters_is_told(tmp_path, capsys):
+    create_model('toy', **TOY, models_dir=str(tmp_path))
+    expected = sum(int(np.prod(shape)) for shape in SHAPES.values())
+    assert capsys.readouterr().out == f'Made {tmp_path}/toy: {expected:,} parameters\n'
+
+
+def test_the_vocabulary_is_the_bytes_and_the_end_of_text(models):
+    with open(models / 'toy' / 'encoder.json', encoding='utf-8') as file:
+        vocabulary = json.load(file)
+    assert sorted(vocabulary.values()) == list(range(257))
+    assert vocabulary['<|endoftext|>'] == 256
+    assert [vocabulary[symbol] for symbol in ('!', 'A', 'Ā', 'Ġ')] == [0, 32, 188, 220]  # as in GPT-2's own
+
+
+@pytest.mark.parametrize('text', ['Hello, world', ' \n\t\0', 'häß 日本 🙂', '<|endoftext|>', ''])
+def test_text_goes_there_and_back_a_token_a_byte(models, text):
+    enc = get_encoder('toy', str(models))
+    tokens = enc.encode(text)
+    assert len(tokens) == len(text.encode())
+    assert enc.decode(tokens) == text
+
+
+# Initial weights: the paper's section 2.3, and the released code
+
+@pytest.mark.parametrize('name, stddev', [
+    ('wte', 0.02), ('wpe', 0.01), ('h0/attn/c_attn/w', 0.02), ('h2/mlp/c_fc/w', 0.02),
+    ('h0/attn/c_proj/w', 0.02 / 6 ** 0.5), ('h2/mlp/c_proj/w', 0.02 / 6 ** 0.5)])
+def test_matrices_are_normal_with_the_papers_deviation(wide, name, stddev):
+    value = wide[f'model/{name}']
+    assert np.std(value) == pytest.approx(stddev, rel=0.03)
+    assert abs(np.mean(value)) < 0.03 * stddev
+    assert np.mean(np.abs(value) < stddev) == pytest.approx(0.6827, abs=0.02)  # normal, not uniform or truncated
+
+
+def test_gains_are_one_and_biases_zero(wide):
+    for name, value in wide.items():
+        if name.endswith(('/g', '/b')):
+            np.testing.assert_array_equal(value, 1 if name.endswith('/g') else 0, err_msg=name)
+
+
+def test_no_two_matrices_are_alike(wide):
+    first = [value.flat[:3].tolist() for name, value in wide.items() if not name.endswith(('/g', '/b'))]
+    assert len({tuple(each) for each in first}) == len(first) == 2 + 3 * 4
+
+
+def test_the_same_seed_gives_the_same_weights(models, tmp_path):
+    create_model('again', **TOY, models_dir=str(tmp_path), seed=1)
+    first, second = weights(models / 'toy'), weights(tmp_path / 'again')
+    assert all(np.array_equal(first[name], second[name]) for name in SHAPES)
+
+
+@pytest.mark.parametrize('seed', [2, None])
+def test_another_seed_or_none_gives_other_weights(models, tmp_path, seed):
+    create_model('other', **TOY, models_dir=str(tmp_path), seed=seed)
+    assert not np.array_equal(weights(models / 'toy')['model/wte'], weights(tmp_path / 'other')['model/wte'])
+
+
+def test_without_a_seed_two_models_differ(tmp_path):
+    for name in ('one', 'two'):
+        create_model(name, n_layer=1, n_head=1, n_embd=8, n_ctx=8, models_dir=str(tmp_path))
+    assert not np.array_equal(weights(tmp_path / 'one')['model/wte'], weights(tmp_path / 'two')['model/wte'])
+
+
+def test_the_vocabulary_of_another_model_is_copied(models):
+    create_model('wordy', **TOY, models_dir=str(models), vocab_from='words')
+    encoder, _ = tiny_bpe()
+    for name in ('encoder.json', 'vocab.bpe'):
+        assert (models / 'wordy' / name).read_bytes() == (models / 'words' / name).read_bytes()
+    assert listing(models / 'wordy') == FILES
+    assert json.loads((models / 'wordy' / 'hparams.json').read_text())['n_vocab'] == len(encoder)
+    assert weights(models / 'wordy')['model/wte'].shape == (len(encoder), 32)
+
+
+def test_the_models_folder_is_made(tmp_path):
+    create_model('toy', n_layer=1, n_head=1, n_embd=8, n_ctx=8, models_dir=str(tmp_path / 'a' / 'b'))
+    assert listing(tmp_path / 'a' / 'b') == ['toy']
+
+
+# What is refused
+
+def refusal(*args, **flags):
+    with pytest.raises(InputError) as raised:
+        create_model(*args, **flags)
+    assert '\n' not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize('sizes, message', [
+    ({'n_embd': 30}, 'n_embd (30) must be divisible by n_head (4)'),
+    ({'n_head': 5}, 'n_embd (32) must be divisible by n_head (5)'),
+    *(({name: value}, f'{name} must be a whole number above 0, not {value}')
+      for name in ('n_layer', 'n_head', 'n_embd', 'n_ctx') for value in (0, -4)),
+])
+def test_sizes_that_make_no_model_are_refused_and_leave_nothing(tmp_path, sizes, message):
+    assert message in refusal('toy', **{**TOY, **sizes}, models_dir=str(tmp_path))
+    assert listing(tmp_path) == []
+
+
+def test_after_a_refusal_not_even_the_models_folder_is_made(tmp_path):
+    refusal('toy', **{**TOY, 'n_head': 5}, models_dir=str(tmp_path / 'models'))
+    assert listing(tmp_path) == []
+
+
+def test_an_existing_model_is_refused_and_kept(models):
+    before = {name: (models / 'toy' / name).read_bytes() for name in FILES}
+    assert refusal('toy', **TOY, models_dir=str(models)).startswith(f'{models}/toy exists already')
+    assert {name: (models / 'toy' / name).read_bytes() for name in FILES} == before
+
+
+@pytest.mark.parametrize('kind', ['file', 'empty folder'])
+def test_anything_of_that_name_is_refused(tmp_path, kind):
+    (tmp_path / 'toy').mkdir() if kind == 'empty folder' else (tmp_path / 'toy').write_text('mine')
+    assert 'exists already' in refusal('toy', **TOY, models_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize('name', ['../toy', 'a/b', '', '.', '..', 'a\0b'])
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
+    assert 'not a plain folder name' in refusal(name, **TOY, models_dir=str(tmp_path / 'models'))
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize('vocab_from', ['absent', ''])
+def test_a_vocabulary_that_is_not_there_is_refused(tmp_path, vocab_from):
+    refusal('toy', **TOY, models_dir=str(tmp_path), vocab_from=vocab_from)
+    assert listing(tmp_path) == []
+
+
+def test_a_damaged_vocabulary_is_refused_by_its_own_path(tmp_path):
+    write_vocab(tmp_path / 'words')
+    (tmp_path / 'words' / 'encoder.json').write_text('{')
+    assert refusal('toy', **TOY, models_dir=str(tmp_path), vocab_from='words').startswith(
+        f'{tmp_path}/words/encoder.json is not JSON')
+    assert listing(tmp_path) == ['words']
+
+
+def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    import checkpoint
+
+    def failing(directory, *_):
+        with open(os.path.join(directory, 'model.ckpt.index'), 'w') as file:
+            file.write('half')
+        raise OSError(28, 'No space left on device', directory)
+    monkeypatch.setattr(checkpoint, 'create', failing)
+    with pytest.raises(OSError, match='No space'):
+        create_model('toy', **TOY, models_dir=str(tmp_path))
+    assert listing(tmp_path) == []
+
+
+def test_from_the_command_line_a_mistake_is_one_line_and_status_2(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('sys.argv', ['create_model.py'])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(create_model, ['toy', '--models_dir', str(tmp_path), '--n_embd', '30'])
+    assert stopped.value.code == 2
+    assert capsys.readouterr() == ('', 'create_model.py: error: hyperparameter n_embd (30) must be divisible by n_head '
+                                       '(12)\n')

@@ -1,0 +1,66 @@
+import dataclasses
+import re
+
+import pytest
+
+from errors import InputError
+from flags import TrainFlags
+
+FORK = {  # the fine-tuning fork's train.py
+    'model_name': '124M', 'models_dir': 'models', 'combine': 50000, 'encoding': 'utf-8', 'batch_size': 1,
+    'learning_rate': 0.00002, 'accumulate_gradients': 1, 'memory_saving_gradients': False,
+    'only_train_transformer_layers': False, 'optimizer': 'adam', 'noise': 0.0, 'top_k': 40, 'top_p': 0.0,
+    'restore_from': 'latest', 'run_name': 'run1', 'sample_every': 100, 'sample_num': 1, 'save_every': 1000,
+    'val_dataset': None, 'val_batch_size': 2, 'val_batch_count': 40, 'val_every': 0}
+OWN = {'checkpoint_dir': 'checkpoint', 'samples_dir': 'samples', 'sample_length': None, 'steps': None, 'seed': None}
+
+
+def test_defaults_are_those_of_the_fine_tuning_fork():
+    assert dataclasses.asdict(TrainFlags(dataset='x')) == {'dataset': 'x', **FORK, **OWN}
+
+
+def test_defaults_have_the_types_of_their_flags():
+    for field in dataclasses.fields(TrainFlags):
+        if field.default not in (dataclasses.MISSING, None):
+            assert type(field.default) is field.type, field.name
+
+
+def test_only_the_dataset_must_be_given():
+    with pytest.raises(TypeError, match='dataset'):
+        TrainFlags()
+
+
+def test_flags_cannot_be_changed_afterwards():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainFlags(dataset='x').batch_size = 2
+
+
+@pytest.mark.parametrize('name, value', [
+    *((name, value) for name in ('batch_size', 'accumulate_gradients', 'val_batch_size', 'val_batch_count', 'combine',
+                                 'sample_length') for value in (0, -1)),
+    *((name, -1) for name in ('sample_every', 'sample_num', 'save_every', 'val_every', 'top_k', 'steps', 'seed')),
+    ('learning_rate', 0.0), ('learning_rate', -1e-5), ('learning_rate', float('nan')),
+    ('noise', -0.1), ('noise', 1.0), ('noise', float('nan')),
+    ('top_p', -0.1), ('top_p', 1.1), ('top_p', float('nan')),
+    ('optimizer', 'lion'), ('optimizer', ''), ('optimizer', 'Adam'),
+])
+def test_a_value_out_of_range_is_refused_by_the_name_of_its_flag(name, value):
+    with pytest.raises(InputError) as raised:
+        TrainFlags(dataset='x', **{name: value})
+    assert re.fullmatch(rf'--{name} must be .+, not {re.escape(repr(value))}', str(raised.value))
+
+
+@pytest.mark.parametrize('name, value', [
+    *((name, 1) for name in ('batch_size', 'accumulate_gradients', 'val_batch_size', 'val_batch_count', 'combine',
+                             'sample_length')),
+    *((name, 0) for name in ('sample_every', 'sample_num', 'save_every', 'val_every', 'top_k', 'steps', 'seed')),
+    *((name, None) for name in ('sample_length', 'steps', 'seed', 'val_dataset')),
+    ('learning_rate', 1e-12), ('noise', 0.0), ('noise', 0.999), ('top_p', 0.0), ('top_p', 1.0), ('optimizer', 'sgd'),
+])
+def test_the_ends_of_each_range_are_accepted(name, value):
+    assert getattr(TrainFlags(dataset='x', **{name: value}), name) == value
+
+
+def test_every_flag_is_explained():
+    explained = re.findall(r'^        (\w+): \S', TrainFlags.__doc__.partition('Args:')[2], re.MULTILINE)
+    assert explained == [field.name for field in dataclasses.fields(TrainFlags)]

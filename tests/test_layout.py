@@ -1,0 +1,201 @@
+"""Who may import what (DESIGN.md, Layout), and what no file of the project does."""
+import ast
+import glob
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FILES = sorted([*glob.glob(f'{ROOT}/*.py'), *glob.glob(f'{ROOT}/src/*.py')])
+NAMES = [os.path.relpath(path, ROOT) for path in FILES]
+
+FOR_EVERYBODY = {'errors', 'paths'}
+MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
+    'download_model.py': {'cli', 'requests', 'tqdm'},
+    'encode.py': {'cli', 'encoder', 'load_dataset'},
+    'train.py': {'cli', 'flags', 'trainer'},
+    'src/errors.py': set(),
+    'src/paths.py': set(),
+    'src/flags.py': set(),
+    'src/cli.py': {'fire', 'tensorflow'},
+    'src/encoder.py': {'numpy', 'regex'},
+    'src/load_dataset.py': {'encoder', 'numpy', 'tqdm'},
+    'src/model.py': {'numpy', 'tensorflow'},
+    'src/sample.py': {'model', 'tensorflow'},
+    'src/memory_saving_gradients.py': {'tensorflow'},
+    'src/accumulate.py': {'tensorflow'},
+    'src/optimizer.py': {'accumulate', 'memory_saving_gradients', 'tensorflow'},
+    'src/checkpoint.py': {'encoder', 'model', 'tensorflow'},
+    'src/generator.py': {'checkpoint', 'sample', 'tensorflow'},
+    'src/trainer.py': {'checkpoint', 'generator', 'load_dataset', 'model', 'numpy', 'optimizer', 'tensorflow', 'tqdm'},
+    'src/create_model.py': {'checkpoint', 'cli', 'encoder', 'model'},
+    'src/generate_unconditional_samples.py': {'cli', 'generator'},
+    'src/interactive_conditional_samples.py': {'cli', 'generator'},
+}
+TENSORFLOW_FREE = ['encoder', 'load_dataset', 'paths', 'errors', 'cli', 'flags', 'encode', 'download_model', 'train',
+                   'create_model', 'generate_unconditional_samples', 'interactive_conditional_samples']
+CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset'}
+
+
+def tree(name):
+    with open(os.path.join(ROOT, name), encoding='utf-8') as file:
+        return ast.parse(file.read(), name)
+
+
+PARSED = {name: tree(name) for name in NAMES}
+SCRIPTS = [name for name in NAMES if "__name__ == '__main__'" in ast.unparse(PARSED[name].body[-1])]
+
+
+def imported(name):
+    """The top-level names of all modules that a file imports, in functions too."""
+    found = set()
+    for node in ast.walk(PARSED[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition('.')[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{name} imports relatively'
+            found.add(node.module.partition('.')[0])
+    return found
+
+
+def imports(name):
+    """The same without the standard library's."""
+    return imported(name) - sys.stdlib_module_names
+
+
+def module_of(name):
+    return os.path.basename(name).removesuffix('.py')
+
+
+def calls(node):
+    return [ast.unparse(each.func) for each in ast.walk(node) if isinstance(each, ast.Call)]
+
+
+# Imports
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_file_imports_only_what_the_design_lets_it(name):
+    assert name in MAY_IMPORT, f'{name} is new: say in MAY_IMPORT what it may import'
+    assert imports(name) <= MAY_IMPORT[name] | FOR_EVERYBODY - {module_of(name)}
+
+
+def test_no_file_is_missing():
+    assert set(MAY_IMPORT) <= set(NAMES)
+
+
+def test_errors_imports_nothing_and_paths_only_errors():
+    assert imports('src/errors.py') == set()
+    assert imports('src/paths.py') == {'errors'}
+
+
+def test_imports_have_no_cycle():
+    files = {module_of(name): name for name in NAMES}
+    waiting = {module: imports(name) & files.keys() for module, name in files.items()}
+    while free := {module for module, needed in waiting.items() if not needed & waiting.keys()}:
+        waiting = {module: needed for module, needed in waiting.items() if module not in free}
+    assert waiting == {}
+
+
+def test_module_names_hide_no_installed_module():
+    assert not {module_of(name) for name in NAMES} & sys.stdlib_module_names
+    assert len({module_of(name) for name in NAMES}) == len(NAMES)
+
+
+def test_only_cli_knows_fire_and_no_file_knows_horovod():
+    assert [name for name in NAMES if 'fire' in imports(name)] == ['src/cli.py']
+    assert [name for name in NAMES if 'horovod' in imports(name)] == []
+
+
+def test_what_needs_no_tensorflow_imports_without_it():
+    code = 'import sys\nsys.modules["tensorflow"] = None\n' + ''.join(f'import {name}\n' for name in TENSORFLOW_FREE)
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([os.path.join(ROOT, 'src'), ROOT])}
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+
+
+# Side effects at import
+
+def is_docstring(node):
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def is_constant(node):
+    return isinstance(node, (ast.Assign, ast.AnnAssign)) and set(calls(node)) <= CONSTANT_MAKERS
+
+
+def is_path_line(node, name):
+    return '/' not in name and isinstance(node, ast.Expr) and ast.unparse(node).startswith('sys.path.insert(0, ')
+
+
+def is_guard(node, name):
+    """`if __name__ == '__main__': cli.run(…)`, at the end of a script."""
+    return (node is PARSED[name].body[-1] and isinstance(node, ast.If) and not node.orelse
+            and re.fullmatch(r"if __name__ == '__main__':\n    cli\.run\(\w+\)", ast.unparse(node)))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_importing_does_nothing_but_define(name):
+    for i, node in enumerate(PARSED[name].body):
+        defines = isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)) or is_constant(node)
+        assert defines or (i == 0 and is_docstring(node)) or is_path_line(node, name) or is_guard(node, name), (
+            f'{name}:{node.lineno} does something at import: {ast.unparse(node)[:80]}')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_file_says_first_what_it_is_for(name):
+    assert is_docstring(PARSED[name].body[0])
+
+
+@pytest.mark.parametrize('name', SCRIPTS)
+def test_a_script_is_executable_and_ends_in_cli_run(name):
+    path = os.path.join(ROOT, name)
+    with open(path, encoding='utf-8') as file:
+        assert file.readline() == '#!/usr/bin/env python3\n'
+    assert os.access(path, os.X_OK)
+    assert is_guard(PARSED[name].body[-1], name)
+
+
+def test_all_root_files_and_three_of_src_are_scripts():
+    assert {name for name in NAMES if '/' not in name} <= set(SCRIPTS)
+    assert {'src/create_model.py', 'src/generate_unconditional_samples.py',
+            'src/interactive_conditional_samples.py'} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize('name', [name for name in SCRIPTS if '/' not in name])
+def test_a_root_script_finds_src_through_a_symbolic_link(name):
+    (line,) = [ast.unparse(node) for node in PARSED[name].body if is_path_line(node, name)]
+    assert line == "sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))"
+
+
+# What is nowhere
+
+@pytest.mark.parametrize('name', NAMES)
+def test_nothing_that_runs_what_it_reads(name):
+    assert not imported(name) & {'pickle', 'cloudpickle', 'dill', 'marshal', 'shelve', 'joblib'}
+    called = set(calls(PARSED[name]))
+    assert not called & {'eval', 'exec', 'os.system', 'os.popen', '__import__'}
+    assert not {call.rpartition('.')[2] for call in called} & {'extractall', 'unpack_archive'}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_numpy_is_never_allowed_to_unpickle(name):
+    keywords = [node for node in ast.walk(PARSED[name]) if isinstance(node, ast.keyword)]
+    for keyword in keywords:
+        assert keyword.arg != 'allow_pickle' or ast.unparse(keyword.value) == 'False'
+        assert keyword.arg != 'shell' or ast.unparse(keyword.value) == 'False'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_no_bare_except(name):
+    assert [node.lineno for node in ast.walk(PARSED[name])
+            if isinstance(node, ast.ExceptHandler) and node.type is None] == []
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_only_cli_and_trainer_end_the_process(name):
+    called = set(calls(PARSED[name]))
+    assert not called & {'exit', 'quit', 'os._exit'}
+    assert 'sys.exit' not in called or name in ('src/cli.py', 'src/trainer.py')

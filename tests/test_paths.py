@@ -1,0 +1,150 @@
+import os
+
+import pytest
+
+import paths
+from errors import InputError
+
+
+@pytest.fixture
+def models(tmp_path):
+    (tmp_path / 'models').mkdir()
+    return tmp_path / 'models'
+
+
+# Names of models and runs
+
+@pytest.mark.parametrize('there, asked', [
+    ('124M', '124M'), ('124M', '117M'), ('117M', '124M'), ('117M', '117M'), ('355M', '345M'), ('345M', '355M'),
+    ('mine', 'mine'), ('.hidden', '.hidden'), ('a b', 'a b'), ('2019', '2019')])
+def test_a_model_is_found_by_its_name_or_alias(models, there, asked):
+    (models / there).mkdir()
+    assert paths.model_dir(asked, str(models)) == str(models / there)
+
+
+def test_a_name_comes_before_its_alias(models):
+    for name in ('117M', '124M'):
+        (models / name).mkdir()
+    assert paths.model_dir('117M', str(models)) == str(models / '117M')
+    assert paths.model_dir('124M', str(models)) == str(models / '124M')
+
+
+@pytest.mark.parametrize('there, asked', [('124M', '355M'), ('124M', '345M'), ('774M', '117M'), ('a', 'A')])
+def test_no_other_model_is_taken(models, there, asked):
+    (models / there).mkdir()
+    with pytest.raises(InputError):
+        paths.model_dir(asked, str(models))
+
+
+@pytest.mark.parametrize('name', ['124M', '355M', '774M', '1558M', '117M', '345M'])
+def test_for_a_released_model_that_is_missing_the_remedy_is_to_download_it(models, name):
+    with pytest.raises(InputError) as raised:
+        paths.model_dir(name, str(models))
+    assert str(raised.value) == f'no model directory {models}/{name}; fetch it with ./download_model.py {name}'
+
+
+def test_for_another_model_that_is_missing_the_remedy_is_to_check_or_create(models):
+    with pytest.raises(InputError) as raised:
+        paths.model_dir('mine', str(models))
+    assert str(raised.value) == (f'no model directory {models}/mine; check --model_name and --models_dir, or make one '
+                                 'with src/create_model.py')
+
+
+def test_a_file_is_no_model_directory(models):
+    (models / 'mine').write_text('')
+    with pytest.raises(InputError, match='no model directory'):
+        paths.model_dir('mine', str(models))
+
+
+@pytest.mark.parametrize('name', ['../x', 'a/b', '/etc', 'a/', '', '.', '..', 'a\0b', '\0', 'a\\b', '..\\x'])
+@pytest.mark.parametrize('find, flag', [(paths.model_dir, '--model_name'), (paths.run_dir, '--run_name')])
+def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path, find, flag, name):
+    with pytest.raises(InputError) as raised:
+        find(name, str(tmp_path))
+    assert str(raised.value).startswith(f'{flag} {name!r} is not a plain folder name')
+    assert '\n' not in str(raised.value) and '\0' not in str(raised.value)
+
+
+def test_a_run_directory_need_not_exist(tmp_path):
+    assert paths.run_dir('run1', str(tmp_path / 'checkpoint')) == str(tmp_path / 'checkpoint' / 'run1')
+    assert os.listdir(tmp_path) == []
+
+
+def test_folders_are_given_by_the_originals_names_unless_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'models' / '124M').mkdir(parents=True)
+    assert paths.model_dir('124M') == os.path.join('models', '124M')
+    assert paths.run_dir('run1') == os.path.join('checkpoint', 'run1')
+
+
+def test_home_and_variables_are_expanded_in_folders_but_not_in_names(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('WHERE', str(tmp_path / 'there'))
+    assert paths.expand('~/a') == str(tmp_path / 'a')
+    assert paths.run_dir('$WHERE', '$WHERE') == str(tmp_path / 'there' / '$WHERE')
+
+
+# replacing
+
+def test_a_new_file_has_its_name_only_when_it_is_whole(tmp_path):
+    target = tmp_path / 'file'
+    with paths.replacing(str(target), encoding='utf-8') as file:
+        file.write('häl')
+        file.flush()
+        assert not target.exists()
+        file.write('f')
+    assert target.read_bytes() == 'hälf'.encode()
+    assert os.listdir(tmp_path) == ['file']
+
+
+def test_an_old_file_stays_until_the_new_one_is_whole(tmp_path):
+    target = tmp_path / 'file'
+    target.write_bytes(b'old')
+    with paths.replacing(str(target), 'wb') as file:
+        file.write(b'\xff\0new')
+        file.flush()
+        assert target.read_bytes() == b'old'
+    assert target.read_bytes() == b'\xff\0new'
+    assert os.listdir(tmp_path) == ['file']
+
+
+@pytest.mark.parametrize('error', [ValueError, OSError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize('old', [None, b'old'])
+def test_on_an_exception_all_is_as_it_was(tmp_path, error, old):
+    target = tmp_path / 'file'
+    if old is not None:
+        target.write_bytes(old)
+    with pytest.raises(error), paths.replacing(str(target)) as file:
+        file.write('half')
+        raise error()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == ({} if old is None else {'file': old})
+
+
+def test_a_failing_rename_leaves_nothing_behind(tmp_path, monkeypatch):
+    def failing(*_):
+        raise OSError(28, 'No space left on device', 'file')
+    monkeypatch.setattr(os, 'replace', failing)
+    with pytest.raises(OSError, match='No space'), paths.replacing(str(tmp_path / 'file')) as file:
+        file.write('text')
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_data_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, 'fsync', lambda file: (done.append(('fsync', os.fstat(file).st_size)), fsync(file)))
+    monkeypatch.setattr(os, 'replace', lambda *names: (done.append('replace'), replace(*names)))
+    with paths.replacing(str(tmp_path / 'file')) as file:
+        file.write('seven x')
+    assert done == [('fsync', 7), 'replace']
+
+
+def test_a_folder_that_is_not_there_is_an_error_naming_the_path(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised, paths.replacing(str(tmp_path / 'none' / 'file')):
+        pass
+    assert str(tmp_path / 'none' / 'file') in raised.value.filename
+
+
+def test_the_files_of_a_model_are_the_seven_released():
+    assert sorted(paths.MODEL_FILES) == ['checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001',
+                                         'model.ckpt.index', 'model.ckpt.meta', 'vocab.bpe']
