@@ -18,6 +18,7 @@ import paths
 from errors import InputError, require
 from load_dataset import Sampler, hold_out, load_dataset
 
+FEWEST_TOKENS = 16  # of a dataset: less is a mistake, such as an empty file or a wrong path
 HELD_OUT = 0.05  # the share of the dataset's tokens that validates where no --val_dataset is given
 
 
@@ -33,7 +34,7 @@ class Stopped(Exception):
 
 
 class Signals:
-    """While entered, the first SIGINT, SIGTERM or SIGHUP is only noted; a second one acts as it always did."""
+    """While entered, SIGINT, SIGTERM and SIGHUP are only noted; but a second Ctrl-C acts as it always did."""
 
     def __init__(self):
         self.received = None
@@ -46,8 +47,9 @@ class Signals:
         return self
 
     def note(self, number, frame):
-        self.received = number
-        self.__exit__()
+        self.received = self.received or number
+        # Others may come twice without meaning more, from a launcher and from its shell, and must not cut a save off.
+        signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
 
     def __exit__(self, *error):
         for number, handler in self.previous.items():
@@ -71,6 +73,8 @@ class Data:
         elif flags.val_every:
             self.training, self.validation = hold_out(self.training, HELD_OUT)
         self.size = sum(len(chunk) for chunk in self.training)
+        require(self.size >= FEWEST_TOKENS, f'--dataset {flags.dataset} has {self.size} tokens to train on, but '
+                f'at least {FEWEST_TOKENS} are needed (and {hparams.n_ctx} for one full window); give more text')
 
     def start(self, seed, position):
         """From here on next_batch follows the stream of this seed from this position."""

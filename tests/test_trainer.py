@@ -113,6 +113,19 @@ def test_a_signal_saves_and_ends_with_its_status(flags, monkeypatch, number, cap
     assert final(flags()) == final(flags(run_name='whole'))
 
 
+def test_a_second_signal_does_not_cut_the_save_off(flags, monkeypatch):
+    save = trainer.checkpoint.Run.save
+
+    def interrupted(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(self, *arguments)
+    monkeypatch.setattr(trainer.checkpoint.Run, 'save', interrupted)
+    at_step_5(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        trainer.train(flags())
+    assert final(flags())[1]['step'] == 5
+
+
 def at_step_5(monkeypatch, action):
     log = trainer.Log.loss
 
@@ -149,9 +162,9 @@ def test_kill_9_at_random_moments_changes_nothing(flags, world):
         command += [] if value is None else [f'--{name}={value}']
     directory = os.path.join(flags().checkpoint_dir, flags().run_name)
     rng = random.Random(7)
-    for kill in range(3):
+    for kill in range(5):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wanted = 12 * (kill + 1)  # by then it has certainly gone on
+        wanted = 8 * (kill + 1)  # so that each start has gone on from the one before
         while process.poll() is None and newest(directory) < wanted:
             time.sleep(0.01)
         time.sleep(rng.random() * 0.1)
@@ -282,7 +295,9 @@ def test_another_vocabularys_tokens_are_refused_before_anything_is_written(flags
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'dataset': 'nowhere/*.txt'}, 'nowhere'), ({'model_name': 'none'}, 'no model directory'),
+    ({'dataset': 'nowhere/*.txt'}, 'nowhere'),
+    ({'dataset': os.devnull}, 'has 0 tokens to train on, but at least 16'),
+    ({'model_name': 'none'}, 'no model directory'),
     ({'sample_every': 1, 'sample_length': 33}, 'length must be from 1 to n_ctx, 32, not 33'),
     ({'restore_from': 'nowhere/model-3'}, 'no checkpoint nowhere/model-3'),
     ({'run_name': '../up'}, '--run_name'),
