@@ -9,6 +9,7 @@ A run directory holds, for an update number N,
 The training state is kept for the newest checkpoint only; the weights of the last KEPT stay.
 """
 import contextlib
+import filecmp
 import glob
 import json
 import os
@@ -214,18 +215,17 @@ class Run:
     def remove_remains(self):
         """Removes what a save that was cut off has left under temporary names."""
         for path in glob.glob(f'{glob.escape(self.directory)}/*'):
-            if re.search(r'\.tempstate\d+|_temp$|_temp/|\.\d+\.tmp$', path):
+            if re.search(r'\.tempstate\d+$|_temp$|\.\d+\.tmp$', path):
                 with contextlib.suppress(OSError):
                     shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
 
     def copy_model_files(self):
         """Sizes and vocabulary stand beside the run, which makes it a model directory."""
         for name in ('hparams.json', 'encoder.json', 'vocab.bpe'):
-            target = os.path.join(self.directory, name)
-            if not os.path.exists(target):
-                with open(os.path.join(self.model_directory, name), 'rb') as source, \
-                        paths.replacing(target, 'wb') as file:
-                    shutil.copyfileobj(source, file)
+            source, target = os.path.join(self.model_directory, name), os.path.join(self.directory, name)
+            if not (os.path.exists(target) and filecmp.cmp(source, target, shallow=False)):
+                with open(source, 'rb') as original, paths.replacing(target, 'wb') as copy:
+                    shutil.copyfileobj(original, copy)
 
 
 def state_prefix(prefix):

@@ -34,7 +34,10 @@ class Stopped(Exception):
 
 
 class Signals:
-    """While entered, SIGINT, SIGTERM and SIGHUP are only noted; but a second Ctrl-C acts as it always did."""
+    """While entered, SIGINT, SIGTERM and SIGHUP are only noted; but a second Ctrl-C acts as it always did.
+
+    What was ignored (SIGHUP under nohup) stays ignored.
+    """
 
     def __init__(self):
         self.received = None
@@ -43,13 +46,15 @@ class Signals:
         self.previous = {}
         with contextlib.suppress(ValueError):  # handlers can be set in the main thread only
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                self.previous[number] = signal.signal(number, self.note)
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self.previous[number] = signal.signal(number, self.note)
         return self
 
     def note(self, number, frame):
         self.received = self.received or number
         # Others may come twice without meaning more, from a launcher and from its shell, and must not cut a save off.
-        signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
+        if signal.SIGINT in self.previous:
+            signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
 
     def __exit__(self, *error):
         for number, handler in self.previous.items():
@@ -81,8 +86,11 @@ class Data:
         self.seed = seed
         self.sampler = Sampler(self.training, seed, rank=self.worker.rank, size=self.worker.size)
         self.sampler.position = position
-        self.next_batch()  # refuses another vocabulary's tokens, as a rule, before anything is written
+        # Refuses another vocabulary's tokens, as a rule, before anything is written.
+        self.next_batch()
         self.sampler.position = position
+        if self.validation:
+            next(self.validation_batches())
 
     def window(self, sampler):  # -> int32 [n_ctx]
         tokens = sampler.sample(self.hparams.n_ctx)
@@ -156,12 +164,12 @@ class Trainer:
         if 'seed' in state and (self.seed, self.data.size) != (state['seed'], state['tokens']):
             self.say('The seed or the dataset is not that of the checkpoint: the order of the data starts anew')
             self.position = 0
-        self.average = state.get('average', [0.0, 0.0])
+        self.loss, self.average = state.get('loss'), state.get('average', [0.0, 0.0])
         self.data.start(self.seed, self.position)
 
     def state(self):
         return {'step': self.step, 'position': self.position, 'seed': self.seed, 'tokens': self.data.size,
-                'average': self.average, 'flags': dataclasses.asdict(self.flags)}
+                'loss': self.loss, 'average': self.average, 'flags': dataclasses.asdict(self.flags)}
 
     def save(self):
         if self.worker.rank == 0 and self.run.saved_step != self.step:
@@ -201,9 +209,13 @@ class Trainer:
         loss = float(total / count)
         if not np.isfinite(loss):
             raise FloatingPointError(loss)
-        self.step, self.position = self.step + 1, self.data.sampler.position
+        self.step, self.position, self.loss = self.step + 1, self.data.sampler.position, loss
         self.average = [0.99 * self.average[0] + loss, 0.99 * self.average[1] + 1]
-        self.log.loss(self.step, loss, self.average[0] / self.average[1])
+        self.log.loss(self.step, loss, self.losses())
+
+    def losses(self):
+        """The loss of the last update and the running mean, as text."""
+        return '' if self.loss is None else f'loss={self.loss:.4f} avg={self.average[0] / self.average[1]:.4f}'
 
     def save_after(self, error):
         """Saves without hiding the error that ends training."""
@@ -285,8 +297,8 @@ class Log:
                 self.events.add_summary(tf.Summary(
                     value=[tf.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]), step)
 
-    def loss(self, step, loss, average):
-        self.bar.set_postfix_str(f'loss={loss:.4f} avg={average:.4f}', refresh=False)
+    def loss(self, step, loss, text):
+        self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
         self.scalars(step, loss=loss, learning_rate=self.flags.learning_rate)
 
@@ -321,5 +333,5 @@ def train(flags, worker=None):
                              'start again with a lower --learning_rate') from None
         finally:
             trainer.log.close()
-        trainer.say(f'{trainer.step} steps done: {trainer.run.directory}')
+        trainer.say(f'{trainer.step} steps done, {trainer.losses() or "nothing trained"}: {trainer.run.directory}')
         return trainer.step

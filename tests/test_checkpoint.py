@@ -212,6 +212,15 @@ def test_a_save_that_fails_leaves_the_last_one_whole(graph, made, tmp_path, monk
     assert_same(values(graph, tf.global_variables()), expected)
 
 
+def test_the_model_files_beside_a_run_are_those_of_its_model(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    run.save(graph, {'step': 1})
+    pathlib.Path(run.directory, 'hparams.json').write_text('{"of": "another model"}')
+    run.save(graph, {'step': 2})
+    for name in ('hparams.json', 'encoder.json', 'vocab.bpe'):
+        assert pathlib.Path(run.directory, name).read_bytes() == pathlib.Path(made[0], name).read_bytes()
+
+
 def test_remains_of_a_save_that_was_killed_are_removed(graph, made, tmp_path):
     run = a_run(made, tmp_path)
     run.save(graph, {'step': 1})
