@@ -6,7 +6,7 @@
 PYTHON ?= python3
 # tensorflow-cpu is half the size; 'tensorflow[and-cuda]' brings what GPUs need.
 TENSORFLOW ?= tensorflow
-DEMO_STEPS ?= 1800
+DEMO_STEPS ?= 1500
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
@@ -16,10 +16,10 @@ STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdli
 
 demo: install models/demo data/demo.npz
 	./train.py --dataset data/demo.npz --model_name demo --run_name demo --steps $(DEMO_STEPS) --batch_size 8 \
-		--learning_rate 7e-4 --val_every 300 --val_batch_size 16 --val_batch_count 16 --sample_every 600 --save_every 600
-	./src/generate_unconditional_samples.py --models_dir checkpoint --model_name demo --nsamples 3 --temperature 0.6
-	./src/interactive_conditional_samples.py --models_dir checkpoint --model_name demo --nsamples 3 --temperature 0.6 \
-		--prompt "def read(self, " --include_prefix
+		--learning_rate 7e-4 --val_every 300 --val_batch_size 16 --val_batch_count 16 --sample_every 500 --save_every 500
+	./src/generate_unconditional_samples.py --models_dir checkpoint --model_name demo --nsamples 3 --temperature 0.8
+	./src/interactive_conditional_samples.py --models_dir checkpoint --model_name demo --nsamples 3 --temperature 0.7 \
+		--length 100 --prompt "    def read(self, " --include_prefix
 
 models/demo: | install
 	./src/create_model.py demo --n_layer 2 --n_head 8 --n_embd 256 --n_ctx 128

@@ -20,7 +20,7 @@ class TrainFlags:
         batch_size: windows of n_ctx tokens in a batch.
         learning_rate: of the optimizer.
         accumulate_gradients: batches that are averaged for one update.
-        memory_saving_gradients: keep one activation a layer, compute the others again: less memory, a third slower.
+        memory_saving_gradients: keep one activation a layer, compute the others again: less memory, a quarter slower.
         only_train_transformer_layers: leave the embeddings and the last normalization as they are.
         optimizer: adam or sgd.
         noise: the share of input tokens replaced by random ones, against overfitting.
