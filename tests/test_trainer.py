@@ -46,6 +46,16 @@ def flags(world, tmp_path):
     return make
 
 
+@pytest.fixture(autouse=True)
+def usual_signals():
+    """The handlers of a program started at a terminal, also where the tests run under nohup or in the background."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def final(made):
     """Everything that the newest checkpoint of a run holds: weights, optimizer and state."""
     directory = os.path.join(made.checkpoint_dir, made.run_name)
@@ -127,12 +137,9 @@ def test_a_second_signal_does_not_cut_the_save_off(flags, monkeypatch):
 
 
 def test_what_is_ignored_stays_ignored(flags, monkeypatch):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        at_step_5(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGHUP))
-        assert trainer.train(flags()) == 8
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    at_step_5(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGHUP))
+    assert trainer.train(flags()) == 8
 
 
 def at_step_5(monkeypatch, action):
