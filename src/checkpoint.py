@@ -64,8 +64,8 @@ def model_variables(scope='model'):
     return tf.trainable_variables(f'{scope}/')
 
 
-def check(prefix, variables):
-    """Raises InputError unless the checkpoint holds all the variables in their shapes and types."""
+def checked_reader(prefix, variables):
+    """The checkpoint's reader. Raises InputError unless it holds all the variables in their shapes and types."""
     with readable(prefix):
         reader = tf.train.load_checkpoint(prefix)
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
@@ -77,6 +77,7 @@ def check(prefix, variables):
                                        'use the hparams.json that came with the checkpoint')
         require(dtypes[name] == v.dtype.base_dtype, f'{prefix}: {name} is {dtypes[name].name}, expected '
                                                     f'{v.dtype.base_dtype.name}')
+    return reader
 
 
 @contextlib.contextmanager
@@ -92,11 +93,10 @@ def readable(prefix):
 
 
 def restore(session, prefix, variables):
-    """Loads the variables' values. Raises InputError where check does, before any of them, or for damaged data."""
-    check(prefix, variables)
+    """Loads the variables' values. Raises InputError as checked_reader does, before any is, or for damage."""
+    # By a reader: Saver.restore writes lines of its own to the terminal where data is damaged.
+    reader = checked_reader(prefix, variables)
     with readable(prefix):
-        # By a reader: Saver.restore writes lines of its own to the terminal where data is damaged.
-        reader = tf.train.load_checkpoint(prefix)
         for v in variables:
             session.run(v.initializer, {v.initializer.inputs[1]: reader.get_tensor(v.op.name)})
 

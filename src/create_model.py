@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Makes a new model directory with random weights: ./src/create_model.py NAME [flags], see --help."""
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -46,16 +47,12 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
             write_byte_vocabulary(whole)
         checkpoint.create(whole, hparams, seed)
         os.rename(whole, directory)
-    print(f'Made {directory}: {sum(map(size, model.weight_shapes(hparams).values())):,} parameters')
-
-
-def size(shape):
-    return shape[0] * size(shape[1:]) if shape else 1
+    print(f'Made {directory}: {sum(map(math.prod, model.weight_shapes(hparams).values())):,} parameters')
 
 
 def write_byte_vocabulary(directory):
     """encoder.json and vocab.bpe with a token for each byte, in the order of GPT-2's own, and <|endoftext|>."""
-    symbols = [*encoder.bytes_to_unicode().values(), '<|endoftext|>']
+    symbols = [*encoder.bytes_to_unicode().values(), encoder.EOT]
     with open(os.path.join(directory, 'encoder.json'), 'w', encoding='utf-8') as file:
         json.dump({symbol: number for number, symbol in enumerate(symbols)}, file)
     with open(os.path.join(directory, 'vocab.bpe'), 'w', encoding='utf-8') as file:

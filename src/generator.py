@@ -6,11 +6,10 @@ import sys
 import tensorflow.compat.v1 as tf
 
 import checkpoint
+import encoder
 import paths
 import sample
 from errors import require
-
-END = '<|endoftext|>'
 
 
 class Generator:
@@ -59,8 +58,8 @@ class Samples:
         require(seed is None or seed >= 0, f'--seed must be 0 or more, not {seed}')
         require(truncate != '', '--truncate needs a text')
         directory, hparams, self.enc = checkpoint.describe(model_name, models_dir)
-        require(self.enc.eot is not None or not unconditional, f'{directory}/encoder.json lacks {END}, with which '
-                                                               'unconditional samples begin')
+        require(self.enc.eot is not None or not unconditional, f'{directory}/encoder.json lacks {encoder.EOT}, with '
+                                                               'which unconditional samples begin')
         self.seed, self.nsamples, self.batch_size, self.truncate = seed, nsamples, batch_size, truncate
         if length is None:
             length = hparams.n_ctx if unconditional else hparams.n_ctx // 2
@@ -69,7 +68,7 @@ class Samples:
             self.generate = Generator(
                 self.session, hparams, length=length, start_token=self.enc.eot if unconditional else None,
                 temperature=temperature, top_k=top_k, top_p=top_p,
-                stop_token=self.enc.eot if truncate == END else None)
+                stop_token=self.enc.eot if truncate == encoder.EOT else None)
             checkpoint.restore(self.session, checkpoint.find(directory), checkpoint.model_variables())
             self.session.graph.finalize()
 

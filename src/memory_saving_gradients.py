@@ -78,7 +78,7 @@ def copy_segment(start, end, new_start):
         inside |= following
         todo += following
     definition, inputs = tf.GraphDef(), {start.name: new_start}
-    for operation in inside:
+    for operation in sorted(inside, key=lambda each: each.name):  # the same graph, and rounding, in every process
         node = definition.node.add()
         node.CopyFrom(operation.node_def)
         node.attr.pop('_class', None)  # colocation with operations that are not in the copy

@@ -92,17 +92,16 @@ class Data:
         if self.validation:
             next(self.validation_batches())
 
-    def window(self, sampler):  # -> int32 [n_ctx]
-        tokens = sampler.sample(self.hparams.n_ctx)
+    def batch(self, sampler, size):  # -> int32 [size, n_ctx], twice: the input, and the tokens to predict
+        tokens = np.stack([sampler.sample(self.hparams.n_ctx) for _ in range(size)])
         require(tokens.max() < self.hparams.n_vocab, f'the dataset holds token {tokens.max()}, but the model\'s '
                 f'n_vocab is {self.hparams.n_vocab}: encode the dataset with the model\'s own vocabulary')
-        return tokens
+        return np.maximum(tokens, 0), tokens
 
     def next_batch(self):
         """int32 [batch_size, n_ctx], twice: the input with noise, and the tokens to predict (PADDING where none)."""
         noise = np.random.default_rng([self.seed, self.sampler.position, self.worker.rank])
-        tokens = np.stack([self.window(self.sampler) for _ in range(self.flags.batch_size)])
-        inputs = np.maximum(tokens, 0)
+        inputs, tokens = self.batch(self.sampler, self.flags.batch_size)
         if self.flags.noise:
             noisy = noise.random(tokens.shape) < self.flags.noise
             inputs = np.where(noisy, noise.integers(self.hparams.n_vocab, size=tokens.shape, dtype=np.int32), inputs)
@@ -112,8 +111,7 @@ class Data:
         """The same windows at every call, as next_batch gives them."""
         sampler = Sampler(self.validation, seed=1)
         for _ in range(self.flags.val_batch_count):
-            tokens = np.stack([self.window(sampler) for _ in range(self.flags.val_batch_size)])
-            yield np.maximum(tokens, 0), tokens
+            yield self.batch(sampler, self.flags.val_batch_size)
 
 
 class Trainer:

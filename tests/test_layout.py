@@ -29,7 +29,7 @@ MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
     'src/accumulate.py': {'tensorflow'},
     'src/optimizer.py': {'accumulate', 'memory_saving_gradients', 'tensorflow'},
     'src/checkpoint.py': {'encoder', 'model', 'tensorflow'},
-    'src/generator.py': {'checkpoint', 'sample', 'tensorflow'},
+    'src/generator.py': {'checkpoint', 'encoder', 'sample', 'tensorflow'},
     'src/trainer.py': {'checkpoint', 'generator', 'load_dataset', 'model', 'numpy', 'optimizer', 'tensorflow', 'tqdm'},
     'src/create_model.py': {'checkpoint', 'cli', 'encoder', 'model'},
     'src/generate_unconditional_samples.py': {'cli', 'generator'},
