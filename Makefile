@@ -1,5 +1,6 @@
 # make demo    from nothing to samples of a fine-tuned model
 # make test    all tests; make test-peers: with those that compare with transformers (and torch, which is large)
+# make bench   speed and memory, beside those of benchmarks/requirements.txt that are installed; some ten minutes
 # make lint    what must hold before a change is proposed
 # make clean   removes what the demo made
 
@@ -12,7 +13,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
 .NOTPARALLEL:
-.PHONY: demo test test-peers lint install clean
+.PHONY: demo test test-peers bench lint install clean
 
 demo: install models/demo data/demo.npz
 	./train.py --dataset data/demo.npz --model_name demo --run_name demo --steps $(DEMO_STEPS) --batch_size 8 \
@@ -51,6 +52,9 @@ test: .venv/installed-tests
 	python3 -m pytest
 
 test-peers: .venv/installed-peers test
+
+bench: install
+	./benchmarks/bench.py
 
 lint: .venv/installed-tests
 	ruff check .

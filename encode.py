@@ -6,6 +6,7 @@
 
 Memory does not grow with the corpus. Needs no TensorFlow.
 """
+import contextlib
 import itertools
 import os
 import sys
@@ -20,18 +21,22 @@ from errors import require
 
 
 def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str = 'models', combine: int = 50000,
-           encoding: str = 'utf-8', compress: bool = False):
+           encoding: str = 'utf-8', compress: bool = False, workers: int = 1):
     """Encodes text files as a .npz of tokens, which train.py reads in place.
 
     Args:
-        in_text: a text file, a .npz, a directory (with all below it), or a quoted glob (** for any depth)
+        in_text: a text file, a .npz, a directory (with all below it), a quoted glob (** for any depth), or several of
+            these with commas between
         out_npz: the file to write; .npz is added where it is missing
         model_name: the model whose vocabulary to use
         models_dir: the folder of the models
         combine: gather files into one chunk until it has this many characters
         encoding: how the text files are encoded
         compress: deflate the result: smaller, but it must then be read whole into memory
+        workers: how many processes encode; 0 for one a core. The result is the same
     """
+    require(workers >= 0, f'--workers must be 0 (one a core) or more, not {workers}')
+    workers = workers or cores()
     enc = encoder.get_encoder(model_name, models_dir)
     files = load_dataset.find_files(in_text)
     out = paths.expand(out_npz)
@@ -40,12 +45,19 @@ def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str
     if os.path.exists(out):
         require(not any(os.path.samefile(out, name) for name in files),
                 f'{out} is among the files to be encoded; name another output')
-    chunks = load_dataset.iter_chunks(enc, files, combine, encoding)
-    first = next(chunks, None)
-    require(first is not None, f'{in_text} holds no text; nothing was written')
-    os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
-    n_tokens, n_chunks = load_dataset.write_npz(out, itertools.chain([first], chunks), len(enc), compress)
+    processes = load_dataset.worker_processes(workers, model_name, models_dir)
+    with processes if workers > 1 else contextlib.nullcontext() as encode_groups:
+        chunks = load_dataset.iter_chunks(enc, files, combine, encoding, encode_groups=encode_groups)
+        first = next(chunks, None)
+        require(first is not None, f'{in_text} holds no text; nothing was written')
+        os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
+        n_tokens, n_chunks = load_dataset.write_npz(out, itertools.chain([first], chunks), len(enc), compress)
     print(f'{n_tokens} tokens in {n_chunks} chunks, {os.path.getsize(out)} bytes, written to {out}', file=sys.stderr)
+
+
+def cores():
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 if __name__ == '__main__':

@@ -7,6 +7,9 @@ class AccumulatingOptimizer:
 
     N batches of B give the update of one batch of N·B. In a session: run reset(), then compute_gradients(loss) once
     for each batch, then apply_gradients(). Each method adds its operation to the graph; call it once.
+
+    Where gradients are at hand, or are to be changed before they are applied: add(gradients) in place of
+    compute_gradients, and sums (a list of variables) divided by count in place of apply_gradients.
     """
 
     def __init__(self, opt, var_list):
@@ -22,10 +25,13 @@ class AccumulatingOptimizer:
 
     def compute_gradients(self, loss, gradients=tf.gradients):
         """The operation that adds one batch. loss: scalar. gradients: a function of (loss, variables)."""
-        found = [tf.zeros_like(total) if each is None else tf.convert_to_tensor(each)
-                 for each, total in zip(gradients(loss, self.var_list), self.sums, strict=True)]
-        return tf.group(*(total.assign_add(each) for total, each in zip(self.sums, found, strict=True)),
-                        self.total_loss.assign_add(loss), self.count.assign_add(1))
+        return self.add(gradients(loss, self.var_list), loss)
+
+    def add(self, gradients, loss=0.0):
+        """The operation that adds one batch. gradients: for each variable a tensor of its shape, or None for zeros."""
+        added = [total.assign_add(tf.convert_to_tensor(each))
+                 for total, each in zip(self.sums, gradients, strict=True) if each is not None]
+        return tf.group(*added, self.total_loss.assign_add(loss), self.count.assign_add(1))
 
     def apply_gradients(self):
         """The mean loss of the batches, once the update by the mean gradient has been applied."""

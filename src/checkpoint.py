@@ -2,6 +2,7 @@
 
 A run directory holds, for an update number N,
   model-N.{data-00000-of-00001,index,meta}   the model's weights alone, in the format of the released models
+  model-best.{data-00000-of-00001,index}     those of the lowest validation loss
   training-N.{data-00000-of-00001,index}     the optimizer's variables
   training-N.json                            step, data position, seed, flags: whatever the trainer wants back
   counter                                    N, for the code bases that look there
@@ -24,6 +25,7 @@ import paths
 from errors import InputError, require
 
 KEPT = 5
+LOADED_TOGETHER = 24  # variables: a run of the session takes its time, and all at once would be in memory twice
 
 
 def latest(directory):
@@ -97,8 +99,10 @@ def restore(session, prefix, variables):
     # By a reader: Saver.restore writes lines of its own to the terminal where data is damaged.
     reader = checked_reader(prefix, variables)
     with readable(prefix):
-        for v in variables:
-            session.run(v.initializer, {v.initializer.inputs[1]: reader.get_tensor(v.op.name)})
+        for first in range(0, len(variables), LOADED_TOGETHER):
+            some = variables[first:first + LOADED_TOGETHER]
+            session.run([v.initializer for v in some],
+                        {v.initializer.inputs[1]: reader.get_tensor(v.op.name) for v in some})
 
 
 def describe(model_name, models_dir='models'):  # -> path, HParams, Encoder
@@ -197,6 +201,15 @@ class Run:
         self.commit(kept[-KEPT:])
         self.remove(kept[:-KEPT], kept[-KEPT:-1])
         self.kept, self.saved_step = kept[-KEPT:], step
+
+    def save_best(self, session):
+        """Writes the weights as model-best, beside the checkpoints. Raises as save does."""
+        os.makedirs(self.directory, exist_ok=True)
+        self.copy_model_files()
+        prefix = os.path.join(self.directory, 'model-best')
+        self.model_saver.save(session, prefix, write_state=False, write_meta_graph=False)
+        for path in glob.glob(f'{glob.escape(prefix)}.*'):
+            synchronize(path)
 
     def commit(self, prefixes):
         names = [os.path.basename(prefix) for prefix in prefixes]

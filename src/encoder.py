@@ -11,30 +11,18 @@ neighbouring symbols are merged, the pair that stands first in vocab.bpe first, 
 The ids are those of tiktoken's r50k_base. Which characters are letters and digits is Unicode's to say and grows with
 each of its versions: for characters newer than both libraries' tables, the installed `regex` decides.
 """
-import heapq
-import itertools
 import json
 import os
-import re
 
 import numpy as np
-import regex
 
 import paths
 from errors import InputError, require
+from merges import Merges
+from pieces import PieceCache, safe_cut, split
 
 EOT = '<|endoftext|>'
-PIECE = regex.compile(r"'(?:[stmd]|re|ve|ll)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+")
-# The same pieces where all of the text is ASCII, found in half the time. re.ASCII keeps \x1c-\x1f out of \s, as regex
-# does everywhere.
-ASCII_PIECE = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
-
-PART = 1 << 14  # characters split at a time; short, so that many parts are all ASCII
-CACHED_PIECES = 1 << 17  # some 25 MB; a full cache is emptied, and common words are soon back
-CACHED_LENGTH = 32  # characters; longer pieces seldom come twice
-HEAP_FROM = 40  # bytes in a piece from which a heap beats scanning for the lowest rank
-BATCH_FROM = 1 << 14  # bytes in a piece from which merging many places at once beats the heap
-NO_RANK = 1 << 62
+PART = 1 << 18  # characters split at a time
 REMEDY = 'fetch it again with ./download_model.py, or copy it from where the model came from'
 
 
@@ -70,9 +58,9 @@ class Encoder:
         symbols = bytes_to_unicode()
         byte_of = {symbol: byte for byte, symbol in symbols.items()}
         self._bytes = {id: symbol_bytes(symbol, byte_of) for symbol, id in encoder.items()}
-        self._byte_ids = [encoder[symbols[byte]] for byte in range(256)]
-        self._merges = Merges(merge_ids(encoder, bpe_merges, names), self.n_vocab)
-        self._cache = PieceCache(self._piece_ids)
+        byte_ids = [encoder[symbols[byte]] for byte in range(256)]
+        self._merges = Merges(merge_ids(encoder, bpe_merges, names), byte_ids, self.n_vocab)
+        self._cache = PieceCache(self._merges)
 
     def __len__(self):
         return self.n_vocab
@@ -91,30 +79,62 @@ class Encoder:
             if i:
                 ids.append(self.eot)
             for some in self.encode_stream([each]):
-                ids += some
+                ids += some.tolist()
         return ids
 
-    def encode_stream(self, texts):  # iterable of str -> lists of int
-        """Yields, a list at a time, the ids that encode gives for the strings joined; they may be cut anywhere.
+    def encode_stream(self, texts):  # iterable of str -> arrays, int32 [n_tokens]
+        """Yields, an array at a time, the ids that encode gives for the strings joined; they may be cut anywhere.
 
         Memory is bounded by the longest piece (a run of letters, of digits, of other signs or of white space), not
         by the text. Raises InputError for a lone surrogate.
         """
-        if not self._merges.made:  # every byte is a token: nothing to split
-            yield from (list(map(self._byte_ids.__getitem__, part.encode())) for part in checked_parts(texts))
-            return
         held, length, enough = [], 0, PART
         for part in checked_parts(texts):
             held.append(part)
             length += len(part)
             if length >= enough:
-                pieces, rest = settled_pieces(''.join(held))
-                if pieces:
-                    yield self._ids(pieces)
+                ids, rest = self._ids(''.join(held), whole=False)
+                if len(ids):
+                    yield ids
                 held, length = [rest], len(rest)
                 enough = max(PART, 2 * length)  # an endless piece is looked at log n times, not n
         if length:
-            yield self._ids(split(''.join(held)))
+            yield self._ids(''.join(held))[0]
+
+    def _ids(self, text, whole=True):  # str, not empty -> int32 [n_tokens], the rest of the text if not whole
+        if not self._merges.ranks:  # every byte is a token: nothing to split
+            return self._merges.byte_ids[np.frombuffer(text.encode(), np.uint8)].astype(np.int32), ''
+        data, bounds, rest = split(text, whole)
+        return self._cache.ids(data, bounds)[0], rest
+
+    def encode_each(self, texts):  # list of str, none empty -> list of arrays, int32 [n_tokens]
+        """What encode gives for each text; for many short ones, in a fraction of the time.
+
+        Raises InputError for a lone surrogate.
+        """
+        results, few, length = [], [], 0
+        for text in [*texts, None]:
+            if few and (text is None or length + len(text) > PART):
+                results += self._ids_each(few)
+                few, length = [], 0
+            if text is not None and len(text) <= PART:
+                few.append(text)
+                length += len(text)
+            elif text is not None:
+                results.append(np.concatenate(list(self.encode_stream([text]))))
+        return results
+
+    def _ids_each(self, texts):  # one or more, not empty, joined not too long -> list of int32 [n_tokens]
+        text = ''.join(texts)
+        check_surrogates(text)
+        if not self._merges.ranks:
+            return [self._ids(each)[0] for each in texts]
+        starts = np.cumsum([len(each) for each in texts])[:-1]
+        data, bounds, _ = split(text, starts=starts)
+        ids, counts = self._cache.ids(data, bounds)
+        byte_starts = np.cumsum([len(each.encode()) for each in texts])[:-1]
+        pieces_before = np.searchsorted(bounds, byte_starts)
+        return np.split(ids, np.append(0, np.cumsum(counts))[pieces_before])
 
     def decode(self, ids):  # sequence of int -> str
         """The text of token ids: a list, a NumPy array, any iterable of integers.
@@ -133,51 +153,6 @@ class Encoder:
                              f'{self.n_vocab - 1}; check that text and model belong together') from None
         return data.decode('utf-8', errors=self.errors)
 
-    def _ids(self, pieces):
-        return list(itertools.chain.from_iterable(map(self._cache.__getitem__, pieces)))
-
-    def _piece_ids(self, piece):
-        data = piece.encode()
-        if len(data) >= BATCH_FROM and self._merges.ordered:
-            return self._merges.merge_batches(np.array(self._byte_ids)[np.frombuffer(data, np.uint8)])
-        ids = list(map(self._byte_ids.__getitem__, data))
-        return self._merges.merge_short(ids) if len(ids) < HEAP_FROM else self._merges.merge_heap(ids)
-
-
-class PieceCache(dict):
-    """Piece → ids, computed when first asked for; bounded. A dict so that `map` looks words up without Python code."""
-
-    def __init__(self, compute):
-        super().__init__()
-        self.compute = compute
-
-    def __missing__(self, piece):
-        ids = tuple(self.compute(piece))
-        if len(piece) <= CACHED_LENGTH:
-            if len(self) >= CACHED_PIECES:
-                self.clear()
-            self[piece] = ids
-        return ids
-
-
-# Splitting
-
-
-def split(text):  # str -> list of str
-    return (ASCII_PIECE if text.isascii() else PIECE).findall(text)
-
-
-def settled_pieces(text):  # -> pieces, the rest of the text
-    """The pieces at the start of a text that stay as they are whatever may follow the text, and what comes after them.
-
-    No piece depends on more than two characters past its end (`'` on whether `ll` follows; letters, digits and white
-    space on one), and none on what precedes it: so all that end two characters before the end are settled.
-    """
-    pieces, rest = split(text), ''
-    while pieces and len(rest) < 2:
-        rest = pieces.pop() + rest
-    return pieces, rest
-
 
 def checked_parts(texts):
     """The strings again, in parts of at most PART characters; InputError at a lone surrogate."""
@@ -190,6 +165,24 @@ def checked_parts(texts):
             yield part
 
 
+def separate_texts(texts):  # iterable of str -> iterator of str, none empty
+    """The strings joined, and cut anew where a cut changes no id: each can be encoded for itself.
+
+    A text of up to PART characters stays whole. Memory is bounded by the longest piece. Raises InputError for a lone
+    surrogate, with its offset in the whole.
+    """
+    held = []
+    for part in checked_parts(texts):
+        if held:
+            cut = safe_cut(held[-1][-1] + part) - 1
+            if cut >= 0:
+                yield ''.join([*held, part[:cut]])
+                held, part = [], part[cut:]
+        held.append(part)
+    if held:
+        yield ''.join(held)
+
+
 def check_surrogates(text, seen=0):
     if text.isascii():
         return
@@ -199,143 +192,6 @@ def check_surrogates(text, seen=0):
         raise InputError(f'the character at offset {seen + error.start} is U+{ord(text[error.start]):04X}, half of a '
                          'UTF-16 pair, or a byte that was not UTF-8; remove it, or read the text with its own '
                          'encoding') from None
-
-
-# Merging. All three ways give what this rule gives: merge the pair of lowest rank, of these the leftmost; repeat.
-
-
-class Merges:
-    """Pairs of ids to be merged. triples: (first id, second id, id of the two merged), by rank; all ids < n_vocab."""
-
-    def __init__(self, triples, n_vocab):
-        self.base = n_vocab + 1  # a pair's key is first * base + second; the id n_vocab is nobody's
-        self.made = [made for _, _, made in triples]
-        self.ranks = {first * self.base + second: rank for rank, (first, second, _) in enumerate(triples)}
-        keys = np.array([*self.ranks, np.iinfo(np.int64).max], np.int64)  # the last: every search ends inside
-        order = np.argsort(keys)
-        self.sorted_keys = keys[order]
-        self.sorted_ranks = np.array([*self.ranks.values(), NO_RANK], np.int64)[order]
-        self.ordered = self._is_ordered()
-
-    def _is_ordered(self):
-        """Whether each symbol's own merges stand before every merge that uses it, as in all trained merges.
-
-        Then merging a pair never brings forth a pair of lower rank, and all places of a pair can be merged at once.
-        """
-        keys, ranks = np.array(list(self.ranks), np.int64), np.array(list(self.ranks.values()), np.int64)
-        made_at = np.full(self.base, -1, np.int64)
-        np.maximum.at(made_at, np.array(self.made, np.int64)[ranks], ranks)
-        return bool(np.all(made_at[keys // self.base] < ranks) and np.all(made_at[keys % self.base] < ranks))
-
-    def _pair_ranks(self, ids):
-        """The rank of each id with the next, NO_RANK where they do not merge; the last has no next."""
-        get, base = self.ranks.get, self.base
-        return [get(first * base + second, NO_RANK) for first, second in itertools.pairwise(ids)] + [NO_RANK]
-
-    def merge_short(self, ids):  # list -> list, changed in place
-        """By scanning for the lowest rank: least work where ids are few, quadratic where they are many."""
-        get, base = self.ranks.get, self.base
-        ranks = self._pair_ranks(ids)
-        while (rank := min(ranks)) < NO_RANK:
-            i = ranks.index(rank)
-            ids[i:i + 2] = [self.made[rank]]
-            del ranks[i]
-            if i + 1 < len(ids):
-                ranks[i] = get(ids[i] * base + ids[i + 1], NO_RANK)
-            if i:
-                ranks[i - 1] = get(ids[i - 1] * base + ids[i], NO_RANK)
-        return ids
-
-    def merge_heap(self, ids):  # list -> list, changed in place
-        """By a heap of (rank, place): n log n, and right for merges in any order."""
-        get, base, n = self.ranks.get, self.base, len(ids)
-        before, after = list(range(-1, n - 1)), list(range(1, n + 1))
-        ranks = self._pair_ranks(ids)
-        heap = [rank * n + i for i, rank in enumerate(ranks) if rank < NO_RANK]
-        heapq.heapify(heap)
-        while heap:
-            rank, i = divmod(heapq.heappop(heap), n)
-            if ranks[i] != rank:
-                continue  # one of the pair has been merged with its other neighbour since
-            ids[i] = self.made[rank]
-            ranks[i] = ranks[after[i]] = NO_RANK
-            after[i] = after[after[i]]
-            if after[i] < n:
-                before[after[i]] = i
-            for left in (before[i], i):
-                if left >= 0 and after[left] < n:
-                    ranks[left] = get(ids[left] * base + ids[after[left]], NO_RANK)
-                    if ranks[left] < NO_RANK:
-                        heapq.heappush(heap, ranks[left] * n + left)
-        return [ids[i] for i in chain_places(after, n)]
-
-    def merge_batches(self, ids):  # array -> list; only where ordered
-        """By merging all places of the lowest rank at once, as arrays: for very long pieces."""
-        n = len(ids)
-        ids = np.append(ids, self.base - 1).astype(np.int64)  # nobody's id at place n, which is also place -1
-        before, after = np.arange(-1, n), np.minimum(np.arange(1, n + 2), n)
-        waiting = {}  # rank -> arrays of places that had a pair of that rank when they were put here
-        heap = []
-        self._wait(waiting, heap, ids, after, np.arange(n))
-        while heap:
-            rank = heapq.heappop(heap)
-            places = waiting.pop(rank)
-            places = places[0] if len(places) == 1 else np.sort(np.concatenate(places))
-            places = places[self._rank_array(ids[places], ids[after[places]]) == rank]  # the others have merged since
-            if not len(places):
-                continue
-            places = without_overlaps(places, after)
-            gone = after[places]
-            ids[places], ids[gone] = self.made[rank], self.base - 1
-            after[places] = after[gone]
-            before[after[places]] = places
-            self._wait(waiting, heap, ids, after, sorted_union(before[places], places))
-        return ids[:n][ids[:n] < self.base - 1].tolist()
-
-    def _rank_array(self, first, second):  # arrays of ids -> array of ranks
-        keys = first * self.base + second
-        at = np.searchsorted(self.sorted_keys, keys)
-        return np.where(self.sorted_keys[at] == keys, self.sorted_ranks[at], NO_RANK)
-
-    def _wait(self, waiting, heap, ids, after, places):
-        """Puts places among those that wait for the rank of their pair; places ascend."""
-        ranks = self._rank_array(ids[places], ids[after[places]])
-        places, ranks = places[ranks < NO_RANK], ranks[ranks < NO_RANK]
-        order = np.argsort(ranks, kind='stable')  # stable: places still ascend within a rank
-        places, ranks = places[order], ranks[order]
-        starts = np.flatnonzero(first_of_equals(ranks))
-        for rank, some in zip(ranks[starts].tolist(), np.split(places, starts[1:]), strict=False):
-            if rank not in waiting:
-                waiting[rank] = []
-                heapq.heappush(heap, rank)
-            waiting[rank].append(some)
-
-
-def chain_places(after, n):
-    i = 0
-    while i < n:
-        yield i
-        i = after[i]
-
-
-def sorted_union(some, others):  # both ascend; np.union1d hashes, which takes six times as long
-    both = np.sort(np.concatenate([some, others]), kind='stable')
-    return both[first_of_equals(both)]
-
-
-def first_of_equals(ascending):  # -> bool array: True where a value is not that before it
-    return np.append(True, ascending[1:] != ascending[:-1])[:len(ascending)]
-
-
-def without_overlaps(places, after):
-    """Of pairs that overlap (in `aaa`, first with second and second with third) those a merge from the left takes."""
-    follows = np.zeros(len(places), bool)
-    follows[1:] = after[places[:-1]] == places[1:]
-    if not follows.any():
-        return places
-    index = np.arange(len(places))
-    run_start = np.maximum.accumulate(np.where(follows, 0, index))
-    return places[(index - run_start) % 2 == 0]
 
 
 # Loading

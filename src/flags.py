@@ -12,7 +12,8 @@ class TrainFlags:
     action off.
 
     Args:
-        dataset: a text file, an .npz of encode.py, a directory or a glob of either.
+        dataset: a text file, an .npz of encode.py, a directory or a glob of either, or several of these with commas
+            between.
         model_name: the model to start from, a directory of models_dir.
         models_dir: where models are.
         combine: small files are joined to chunks of at least this many characters.
@@ -22,7 +23,15 @@ class TrainFlags:
         accumulate_gradients: batches that are averaged for one update.
         memory_saving_gradients: keep one activation a layer, compute the others again: less memory, a quarter slower.
         only_train_transformer_layers: leave the embeddings and the last normalization as they are.
-        optimizer: adam or sgd.
+        optimizer: adam, adamw, adafactor (next to no memory of its own) or sgd.
+        precision: float32, or bfloat16 for matrix products and activations: faster, less memory. The weights, sums and
+            the checkpoints are float32 in either case.
+        xla: compile the whole update as one kernel; for GPUs.
+        warmup_steps: updates over which the learning rate rises to its full value.
+        schedule: of the learning rate after that: constant, or cosine or linear down to 0 at --steps.
+        weight_decay: the share of a matrix's weights, times the learning rate, taken off at each update; None for 0.01
+            with adamw and 0 with the others.
+        clip_norm: gradients with a greater norm are scaled down to this one; 0 for never.
         noise: the share of input tokens replaced by random ones, against overfitting.
         top_k: samples are drawn from this many of the likeliest tokens; 0 for all.
         top_p: samples are drawn from the likeliest tokens that together have this probability; 0 for all.
@@ -40,7 +49,8 @@ class TrainFlags:
         val_dataset: as dataset; None to hold out the last 5% of the dataset's tokens when val_every is given.
         val_batch_size: windows in a validation batch.
         val_batch_count: validation batches; always the same windows.
-        val_every: updates between validations.
+        val_every: updates between validations. The weights with the lowest validation loss are kept as model-best.
+        patience: stop after so many validations without a lower loss; 0 for never.
     """
     dataset: str
     model_name: str = '124M'
@@ -53,6 +63,12 @@ class TrainFlags:
     memory_saving_gradients: bool = False
     only_train_transformer_layers: bool = False
     optimizer: str = 'adam'
+    precision: str = 'float32'
+    xla: bool = False
+    warmup_steps: int = 0
+    schedule: str = 'constant'
+    weight_decay: float | None = None
+    clip_norm: float = 0.0
     noise: float = 0.0
     top_k: int = 40
     top_p: float = 0.0
@@ -70,17 +86,23 @@ class TrainFlags:
     val_batch_size: int = 2
     val_batch_count: int = 40
     val_every: int = 0
+    patience: int = 0
 
     def __post_init__(self):
         for name in ('batch_size', 'accumulate_gradients', 'val_batch_size', 'val_batch_count', 'combine'):
             self.check(name, getattr(self, name) >= 1, '1 or more')
-        for name in ('sample_every', 'sample_num', 'save_every', 'val_every', 'top_k', 'steps', 'seed'):
+        for name in ('sample_every', 'sample_num', 'save_every', 'val_every', 'top_k', 'steps', 'seed', 'warmup_steps',
+                     'weight_decay', 'clip_norm', 'patience'):
             self.check(name, (getattr(self, name) or 0) >= 0, '0 or more')
         self.check('sample_length', self.sample_length is None or self.sample_length >= 1, '1 or more')
         self.check('learning_rate', self.learning_rate > 0, 'above 0')
         self.check('noise', 0 <= self.noise < 1, 'from 0 to below 1')
         self.check('top_p', 0 <= self.top_p <= 1, 'from 0 to 1')
-        self.check('optimizer', self.optimizer in ('adam', 'sgd'), 'adam or sgd')
+        for name, choices in (('optimizer', ('adam', 'adamw', 'adafactor', 'sgd')),
+                              ('precision', ('float32', 'bfloat16')), ('schedule', ('constant', 'cosine', 'linear'))):
+            self.check(name, getattr(self, name) in choices, f'one of {", ".join(choices)}')
+        require(self.schedule == 'constant' or self.steps, f'--schedule {self.schedule} needs --steps, where it ends')
+        require(self.val_every or not self.patience, '--patience counts validations: give --val_every too')
 
     def check(self, name, valid, expected):
         require(valid, f'--{name} must be {expected}, not {getattr(self, name)!r}')

@@ -6,7 +6,8 @@ from errors import require
 
 def sample_model(model_name: str = '124M', seed: int | None = None, nsamples: int = 0, batch_size: int = 1,
                  length: int | None = None, temperature: float = 1, top_k: int = 0, top_p: float = 1,
-                 models_dir: str = 'models', truncate: str | None = None, output: str | None = None):
+                 models_dir: str = 'models', checkpoint: str | None = None, truncate: str | None = None,
+                 output: str | None = None):
     """Prints unconditional samples of a model.
 
     Args:
@@ -19,6 +20,7 @@ def sample_model(model_name: str = '124M', seed: int | None = None, nsamples: in
         top_k: draw from this many of the likeliest tokens; 0 for all. 40 is a good value.
         top_p: draw from the likeliest tokens that together have this probability; 0 or 1 for all.
         models_dir: where models are.
+        checkpoint: one of the model's checkpoints, such as model-best or model-1000; None for the newest.
         truncate: end a sample where this text appears, which is left out; often '<|endoftext|>'.
         output: a file for the samples, instead of the terminal.
     """
@@ -26,7 +28,7 @@ def sample_model(model_name: str = '124M', seed: int | None = None, nsamples: in
     cli.load_tensorflow()
     import generator
     samples = generator.Samples(
-        model_name, models_dir, seed=seed, nsamples=nsamples, batch_size=batch_size, length=length,
+        model_name, models_dir, checkpoint, seed=seed, nsamples=nsamples, batch_size=batch_size, length=length,
         temperature=temperature, top_k=top_k, top_p=top_p, truncate=truncate, unconditional=True)
     with generator.opened(output) as file:
         samples.write(file)

@@ -51,8 +51,8 @@ def new_seed():
 class Samples:
     """What the sampling scripts share: a model by name, its samples as text, printed as the original prints them."""
 
-    def __init__(self, model_name, models_dir, *, seed, nsamples, batch_size, length, temperature, top_k, top_p,
-                 truncate, unconditional):
+    def __init__(self, model_name, models_dir, checkpoint_name=None, *, seed, nsamples, batch_size, length, temperature,
+                 top_k, top_p, truncate, unconditional):
         require(batch_size >= 1, f'--batch_size must be 1 or more, not {batch_size}')
         require(nsamples >= 0, f'--nsamples must be 0 or more, not {nsamples}')
         require(seed is None or seed >= 0, f'--seed must be 0 or more, not {seed}')
@@ -69,7 +69,8 @@ class Samples:
                 self.session, hparams, length=length, start_token=self.enc.eot if unconditional else None,
                 temperature=temperature, top_k=top_k, top_p=top_p,
                 stop_token=self.enc.eot if truncate == encoder.EOT else None)
-            checkpoint.restore(self.session, checkpoint.find(directory), checkpoint.model_variables())
+            path = paths.child(directory, checkpoint_name, '--checkpoint') if checkpoint_name else directory
+            checkpoint.restore(self.session, checkpoint.find(path), checkpoint.model_variables())
             self.session.graph.finalize()
 
     def write(self, file, prompt=None, prefix=''):

@@ -8,8 +8,8 @@ from errors import InputError, require
 
 def interact_model(model_name: str = '124M', seed: int | None = None, nsamples: int = 1, batch_size: int = 1,
                    length: int | None = None, temperature: float = 1, top_k: int = 0, top_p: float = 1,
-                   models_dir: str = 'models', prompt: str | None = None, truncate: str | None = None,
-                   include_prefix: bool = False, output: str | None = None):
+                   models_dir: str = 'models', checkpoint: str | None = None, prompt: str | None = None,
+                   truncate: str | None = None, include_prefix: bool = False, output: str | None = None):
     """Prints continuations of prompts.
 
     Args:
@@ -22,6 +22,7 @@ def interact_model(model_name: str = '124M', seed: int | None = None, nsamples: 
         top_k: draw from this many of the likeliest tokens; 0 for all. 40 is a good value.
         top_p: draw from the likeliest tokens that together have this probability; 0 or 1 for all.
         models_dir: where models are.
+        checkpoint: one of the model's checkpoints, such as model-best or model-1000; None for the newest.
         prompt: continue this text, and end, instead of asking for prompts.
         truncate: end a sample where this text appears, which is left out; often '<|endoftext|>'.
         include_prefix: print the prompt before each continuation.
@@ -32,7 +33,7 @@ def interact_model(model_name: str = '124M', seed: int | None = None, nsamples: 
     cli.load_tensorflow()
     import generator
     samples = generator.Samples(
-        model_name, models_dir, seed=seed, nsamples=nsamples, batch_size=batch_size, length=length,
+        model_name, models_dir, checkpoint, seed=seed, nsamples=nsamples, batch_size=batch_size, length=length,
         temperature=temperature, top_k=top_k, top_p=top_p, truncate=truncate, unconditional=False)
     with generator.opened(output) as file:
         for text in [prompt] if prompt is not None else prompts():

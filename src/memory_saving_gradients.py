@@ -11,12 +11,13 @@ import tensorflow.compat.v1 as tf
 from errors import require
 
 
-def gradients(ys, xs, grad_ys=None, checkpoints='collection'):
+def gradients(ys, xs, grad_ys=None, checkpoints='collection', recompute=True):
     """As tf.gradients(ys, xs, grad_ys), to rounding, in less memory.
 
     ys: a tensor or a list of them. xs: a list of variables or tensors.
     checkpoints: tensors that lie one after another on every way from xs to ys (xs may also enter anywhere between), or
         'collection': those of the graph's collection 'checkpoints' that ys depends on.
+    recompute: False to keep all activations, so that memory is saved by the order of the work alone.
     Returns a dense tensor for each of xs, or None. Raises InputError where there is no checkpoint.
     """
     ys = list(ys) if isinstance(ys, (list, tuple)) else [ys]
@@ -30,9 +31,11 @@ def gradients(ys, xs, grad_ys=None, checkpoints='collection'):
     # The last segment is not computed again: its gradient is the first that is asked for.
     totals, upstream = backward(ys, xs, grad_ys, points[-1])
     for i in reversed(range(len(points) - 1)):
-        with tf.control_dependencies([upstream]):
-            start = tf.identity(points[i])
-        end = copy_segment(points[i], points[i + 1], start)
+        start, end = points[i], points[i + 1]
+        if recompute:
+            with tf.control_dependencies([upstream]):
+                start = tf.identity(points[i])
+            end = copy_segment(points[i], points[i + 1], start)
         found, upstream = backward([end], xs, [upstream], start)
         totals = [add(*pair) for pair in zip(totals, found, strict=True)]
     found = tf.gradients([points[0]], xs, [upstream])
@@ -42,12 +45,20 @@ def gradients(ys, xs, grad_ys=None, checkpoints='collection'):
 def backward(ys, xs, grad_ys, start):
     """Gradients with respect to xs by the ways that do not pass `start`, and with respect to `start`."""
     *found, upstream = tf.gradients(ys, [*xs, start], grad_ys, stop_gradients=[start])
-    return [add(each, None) for each in found], upstream
+    found = [add(each, None) for each in found]
+    # The way back goes on once these are there: else what they need of this segment would be kept longer.
+    with tf.control_dependencies([each for each in found if each is not None]):
+        return found, tf.identity(upstream)
 
 
 def add(a, b):
-    """The sum of two gradients, each dense, sparse or None."""
-    present = [tf.convert_to_tensor(each) for each in (a, b) if each is not None]
+    """The sum of two gradients, each dense, sparse or None; dense or None."""
+    present = [each for each in (a, b) if each is not None]
+    dense = [each for each in present if not isinstance(each, tf.IndexedSlices)]
+    sparse = [each for each in present if isinstance(each, tf.IndexedSlices)]
+    if len(dense) == len(sparse) == 1:
+        return tf.tensor_scatter_nd_add(dense[0], sparse[0].indices[:, None], sparse[0].values)
+    present = [tf.convert_to_tensor(each) for each in present]
     return tf.add_n(present) if len(present) == 2 else present[0] if present else None
 
 

@@ -14,6 +14,9 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from errors import InputError, require
+from fused import fused
+
+ATTENTION_BLOCK = 256
 
 
 @dataclasses.dataclass
@@ -95,6 +98,15 @@ def weights(hparams, scope='model', reuse=tf.AUTO_REUSE):  # -> {name: tensor}
                 .read_value() for name, shape in weight_shapes(hparams).items()}
 
 
+def with_precision(w, dtype):  # {name: tensor} -> {name: tensor}
+    """The weights as the transformer computes with them: those of matrix products in dtype, the others as they are.
+
+    'output', the matrix of the output layer, is added: the token embedding, which is also looked up in float32.
+    """
+    products = {name: tf.cast(value, dtype) for name, value in w.items() if '/attn/' in name or '/mlp/' in name}
+    return {**w, **products, 'output': tf.cast(w['wte'], dtype)}
+
+
 # The transformer
 
 def shape_list(x):
@@ -103,11 +115,14 @@ def shape_list(x):
     return [dynamic[i] if size is None else size for i, size in enumerate(x.shape.as_list())]
 
 
+@fused
 def gelu(x):
     """Gaussian error linear unit by its tanh approximation (Hendrycks & Gimpel 2016, section 2)."""
-    return 0.5 * x * (1 + tf.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x * x * x)))
+    dtype, x = x.dtype, tf.cast(x, tf.float32)
+    return tf.cast(0.5 * x * (1 + tf.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x * x * x))), dtype)
 
 
+@fused
 def norm(x, g, b, epsilon=1e-5):  # [..., E], [E], [E] -> [..., E]
     """Layer normalization (Ba et al. 2016) of the last axis."""
     mean = tf.reduce_mean(x, axis=-1, keepdims=True)
@@ -120,7 +135,8 @@ def conv1d(x, w, b):  # [B, T, n_in], [1, n_in, n_out], [n_out] -> [B, T, n_out]
     """A dense layer; a convolution of width 1 in name and shape of w, as the released checkpoints have it."""
     B, T, n_in = shape_list(x)
     n_out = w.shape[-1]
-    return tf.reshape(tf.matmul(tf.reshape(x, [-1, n_in]), tf.reshape(w, [n_in, n_out])) + b, [B, T, n_out])
+    x = tf.reshape(tf.cast(x, w.dtype), [-1, n_in])
+    return tf.reshape(tf.matmul(x, tf.reshape(w, [n_in, n_out])) + b, [B, T, n_out])
 
 
 def split_heads(x, n_head):  # [B, T, E] -> [B, H, T, D]
@@ -133,13 +149,39 @@ def merge_heads(x):  # [B, H, T, D] -> [B, T, E]
     return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [B, T, H * D])
 
 
+def softmax_gradient(dp, p):  # [..., S], [..., S] -> [..., S]
+    """The gradient with respect to a softmax's argument, from that with respect to its result, and the result."""
+    dtype, p, dp = p.dtype, tf.cast(p, tf.float32), tf.cast(dp, tf.float32)
+    return tf.cast(p * (dp - tf.reduce_sum(p * dp, axis=-1, keepdims=True)), dtype)
+
+
+@fused(gradient=softmax_gradient)
+def causal_softmax(scores):  # [B, H, T, S] -> [B, H, T, S]
+    """Softmax over the keys up to each query's own position; the last query is at the position of the last key."""
+    T, S = shape_list(scores)[2:]
+    return masked_softmax(scores, S - T)
+
+
+def masked_softmax(scores, n_past):  # [B, H, T, S], scalar -> [B, H, T, S]
+    T, S = shape_list(scores)[2:]
+    visible = tf.range(S)[None, :] <= n_past + tf.range(T)[:, None]  # [T, S]
+    return tf.cast(tf.nn.softmax(tf.where_v2(visible, tf.cast(scores, tf.float32), tf.float32.min)), scores.dtype)
+
+
 def attend(q, k, v, n_past):  # [B, H, T, D], [B, H, S, D], [B, H, S, D], scalar -> [B, H, T, D]
     """Scaled dot-product attention; query i, at position n_past + i, sees the keys up to its own position."""
-    T, S = shape_list(q)[2], shape_list(k)[2]
-    scores = tf.matmul(q, k, transpose_b=True) * (1 / np.sqrt(q.shape.as_list()[-1]))
-    visible = tf.range(S)[None, :] <= n_past + tf.range(T)[:, None]  # [T, S]
-    scores = tf.where_v2(visible, tf.cast(scores, tf.float32), tf.float32.min)
-    return tf.matmul(tf.cast(tf.nn.softmax(scores), v.dtype), v)
+    q = q * tf.cast(1 / np.sqrt(q.shape.as_list()[-1]), q.dtype)
+    if n_past is not None:
+        return tf.matmul(masked_softmax(tf.matmul(q, k, transpose_b=True), n_past), v)
+    # A block of queries at a time, so that the keys that none of them sees cost nothing.
+    results = []
+    for start in range(0, q.shape[2], ATTENTION_BLOCK):
+        end = min(start + ATTENTION_BLOCK, q.shape[2])
+        # tf.slice, since the gradient of q[:, :, start:end] is slow.
+        block, keys, values = (tf.slice(x, [0, 0, first, 0], [-1, -1, end - first, -1])
+                               for x, first in ((q, start), (k, 0), (v, 0)))
+        results.append(tf.matmul(causal_softmax(tf.matmul(block, keys, transpose_b=True)), values))
+    return tf.concat(results, axis=2)
 
 
 def write_at(buffer, new, position):  # [B, H, S, D], [B, H, T, D], scalar -> [B, H, S, D]
@@ -163,7 +205,7 @@ def attention(x, weight, n_head, past=None, n_filled=None):
     qkv = conv1d(x, weight('attn/c_attn/w'), weight('attn/c_attn/b'))
     q, k, v = (split_heads(each, n_head) for each in tf.split(qkv, 3, axis=-1))
     present = k, v
-    n_past = 0
+    n_past = None if q.shape[2] else 0
     if n_filled is not None:
         n_past = n_filled
         present = k, v = write_at(past[0], k, n_filled), write_at(past[1], v, n_filled)
@@ -176,9 +218,9 @@ def attention(x, weight, n_head, past=None, n_filled=None):
 def block(x, weight, n_head, past=None, n_filled=None):  # arguments and results as of attention
     """One layer: attention and a two-layer perceptron, each on normalized input and added to the residual stream."""
     a, present = attention(norm(x, weight('ln_1/g'), weight('ln_1/b')), weight, n_head, past, n_filled)
-    x = x + a
+    x = x + tf.cast(a, x.dtype)
     hidden = gelu(conv1d(norm(x, weight('ln_2/g'), weight('ln_2/b')), weight('mlp/c_fc/w'), weight('mlp/c_fc/b')))
-    return x + conv1d(hidden, weight('mlp/c_proj/w'), weight('mlp/c_proj/b')), present
+    return x + tf.cast(conv1d(hidden, weight('mlp/c_proj/w'), weight('mlp/c_proj/b')), x.dtype), present
 
 
 def transformer(hparams, w, X, past=None, n_filled=None):
@@ -202,7 +244,9 @@ def transformer(hparams, w, X, past=None, n_filled=None):
 def output(w, h):  # [..., E] -> [..., V]
     """Logits, by the token embedding transposed."""
     *rows, E = shape_list(h)
-    return tf.reshape(tf.matmul(tf.reshape(h, [-1, E]), w['wte'], transpose_b=True), [*rows, w['wte'].shape[0]])
+    matrix = w.get('output', w['wte'])
+    h = tf.reshape(tf.cast(h, matrix.dtype), [-1, E])
+    return tf.reshape(tf.matmul(h, matrix, transpose_b=True), [*rows, matrix.shape[0]])
 
 
 def past_shape(*, hparams, batch_size=None, sequence=None):
@@ -237,8 +281,23 @@ def loss(logits, X):  # [B, T, V], int32 [B, T] -> scalar, scalar
     A negative number in place of a token pads the row and is not predicted. The one result divided by the other is
     the loss per token.
     """
-    labels = X[:, 1:]
-    real = tf.cast(labels >= 0, tf.float32)
+    # The last position's logits are not cut off but left without a label: no copy of the rest is made.
+    labels = tf.reshape(tf.pad(X[:, 1:], [[0, 0], [0, 1]], constant_values=-1), [-1])
+    losses = cross_entropy(tf.reshape(logits, [-1, logits.shape[-1]]), labels)
+    return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(labels >= 0, tf.float32))
+
+
+def cross_entropy_gradient(upstream, losses, logits, labels):  # [N], [N], [N, V], [N] -> [N, V]
+    """Of the logits: probability minus 1 for the label, minus 0 for the others. One pass, without sums or copies."""
+    x, label = tf.cast(logits, tf.float32), tf.maximum(labels, 0)
+    log_sum = losses + tf.gather(x, label, batch_dims=1)  # what the exponentials of the logits add up to
+    gradients = tf.exp(x - log_sum[:, None]) - tf.one_hot(label, logits.shape[-1])
+    return tf.cast(tf.where_v2(labels[:, None] >= 0, gradients * upstream[:, None], 0.0), logits.dtype)
+
+
+@fused(gradient=cross_entropy_gradient)
+def cross_entropy(logits, labels):  # [N, V], int32 [N] -> float32 [N]
+    """In nats; 0 where the label is negative."""
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0),
-                                                            logits=tf.cast(logits[:, :-1], tf.float32))
-    return tf.reduce_sum(losses * real), tf.reduce_sum(real)
+                                                            logits=tf.cast(logits, tf.float32))
+    return tf.where_v2(labels >= 0, losses, 0.0)

@@ -1,24 +1,30 @@
 """The training loop: flags in, checkpoints out. It knows nothing of the launcher; a Worker tells it its part."""
+import concurrent.futures
 import contextlib
 import dataclasses
 import os
+import resource
 import signal
 import sys
 import time
 
 import numpy as np
+import tensorflow as tf2
 import tensorflow.compat.v1 as tf
+from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 from tqdm import tqdm
 
 import checkpoint
 import generator
+import memory_saving_gradients
 import model
 import optimizer
 import paths
 from errors import InputError, require
-from load_dataset import Sampler, hold_out, load_dataset
+from load_dataset import Sampler, hold_out, load_dataset, release
 
 FEWEST_TOKENS = 16  # of a dataset: less is a mistake, such as an empty file or a wrong path
+RELEASE_EVERY = 256  # batches between giving back the memory of the data that were read
 HELD_OUT = 0.05  # the share of the dataset's tokens that validates where no --val_dataset is given
 
 
@@ -83,29 +89,40 @@ class Data:
 
     def start(self, seed, position):
         """From here on next_batch follows the stream of this seed from this position."""
-        self.seed = seed
+        self.seed, self.position = seed, position
         self.sampler = Sampler(self.training, seed, rank=self.worker.rank, size=self.worker.size)
-        self.sampler.position = position
+        self.reader = concurrent.futures.ThreadPoolExecutor(1)
+        self.upcoming = self.reader.submit(self.read_batch, position)
         # Refuses another vocabulary's tokens, as a rule, before anything is written.
-        self.next_batch()
-        self.sampler.position = position
+        self.upcoming.result()
         if self.validation:
             next(self.validation_batches())
+
+    def next_batch(self):
+        """int32 [batch_size, n_ctx], twice: the input with noise, and the tokens to predict (PADDING where none).
+
+        The one after it is read in the background meanwhile; `position` is that of the stream after this one.
+        """
+        inputs, tokens, self.position = self.upcoming.result()
+        self.upcoming = self.reader.submit(self.read_batch, self.position)
+        return inputs, tokens
+
+    def read_batch(self, position):
+        self.sampler.position = position
+        inputs, tokens = self.batch(self.sampler, self.flags.batch_size)
+        if self.flags.noise:
+            noise = np.random.default_rng([self.seed, position, self.worker.rank])
+            noisy = noise.random(tokens.shape) < self.flags.noise
+            inputs = np.where(noisy, noise.integers(self.hparams.n_vocab, size=tokens.shape, dtype=np.int32), inputs)
+        if position // self.flags.batch_size % RELEASE_EVERY == 0:
+            release(self.training)
+        return inputs, tokens, self.sampler.position
 
     def batch(self, sampler, size):  # -> int32 [size, n_ctx], twice: the input, and the tokens to predict
         tokens = np.stack([sampler.sample(self.hparams.n_ctx) for _ in range(size)])
         require(tokens.max() < self.hparams.n_vocab, f'the dataset holds token {tokens.max()}, but the model\'s '
                 f'n_vocab is {self.hparams.n_vocab}: encode the dataset with the model\'s own vocabulary')
         return np.maximum(tokens, 0), tokens
-
-    def next_batch(self):
-        """int32 [batch_size, n_ctx], twice: the input with noise, and the tokens to predict (PADDING where none)."""
-        noise = np.random.default_rng([self.seed, self.sampler.position, self.worker.rank])
-        inputs, tokens = self.batch(self.sampler, self.flags.batch_size)
-        if self.flags.noise:
-            noisy = noise.random(tokens.shape) < self.flags.noise
-            inputs = np.where(noisy, noise.integers(self.hparams.n_vocab, size=tokens.shape, dtype=np.int32), inputs)
-        return inputs, tokens
 
     def validation_batches(self):
         """The same windows at every call, as next_batch gives them."""
@@ -123,34 +140,55 @@ class Trainer:
         self.data = Data(flags, self.enc, self.hparams, worker)
         self.build()
         self.run = checkpoint.Run(paths.run_dir(flags.run_name, flags.checkpoint_dir), self.model_dir)
-        session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
+        # Not the weights, which are about to be loaded: what random numbers need in passing would stay allocated.
+        session.run([tf.variables_initializer(self.run.state_variables), tf.local_variables_initializer()])
         self.resume()
-        self.log = Log(flags, worker, self.run.directory, self.step)
+        self.log = Log(flags, worker, self.run.directory, self.step,
+                       tokens=flags.batch_size * flags.accumulate_gradients * self.hparams.n_ctx * worker.size)
 
     # The graph
 
     def build(self):
         self.inputs = tf.placeholder(tf.int32, [None, self.hparams.n_ctx], 'inputs')
         self.tokens = tf.placeholder(tf.int32, [None, self.hparams.n_ctx], 'tokens')
-        w = model.weights(self.hparams)
-        h, _ = model.transformer(self.hparams, w, self.inputs)
-        self.total, self.count = model.loss(model.output(w, h), self.tokens)
-        # Every token counts the same, in whichever batch: a mean over each batch's own tokens would favour those of
-        # a batch with much padding, and would not add up over accumulated batches.
-        loss = self.total / tf.cast(tf.size(self.tokens[:, 1:]), tf.float32)
+        self.rate = tf.placeholder(tf.float32, [], 'learning_rate')
+        self.weights = model.weights(self.hparams)
         variables = checkpoint.model_variables()
         if self.flags.only_train_transformer_layers:
             variables = [v for v in variables if v.op.name.startswith('model/h')]
-        self.update = optimizer.Update(loss, variables, optimizer=self.flags.optimizer,
-                                       learning_rate=self.flags.learning_rate,
-                                       batches=self.flags.accumulate_gradients,
-                                       memory_saving=self.flags.memory_saving_gradients)
+        self.trained = [v.op.name.removeprefix('model/') for v in variables]
+        arguments = [self.inputs, self.tokens, *self.weights.values()]
+        self.batch_total, self.batch_count, *gradients = self.compiled(self.losses_and_gradients)(*arguments)
+        # Of one kernel no part can be run alone; of separate operations only those that a result needs are.
+        self.total, self.count = (self.compiled(self.losses_of)(*arguments) if self.flags.xla else
+                                  (self.batch_total, self.batch_count))
+        self.update = optimizer.Update(gradients, variables, optimizer=self.flags.optimizer, learning_rate=self.rate,
+                                       batches=self.flags.accumulate_gradients, clip_norm=self.flags.clip_norm,
+                                       weight_decay=self.flags.weight_decay)
         if self.flags.sample_every and self.flags.sample_num:
             require(self.enc.eot is not None, 'samples start with <|endoftext|>, which encoder.json has not: '
                                               'add it, or use --sample_every 0')
             self.generate = generator.Generator(
                 self.session, self.hparams, length=self.flags.sample_length or self.hparams.n_ctx - 1,
                 start_token=self.enc.eot, top_k=self.flags.top_k, top_p=self.flags.top_p)
+
+    def compiled(self, function):
+        """With --xla the function as one kernel, all of it."""
+        return tf2.function(function, jit_compile=True, autograph=False) if self.flags.xla else function
+
+    def losses_of(self, inputs, tokens, *values):  # -> scalar, scalar: the sum of the losses, their number
+        w = model.with_precision(dict(zip(self.weights, values, strict=True)), tf.as_dtype(self.flags.precision))
+        h, _ = model.transformer(self.hparams, w, inputs)
+        return model.loss(model.output(w, h), tokens)
+
+    def losses_and_gradients(self, inputs, tokens, *values):  # as losses_of, and then gradients of what is trained
+        total, count = self.losses_of(inputs, tokens, *values)
+        # Every token counts the same, in whichever batch: a mean over each batch's own tokens would favour those of
+        # a batch with much padding, and would not add up over accumulated batches.
+        loss = total / tf.cast(tf.size(tokens[:, 1:]), tf.float32)
+        trained = [value for name, value in zip(self.weights, values, strict=True) if name in self.trained]
+        return [total, count, *memory_saving_gradients.gradients(loss, trained,
+                                                                 recompute=self.flags.memory_saving_gradients)]
 
     # The state
 
@@ -163,11 +201,13 @@ class Trainer:
             self.say('The seed or the dataset is not that of the checkpoint: the order of the data starts anew')
             self.position = 0
         self.loss, self.average = state.get('loss'), state.get('average', [0.0, 0.0])
+        self.best, self.worse = state.get('best'), state.get('worse', 0)
         self.data.start(self.seed, self.position)
 
     def state(self):
         return {'step': self.step, 'position': self.position, 'seed': self.seed, 'tokens': self.data.size,
-                'loss': self.loss, 'average': self.average, 'flags': dataclasses.asdict(self.flags)}
+                'loss': self.loss, 'average': self.average, 'best': self.best, 'worse': self.worse,
+                'flags': dataclasses.asdict(self.flags)}
 
     def save(self):
         if self.worker.rank == 0 and self.run.saved_step != self.step:
@@ -177,10 +217,10 @@ class Trainer:
     # The loop
 
     def train(self):
-        """Updates until --steps, a signal or an error; whichever it is, the last whole update is saved."""
+        """Updates until --steps, --patience, a signal or an error; whichever, the last whole update is saved."""
         flags = self.flags
         try:
-            while flags.steps is None or self.step < flags.steps:
+            while not self.finished():
                 self.signals.check()
                 self.advance()
                 for every, action in ((flags.val_every, self.validate), (flags.save_every, self.save),
@@ -194,22 +234,35 @@ class Trainer:
             raise
         self.save()
 
+    def finished(self):
+        if self.flags.patience and self.worse >= self.flags.patience:
+            self.say(f'The last {self.worse} validation losses were not below that of {self.best[1]} updates, '
+                     f'{self.best[0]:.4f}, which is kept as model-best')
+            return True
+        return self.flags.steps is not None and self.step >= self.flags.steps
+
     def advance(self):
         """One update."""
         update, total, count = self.update, 0.0, 0.0
+        rate = {self.rate: optimizer.learning_rate(
+            self.step + 1, peak=self.flags.learning_rate, schedule=self.flags.schedule,
+            warmup_steps=self.flags.warmup_steps, steps=self.flags.steps)}
         self.session.run(update.before)
+        last = [] if update.after else [update.norm]
         for _ in range(self.flags.accumulate_gradients):
             inputs, tokens = self.data.next_batch()
-            *_, batch_total, batch_count = self.session.run(
-                [update.batch, self.total, self.count], {self.inputs: inputs, self.tokens: tokens})
+            _, batch_total, batch_count, *norm = self.session.run(
+                [update.batch, self.batch_total, self.batch_count, *last],
+                {self.inputs: inputs, self.tokens: tokens, **rate})
             total, count = total + batch_total, count + batch_count
-        self.session.run(update.after)
+        if update.after:
+            *_, norm = self.session.run([*update.after, [update.norm]], rate)
         loss = float(total / count)
         if not np.isfinite(loss):
             raise FloatingPointError(loss)
-        self.step, self.position, self.loss = self.step + 1, self.data.sampler.position, loss
+        self.step, self.position, self.loss = self.step + 1, self.data.position, loss
         self.average = [0.99 * self.average[0] + loss, 0.99 * self.average[1] + 1]
-        self.log.loss(self.step, loss, self.losses())
+        self.log.update(self.step, self.losses(), loss=loss, learning_rate=rate[self.rate], gradient_norm=norm[0])
 
     def losses(self):
         """The loss of the last update and the running mean, as text."""
@@ -225,12 +278,22 @@ class Trainer:
             self.say(f'Could not save: {second}')
 
     def validate(self):
+        loss = self.validation_loss()
+        self.log.validation(self.step, loss)
+        if self.best is None or loss < self.best[0]:
+            self.best, self.worse = [loss, self.step], 0
+            if self.worker.rank == 0:
+                self.run.save_best(self.session)
+        else:
+            self.worse += 1
+
+    def validation_loss(self):
         total = count = 0.0
         for inputs, tokens in self.data.validation_batches():
             self.signals.check()
             batch = self.session.run([self.total, self.count], {self.inputs: inputs, self.tokens: tokens})
             total, count = total + batch[0], count + batch[1]
-        self.log.validation(self.step, float(total / count))
+        return float(total / count)
 
     def write_samples(self):
         """Samples to samples_dir/<run_name>/samples-<step>, the last also to the terminal."""
@@ -249,6 +312,7 @@ class Trainer:
             for number, tokens in zip(numbers, self.generate(numbers, self.seed + self.step), strict=True):
                 texts.append(f'======== SAMPLE {number + 1} ========\n{self.enc.decode(tokens)}\n')
         self.say(texts[-1])
+        self.log.text(self.step, samples='\n'.join(texts))
         directory = paths.child(self.flags.samples_dir, self.flags.run_name, '--run_name')
         os.makedirs(directory, exist_ok=True)
         with paths.replacing(os.path.join(directory, f'samples-{self.step}'), encoding='utf-8') as file:
@@ -269,8 +333,10 @@ def say(line):
 class Log:
     """What is seen of training: a progress bar on stderr, lines on stdout, TensorBoard events in the run directory."""
 
-    def __init__(self, flags, worker, directory, step):
-        self.flags, self.silent, self.started = flags, worker.rank != 0, time.time()
+    def __init__(self, flags, worker, directory, step, tokens):
+        """step: updates done; tokens: of an update."""
+        self.silent, self.started, self.tokens = worker.rank != 0, time.time(), tokens
+        self.last = self.started
         self.bar = tqdm(initial=step, total=flags.steps, unit='step', disable=self.silent, dynamic_ncols=True,
                         mininterval=0.1 if sys.stderr.isatty() else 10)
         self.events = None
@@ -279,6 +345,7 @@ class Log:
                 self.events = tf.summary.FileWriter(directory)
                 # What an interrupted session logged after its last save is not shown twice.
                 self.events.add_session_log(tf.SessionLog(status=tf.SessionLog.START), step)
+        self.text(step, flags='\n'.join(f'    --{name} {value}' for name, value in dataclasses.asdict(flags).items()))
 
     @contextlib.contextmanager
     def unharmed(self):
@@ -295,10 +362,21 @@ class Log:
                 self.events.add_summary(tf.Summary(
                     value=[tf.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]), step)
 
-    def loss(self, step, loss, text):
-        self.bar.set_postfix_str(text, refresh=False)
+    def text(self, step, **values):
+        """Texts, for TensorBoard's tab of them."""
+        if self.events:
+            metadata = tf.SummaryMetadata(plugin_data=tf.SummaryMetadata.PluginData(plugin_name='text'))
+            with self.unharmed():
+                self.events.add_summary(tf.Summary(value=[
+                    tf.Summary.Value(tag=tag, tensor=tf.make_tensor_proto(value), metadata=metadata)
+                    for tag, value in values.items()]), step)
+
+    def update(self, step, text, **values):
+        """One update: text for the progress bar, values for TensorBoard."""
+        speed, self.last = self.tokens / (time.time() - self.last), time.time()
+        self.bar.set_postfix_str(f'{text}, {speed:.0f} tokens/s', refresh=False)
         self.bar.update()
-        self.scalars(step, loss=loss, learning_rate=self.flags.learning_rate)
+        self.scalars(step, **values, tokens_per_second=speed, peak_memory_gb=peak_memory() / 1e9)
 
     def validation(self, step, loss):
         if not self.silent:
@@ -312,6 +390,22 @@ class Log:
                 self.events.close()
 
 
+def peak_memory():
+    """The most memory that this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+
+def session_config():
+    config = generator.session_config()
+    # What is constant in the training graph are the zeros that the optimizer's variables start from. Folded, these
+    # would be kept beside the variables, for Adam twice the model's size; equal ones found to be one and the same,
+    # variables would share their memory until the first update, and then be copied to between its activations.
+    config.graph_options.rewrite_options.constant_folding = RewriterConfig.OFF
+    config.graph_options.rewrite_options.common_subgraph_elimination = RewriterConfig.OFF
+    config.graph_options.optimizer_options.opt_level = tf.OptimizerOptions.L0
+    return config
+
+
 def train(flags, worker=None):
     """Trains as the TrainFlags say.
 
@@ -319,7 +413,7 @@ def train(flags, worker=None):
     cannot be used. Ctrl-C, SIGTERM and SIGHUP save and then end the process, with status 128 + the signal's number.
     """
     worker = worker or Worker()
-    with Signals() as signals, tf.Graph().as_default(), tf.Session(config=generator.session_config()) as session:
+    with Signals() as signals, tf.Graph().as_default(), tf.Session(config=session_config()) as session:
         trainer = Trainer(flags, worker, session, signals)
         try:
             trainer.train()

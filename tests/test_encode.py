@@ -1,12 +1,17 @@
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
+from unittest import mock
 
 import numpy as np
 import pytest
 from tiny_vocab import write_vocab
 
 import encode
+import load_dataset as dataset
 from encoder import get_encoder
 from errors import InputError
 from load_dataset import load_dataset
@@ -114,3 +119,135 @@ def test_ids_of_another_vocabulary(corpus):
     with pytest.raises(InputError, match=r'token id \[50256\], and the vocabulary the ids 0 to 556'):
         encode.encode(**flags(corpus))
     assert not (corpus.parent / 'out.npz').exists()
+
+
+# Several processes
+
+
+WORDS = ('the old Lighthouse keeper ', 'didn\'t "say" 1987; ', '你好，世界。今天天气很好！', 'مرحبا ٣٤٥ ', '\r\n\t  \n',
+         'नमस्ते ', '😀 👍🏽!', 'x=1;//**--', '\x1c\x85\xa0', "'ll'll've", '한국어 ', 'wörter²½')
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Texts and arrays of all sorts, in more groups than are in flight."""
+    write_vocab(tmp_path / 'models' / 'tiny')
+    folder = tmp_path / 'corpus'
+    folder.mkdir()
+    draw = random.Random(4)
+    texts = [''.join(draw.choices(WORDS, k=40)) for _ in range(100)]
+    write = {'big': ''.join(draw.choices(texts, k=2000)), 'no space': '你好，世界。' * 70000,
+             'one piece': 'ab' * 300000, 'spaces': ' ' * 300000 + 'x', 'empty': '', 'newline': '\n',
+             **{f'small {i}': text for i, text in enumerate(texts)}}
+    for name, text in write.items():
+        (folder / f'{name}.txt').write_bytes(text.encode())
+    np.savez(folder / 'm.npz', np.arange(20), np.arange(0), np.arange(30))
+    np.savez_compressed(folder / 'small 5.npz', np.arange(500))
+    return folder
+
+
+@pytest.mark.parametrize('others', [{}, {'combine': 1}], ids=str)
+def test_any_number_of_workers_writes_the_same_bytes(many, others):
+    written = []
+    for workers in (1, 2, 3) if others else (1, 2):
+        with mock.patch.multiple(dataset, GROUP_CHARACTERS=1 << 17, GROUP_ITEMS=50):
+            encode.encode(**flags(many, workers=workers, **others))
+        written.append((many.parent / 'out.npz').read_bytes())
+    assert len(set(written)) == 1
+    enc = get_encoder('tiny', str(many.parent / 'models'))
+    whole = [(path, path.read_bytes().decode()) for path in sorted(many.iterdir()) if path.suffix == '.txt']
+    assert sum(map(len, load_dataset(enc, str(many.parent / 'out.npz')))) == 550 + sum(
+        len(enc.encode(text)) + 1 for _, text in whole if text)
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_the_first_mistake_is_told_whatever_is_read_ahead(corpus, workers):
+    (corpus / 'c.txt').write_text('word ' * 100000)
+    np.savez(corpus / 'd.npz', np.array([5, 50256]))
+    (corpus / 'e.txt').write_bytes(b'good ' * 60000 + b'\xff')
+    with mock.patch.object(dataset, 'GROUP_CHARACTERS', 1 << 16):
+        with pytest.raises(InputError, match=r'token id \[50256\], and the vocabulary'):
+            encode.encode(**flags(corpus, workers=workers))
+        (corpus / 'd.npz').unlink()
+        with pytest.raises(InputError, match=r'e\.txt: not utf-8 at byte 300000 '):
+            encode.encode(**flags(corpus, workers=workers))
+    assert sorted(os.listdir(corpus.parent)) == ['corpus', 'models']
+
+
+def test_a_lone_surrogate_has_its_offset_in_the_file_with_workers(corpus):
+    (corpus / 'a.txt').write_bytes(b'word ' * 60000 + b'ab+2D0-')
+    for workers in (1, 2):
+        with pytest.raises(InputError, match=r'a\.txt: the character at offset 300002 is U\+D83D'):
+            encode.encode(**flags(corpus, in_text=str(corpus / 'a.txt'), encoding='utf-7', workers=workers))
+
+
+def test_all_cores():
+    assert 1 <= encode.cores() <= os.cpu_count()
+
+
+def test_workers_must_not_be_negative(corpus):
+    with pytest.raises(InputError, match=r'--workers must be 0 .* or more, not -1'):
+        encode.encode(**flags(corpus, workers=-1))
+
+
+def children(pid):
+    found = subprocess.run(['ps', '-o', 'pid=,args=', '--ppid', str(pid)], capture_output=True, text=True)
+    return [int(line.split()[0]) for line in found.stdout.splitlines() if 'spawn_main' in line]
+
+
+@pytest.fixture
+def endless(tmp_path):
+    """A running encode.py with two workers and its workers' ids; it would take minutes."""
+    if sys.platform != 'linux':
+        pytest.skip('looks for processes as Linux lists them')
+    write_vocab(tmp_path / 'models' / 'tiny')
+    (tmp_path / 'a.txt').write_text(' '.join(map(str, range(10**6))))
+    names = ','.join(['a.txt'] * 1000)
+    code = ('import signal, sys, runpy\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n'
+            f'sys.argv = {[SCRIPT, names, "out", "--model_name=tiny", "--workers=2"]}\n'
+            f'runpy.run_path({SCRIPT!r}, run_name="__main__")')
+    process = subprocess.Popen([sys.executable, '-c', code], cwd=tmp_path, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        until = time.monotonic() + 30
+        while len(children(process.pid)) < 2 or not list(tmp_path.glob('*.tmp')):
+            assert time.monotonic() < until and process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        workers = children(process.pid)
+        time.sleep(0.5)  # so that both are at work
+        yield process, workers
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def all_gone(workers):
+    until = time.monotonic() + 10
+    while any(os.path.exists(f'/proc/{pid}/fd') and os.access(f'/proc/{pid}/exe', os.R_OK) for pid in workers):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_ctrl_c_ends_all_processes_at_once_and_quietly(endless, tmp_path):
+    process, workers = endless
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the workers too
+    said = process.communicate(timeout=10)
+    assert (process.returncode, said[0], [line for line in said[1].splitlines() if line]) == (130, '', [])
+    assert all_gone(workers) and sorted(os.listdir(tmp_path)) == ['a.txt', 'models']
+
+
+def test_a_killed_worker_is_told_in_one_line(endless, tmp_path):
+    process, workers = endless
+    os.kill(workers[0], signal.SIGKILL)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 2 and said.count('\n') == 1
+    assert 'error: one of the 2 worker processes was killed' in said
+    assert all_gone(workers) and sorted(os.listdir(tmp_path)) == ['a.txt', 'models']
+
+
+def test_workers_do_not_outlive_a_killed_encode(endless):
+    process, workers = endless
+    process.kill()
+    assert all_gone(workers)

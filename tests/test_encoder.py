@@ -1,20 +1,35 @@
 """Ids against tiktoken, an independent implementation: always on a small vocabulary, on the real one where it is."""
+import copy
 import functools
 import glob
 import itertools
 import json
 import os
+import pickle
 import random
 import sysconfig
 from unittest import mock
 
 import numpy as np
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_vocab import EOT, SHARED, in_merge_order, real_merges, shared, tiktoken_encoding, tiny_bpe, write_vocab
+from tiny_vocab import (
+    EOT,
+    PATTERN,
+    SHARED,
+    in_merge_order,
+    real_merges,
+    shared,
+    tiktoken_encoding,
+    tiny_bpe,
+    write_vocab,
+)
 
 import encoder
+import merges
+import pieces
 from encoder import Encoder, bytes_to_unicode, get_encoder
 from errors import InputError
 
@@ -29,8 +44,12 @@ ODD_TEXTS = [
     'שלום עולם ברוך', 'مرحبا بالعالم ٣٤٥', 'हिन्दी में नमस्ते', 'ภาษาไทย', 'e\u0301 combining a\u0308\u0301', 'Ⅷ ½ x² ①②',
     f'a{EOT}b', f'{EOT}', f' {EOT} {EOT}{EOT}', '<|endoftext', '\U0010ffff\ue000 private', 'ÿ\xadsoft',
 ]
-TEXT = st.text(st.one_of(st.sampled_from("abcst relv'dm  \n\t\r\x0b\x1c\x85\xa0\u30000123.-_"),
-                         st.characters(exclude_categories=('Cs', 'Cn'))), max_size=60)
+CHARACTERS = st.one_of(
+    st.sampled_from("abcstrelv'dmSLé世  \n\t\r\0\x0b\x1c\x1d\x1e\x1f\x85\xa0\u180e\u2003\u200b\u3000"
+                    "012٣½².-_!😀\u0301𝟘"),
+    st.characters(exclude_categories=('Cs', 'Cn')))
+TEXT = st.text(CHARACTERS, max_size=60)
+APOSTROPHES = st.text(st.sampled_from("stmdrevlLa1. \n\xa0’" + 4 * "'"), max_size=30)
 
 
 @functools.cache
@@ -100,10 +119,44 @@ def test_any_text(text):
     assert enc.decode(ids) == text
 
 
-def test_ascii_and_unicode_splitting_agree_on_all_short_ascii():
-    for letters in itertools.product("as1'.\n \x1c", repeat=5):
+def split_by_arrays(text, whole=True):  # -> list of bytes, the rest
+    data, bounds, rest = pieces.split(text, whole)
+    return [data[start:end].tobytes() for start, end in itertools.pairwise(bounds)], rest
+
+
+def split_by_pattern(text):
+    return [piece.encode() for piece in regex.findall(PATTERN, text)]
+
+
+@pytest.mark.parametrize('alphabet', ["as1'. \n\x1c", "'strevl", "'mdé \xa0½"])
+def test_splitting_of_all_short_texts(alphabet):
+    for letters in itertools.chain.from_iterable(itertools.product(alphabet, repeat=n) for n in range(1, 6)):
         text = ''.join(letters)
-        assert encoder.ASCII_PIECE.findall(text) == encoder.PIECE.findall(text), text
+        assert split_by_arrays(text) == (split_by_pattern(text), ''), text
+
+
+@settings(max_examples=500)
+@given(st.one_of(TEXT, APOSTROPHES).filter(bool))
+def test_splitting_of_any_text(text):
+    assert split_by_arrays(text) == (split_by_pattern(text), '')
+
+
+@settings(max_examples=300)
+@given(st.one_of(TEXT, APOSTROPHES).filter(bool), st.one_of(TEXT, APOSTROPHES))
+def test_pieces_that_are_settled_stay_whatever_follows(text, following):
+    settled, rest = split_by_arrays(text, whole=False)
+    assert b''.join(settled).decode() + rest == text
+    assert settled == split_by_pattern(text + following)[:len(settled)]
+    assert len(split_by_pattern(text)) - len(settled) <= 2
+
+
+def test_kinds_of_all_characters():
+    kinds = pieces.kinds_below(0x110000)
+    for kind, pattern in enumerate([r'[^\s\p{L}\p{N}]', r'\s', r'\p{L}', r'\p{N}']):
+        assert all(regex.match(pattern, chr(code)) for code in np.flatnonzero(kinds == kind)[::7].tolist())
+    assert [kinds[code] for code in (0x1C, 0x1F, 0x85, 0xA0, 0x180E, 0x200B, 0x3000)] == [0, 0, 1, 1, 0, 0, 1]
+    for limit in (1, 128, 0x1000):
+        assert np.array_equal(pieces.kinds_below(limit), kinds[:limit])
 
 
 @settings(max_examples=300)
@@ -123,22 +176,102 @@ def test_stream_gives_ids_early_where_text_has_no_spaces():
         for i in range(50):
             taken.append(i)
             yield '你好，世界。' * 1000
-    next(enc.encode_stream(texts()))
+    with mock.patch.object(encoder, 'PART', 10000):
+        next(enc.encode_stream(texts()))
     assert len(taken) < 5
 
 
-@pytest.mark.parametrize('method', ['short', 'heap', 'batches'])
-@pytest.mark.parametrize('alphabet', ['a', 'ab', 'the ', 'etaoinshrdlu', '-=', '世界é'])
-def test_ways_of_merging_agree(both, method, alphabet):
+def test_stream_gives_arrays():
+    enc, _ = tiny()
+    parts = list(enc.encode_stream(['the text ' * 100]))
+    assert {part.dtype for part in parts} == {np.dtype(np.int32)}
+    assert list(enc.encode_stream([])) == list(enc.encode_stream(['', ''])) == []
+
+
+@settings(max_examples=300)
+@given(st.lists(st.one_of(TEXT, APOSTROPHES), max_size=6), st.integers(1, 9))
+def test_separate_texts_have_the_ids_of_the_whole(texts, part):
+    enc, reference = tiny()
+    with mock.patch.object(encoder, 'PART', part):
+        parts = list(encoder.separate_texts(texts))
+        ids = [enc.encode(each) for each in parts]
+        each = [ids.tolist() for ids in enc.encode_each(parts)]
+    assert all(parts) and ''.join(parts) == ''.join(texts)
+    assert each == ids and list(itertools.chain.from_iterable(ids)) == reference.encode_ordinary(''.join(texts))
+
+
+def test_separate_texts_of_real_text(both):
     enc, reference = both
-    heap_from, batch_from = {'short': (1 << 30, 1 << 30), 'heap': (0, 1 << 30), 'batches': (0, 0)}[method]
+    text = ' '.join(ODD_TEXTS) + encoder.__doc__
+    with mock.patch.object(encoder, 'PART', 50):
+        parts = list(encoder.separate_texts([text]))
+    assert len(parts) > 20 and max(map(len, parts)) < 150
+    ids = [array.tolist() for array in enc.encode_each(parts)]
+    assert list(itertools.chain.from_iterable(ids)) == reference.encode_ordinary(text)
+
+
+@pytest.mark.parametrize('piece', ['a', '1', '-', ' ', '世'])
+def test_only_an_endless_piece_is_not_cut(piece):
+    with mock.patch.object(encoder, 'PART', 10):
+        parts = list(encoder.separate_texts(['x- ' * 20, piece * 100, ' a.' * 20]))
+        assert [part for part in parts if len(part) > 30] == [part for part in parts if piece * 70 in part]
+        assert len(parts) > 5
+
+
+@settings(max_examples=300)
+@given(st.lists(st.one_of(TEXT, APOSTROPHES).filter(bool), max_size=8), st.integers(1, 100))
+def test_many_texts_at_once(texts, part):
+    enc, reference = tiny()
+    with mock.patch.object(encoder, 'PART', part):
+        assert [ids.tolist() for ids in enc.encode_each(texts)] == [reference.encode_ordinary(text) for text in texts]
+
+
+def test_many_texts_at_once_without_merges_or_with_half_a_pair():
+    enc = Encoder({symbol: id for id, symbol in enumerate(bytes_to_unicode().values())}, [])
+    assert [ids.tolist() for ids in enc.encode_each(['né', 'a'])] == [enc.encode('né'), enc.encode('a')]
+    assert enc.encode_each([]) == []
+    with pytest.raises(InputError, match=r'U\+DC80'):
+        enc.encode_each(['a', 'b\udc80'])
+
+
+ROWS, HEAP, BATCHES = ({'FEW': few, 'BATCH_FROM': batch_from} for few, batch_from in (
+    (1, 1 << 30), (1 << 30, 1 << 30), (1 << 30, 0)))
+ways_of_merging = pytest.mark.parametrize('way', [ROWS, HEAP, BATCHES], ids=['rows', 'heap', 'batches'])
+
+
+def forgetful(enc):
+    """The same encoder with nothing remembered."""
+    enc = copy.copy(enc)
+    enc._cache = pieces.PieceCache(enc._merges)
+    return enc
+
+
+@ways_of_merging
+@pytest.mark.parametrize('alphabet', ['a', 'ab', 'the ', 'etaoinshrdlu', '-=', '世界é'])
+def test_ways_of_merging_agree(both, way, alphabet):
+    enc, reference = forgetful(both[0]), both[1]
     draw = random.Random(alphabet)
-    with mock.patch.multiple(encoder, HEAP_FROM=heap_from, BATCH_FROM=batch_from):
-        for length in [*range(1, 40), 100, 333]:
+    with mock.patch.multiple(merges, **way):
+        for length in [*range(1, 40), 100, 254, 255, 256, 333]:
             text = ''.join(draw.choices(alphabet, k=length))
-            enc._cache.clear()
             assert enc.encode(text) == reference.encode_ordinary(text)
-    enc._cache.clear()
+
+
+@pytest.mark.parametrize('cells', [256, 1000, 1 << 16])
+def test_many_words_merged_side_by_side(both, cells):
+    enc, reference = forgetful(both[0]), both[1]
+    draw = random.Random(cells)
+    text = ' '.join(''.join(draw.choices('etaoinshr世\0', k=draw.randrange(1, 90))) for _ in range(1000))
+    with mock.patch.object(merges, 'ROW_CELLS', cells):
+        assert enc.encode(text) == reference.encode_ordinary(text)
+
+
+@pytest.mark.parametrize('keys', [[], [0], [7, 0, 1 << 61], range(1000), [i << 40 for i in range(5000)]], ids=len)
+def test_pair_table(keys):
+    table = merges.PairTable(np.array(keys, np.int64), np.arange(len(keys), dtype=np.int32))
+    asked = np.array([*keys, 3 << 50, 5001], np.int64)
+    ranks = {key: rank for rank, key in enumerate(keys)}
+    assert table.ranks_of(asked).tolist() == [ranks.get(key, merges.NO_RANK) for key in asked.tolist()]
 
 
 @pytest.mark.parametrize('letter', 'ae-')
@@ -165,14 +298,30 @@ def naive_merge(symbols, merges):
         symbols[i:i + 2] = [symbols[i] + symbols[i + 1]]
 
 
-@pytest.mark.parametrize('thresholds', [(1 << 30, 1 << 30), (0, 1 << 30), (0, 0)], ids=['short', 'heap', 'batches'])
-def test_merges_in_any_order(thresholds):
-    merges = [('ab', 'a'), ('aa', 'a'), ('b', 'ab'), ('a', 'b'), ('a', 'a'), ('bab', 'aa'), ('b', 'b'), ('bb', 'a')]
-    symbols = dict.fromkeys([*bytes_to_unicode().values(), *map(''.join, merges), EOT])
-    enc = Encoder({symbol: id for id, symbol in enumerate(symbols)}, merges)
-    with mock.patch.multiple(encoder, HEAP_FROM=thresholds[0], BATCH_FROM=thresholds[1]):
+@ways_of_merging
+def test_merges_in_any_order(way):
+    pairs = [('ab', 'a'), ('aa', 'a'), ('b', 'ab'), ('a', 'b'), ('a', 'a'), ('bab', 'aa'), ('b', 'b'), ('bb', 'a')]
+    symbols = dict.fromkeys([*bytes_to_unicode().values(), *map(''.join, pairs), EOT])
+    enc = Encoder({symbol: id for id, symbol in enumerate(symbols)}, pairs)
+    with mock.patch.multiple(merges, **way):
         for letters in itertools.chain.from_iterable(itertools.product('ab', repeat=n) for n in range(1, 11)):
-            assert [enc.decoder[id] for id in enc.encode(''.join(letters))] == naive_merge(letters, merges)
+            assert [enc.decoder[id] for id in enc.encode(''.join(letters))] == naive_merge(letters, pairs)
+
+
+@settings(max_examples=50)
+@given(st.randoms(use_true_random=False))
+def test_merges_in_a_random_order(draw):
+    symbols, pairs = list('abc'), []
+    for _ in range(12):
+        pairs.append((draw.choice(symbols), draw.choice(symbols)))
+        symbols.append(''.join(pairs[-1]))
+    pairs = list(dict.fromkeys(pairs))
+    draw.shuffle(pairs)
+    vocabulary = {symbol: id for id, symbol in enumerate(dict.fromkeys([*bytes_to_unicode().values(), *symbols]))}
+    enc = Encoder(vocabulary, pairs)
+    words = [''.join(draw.choices('abc', k=draw.randrange(1, 30))) for _ in range(60)]
+    expected = [symbol for word in words for symbol in [*naive_merge(word, pairs), 'Ċ']]
+    assert [enc.decoder[id] for id in enc.encode('\n'.join([*words, '']))] == expected
 
 
 def test_ids_need_not_be_in_merge_order_and_may_have_gaps():
@@ -209,14 +358,44 @@ def test_added_token_that_is_not_spelt_in_byte_symbols():
     assert enc.decode([9999]).startswith('<a b▁')
 
 
-def test_cache_is_bounded():
-    enc = Encoder(*tiny_bpe())
-    with mock.patch.object(encoder, 'CACHED_PIECES', 10):
-        for i in range(100):
-            enc.encode(f' {i} word{i}')
-            enc.encode('x' * (encoder.CACHED_LENGTH + 1 + i))
-            assert len(enc._cache) <= 10
-    assert all(len(piece) <= encoder.CACHED_LENGTH for piece in enc._cache)
+@pytest.mark.parametrize('patch', [
+    {'TIERS': ((1, 7, 8), (8, 15, 8), (16, 63, 8))}, {'TIERS': ((1, 7, 64), (8, 15, 64)), 'PROBES': 1},
+    {'TIERS': ((1, 63, 64),), 'FACTOR': 1}, {'FACTOR': 0}, {'FACTOR': 1 << 60},
+], ids=str)
+def test_tables_too_small_and_keys_that_collide(both, patch):
+    with mock.patch.multiple(pieces, **patch):
+        enc, reference = forgetful(both[0]), both[1]
+        draw = random.Random(3)
+        words = [''.join(draw.choices('abcdefgh', k=draw.randrange(1, 70))) for _ in range(300)]
+        for _ in range(5):
+            text = ' '.join(draw.choices(words, k=1000))
+            assert enc.encode(text) == reference.encode_ordinary(text)
+
+
+def test_pieces_that_differ_only_in_zeros(both):
+    enc, reference = forgetful(both[0]), both[1]
+    text = ' '.join('\0' * n for n in range(130))
+    text += ''.join(f'a{"!" * n}{chr(0) * m}' for n in range(20) for m in range(20))
+    for _ in range(2):
+        assert enc.encode(text) == reference.encode_ordinary(text)
+
+
+def test_what_is_remembered_is_bounded():
+    enc, reference = tiny()
+    with mock.patch.object(pieces, 'TIERS', ((1, 7, 64), (8, 15, 64), (16, 63, 64))):
+        enc = forgetful(enc)
+        for i in range(300):
+            text = f' {i} word{i} averylongword{i} ' + 'x' * (60 + i)
+            assert enc.encode(text) == reference.encode_ordinary(text)
+            for tier in enc._cache.tiers:
+                assert tier.stored <= 64 and len(tier.pool) <= 64 * tier.longest
+        assert all(tier.stored for tier in enc._cache.tiers)
+
+
+def test_an_encoder_can_be_sent_to_another_process():
+    enc, reference = tiny()
+    text = 'the text wrapper'
+    assert pickle.loads(pickle.dumps(enc)).encode(text) == reference.encode_ordinary(text)
 
 
 def test_lone_surrogate_is_named_by_its_offset():

@@ -490,8 +490,8 @@ def test_a_person_at_a_terminal_is_asked_again(flags, capsys, monkeypatch):
 def test_the_defaults_are_the_originals():
     defaults = dict(zip(sample_model.__code__.co_varnames, sample_model.__defaults__, strict=False))
     assert defaults == {'model_name': '124M', 'seed': None, 'nsamples': 0, 'batch_size': 1, 'length': None,
-                        'temperature': 1, 'top_k': 0, 'top_p': 1, 'models_dir': 'models', 'truncate': None,
-                        'output': None}
+                        'temperature': 1, 'top_k': 0, 'top_p': 1, 'models_dir': 'models', 'checkpoint': None,
+                        'truncate': None, 'output': None}
     other = dict(zip(interact_model.__code__.co_varnames, interact_model.__defaults__, strict=False))
     assert other == {**defaults, 'nsamples': 1, 'prompt': None, 'include_prefix': False}
 

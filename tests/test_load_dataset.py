@@ -50,6 +50,30 @@ def test_find_files(tmp_path, monkeypatch):
     assert find_files('~/a.txt') == [str(tmp_path / 'a.txt')]
 
 
+def test_find_files_of_several_paths(tmp_path):
+    for name in ('b.npz', 'a.txt', 'shards/1.npz', 'shards/2.npz', 'with,comma.txt', 'x,1', 'x,2'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+
+    def found(*names):
+        path = ','.join(str(tmp_path / name) for name in names)
+        return [os.path.relpath(name, tmp_path) for name in find_files(path)]
+    assert found('b.npz', 'a.txt') == ['b.npz', 'a.txt']
+    assert found('shards/*.npz', 'a.txt', 'shards') == ['shards/1.npz', 'shards/2.npz', 'a.txt', 'shards/1.npz',
+                                                        'shards/2.npz']
+    assert found('with,comma.txt') == ['with,comma.txt'] and found('x,*') == ['x,1', 'x,2']
+    with pytest.raises(InputError, match=r'nothing matches the path .*nowhere;'):
+        found('a.txt', 'nowhere', 'b.npz')
+    with pytest.raises(InputError, match='nothing before, between or after its commas'):
+        find_files(f'{tmp_path / "a.txt"},')
+
+
+def test_dataset_of_several_files(tmp_path, enc):
+    for i in range(3):
+        np.savez(tmp_path / f'{i}.npz', np.arange(i, 5))
+    assert lists(load(enc, f'{tmp_path}/2.npz,{tmp_path}/[01].npz')) == lists(np.arange(i, 5) for i in (2, 0, 1))
+
+
 def test_paths_without_files(tmp_path):
     with pytest.raises(InputError, match=r'nothing matches the path .*nowhere'):
         find_files(str(tmp_path / 'nowhere'))
@@ -163,6 +187,48 @@ def test_stored_arrays_are_mapped_in_numeric_order(tmp_path, enc):
     assert [chunk.dtype for chunk in chunks] == [array.dtype for array in arrays]
     with pytest.raises(ValueError, match='read-only'):
         chunks[0][:] = 0
+
+
+def test_only_so_many_mapped_tokens_are_searched(tmp_path, enc):
+    np.savez(tmp_path / 'a.npz', np.arange(5), np.arange(5), np.array([1, -2]))
+    with mock.patch.object(load_dataset, 'CHECKED_TOKENS', 11):
+        assert lists(load(enc, tmp_path / 'a.npz'))[2] == [1, -2]
+    with mock.patch.object(load_dataset, 'CHECKED_TOKENS', 12), pytest.raises(InputError, match='negative id -2'):
+        load(enc, tmp_path / 'a.npz')
+
+
+def resident(path):  # kB of a mapped file that count as this process's
+    with open('/proc/self/smaps') as file:
+        entries = file.read().split(str(path))[1:]
+    return sum(int(entry.split('Rss:')[1].split()[0]) for entry in entries)
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/smaps'), reason='memory is listed here by Linux only')
+def test_release_gives_memory_back_and_changes_nothing(tmp_path, enc):
+    path = tmp_path / 'a.npz'
+    np.savez(path, np.arange(1 << 20, dtype=np.uint16), np.arange(100))
+    training, validation = hold_out(load(enc, path), 0.2)
+    sampler, total = Sampler(training, seed=1), int(training[0].sum(dtype=np.int64))
+    first = sampler.sample(1000)
+    assert resident(path) > 1000
+    for chunks in (training, validation, sampler.chunks, [training[0][5:]]):
+        assert int(training[0].sum(dtype=np.int64)) == total and resident(path) > 1000
+        load_dataset.release(chunks)
+        assert resident(path) < 300
+    sampler.position = 0
+    assert np.array_equal(sampler.sample(1000), first)
+
+
+def test_release_of_what_is_not_mapped():
+    load_dataset.release([])
+    load_dataset.release([np.arange(5), np.arange(5)[1:], np.frombuffer(b'ab', np.uint8)])
+
+
+def test_writing_from_a_map_keeps_little_of_it_in_memory(tmp_path, enc):
+    np.savez(tmp_path / 'a.npz', np.arange(1 << 22, dtype=np.uint16) % 500)
+    write_npz(str(tmp_path / 'b.npz'), chunks := load(enc, tmp_path / 'a.npz'), 557)
+    assert len(chunks) == 1 and (not os.path.exists('/proc/self/smaps') or resident(tmp_path / 'a.npz') < 2000)
+    assert (tmp_path / 'b.npz').stat().st_size > 1 << 23
 
 
 def test_deflated_arrays_are_narrowed(tmp_path, enc):
@@ -310,7 +376,7 @@ def test_full_disk_is_told_with_the_path():
 
 
 def test_chunks_come_in_parts(tmp_path, enc):
-    (tmp_path / 'a').write_text('the text ' * 20000)
+    (tmp_path / 'a').write_text('the text ' * 200000)
     chunks = iter_chunks(enc, find_files(str(tmp_path / 'a')))
     parts = list(next(chunks))
     assert len(parts) > 5 and next(chunks, None) is None

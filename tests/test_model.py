@@ -6,6 +6,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 import toy
 
+import fused
 import model
 from errors import InputError
 
@@ -42,7 +43,16 @@ def transformers_model(hp, values):
     return peer
 
 
+@pytest.fixture(params=['operations', 'kernels'])
+def compiled(request, monkeypatch):
+    """Once as small models are computed; once as large ones are, by kernels, and by blocks of attention."""
+    if request.param == 'kernels':
+        monkeypatch.setattr(fused, 'SMALLEST', 0)
+        monkeypatch.setattr(model, 'ATTENTION_BLOCK', 4)
+
+
 @pytest.mark.parametrize('sizes', SHAPES)
+@pytest.mark.usefixtures('compiled')
 def test_logits_are_those_of_the_numpy_reference(sizes):
     hp = toy.hparams(**sizes)
     values = toy.weights(hp)
@@ -106,6 +116,7 @@ def test_124m_has_its_number_of_parameters():
     assert sum(sizes) == 124439808
 
 
+@pytest.mark.usefixtures('compiled')
 def test_loss_leaves_padding_out():
     hp = toy.hparams()
     values = toy.weights(hp)
@@ -120,6 +131,7 @@ def test_loss_leaves_padding_out():
     np.testing.assert_allclose(total / count, numpy_gpt2.mean_loss(values, tokens, hp.n_head), rtol=1e-5)
 
 
+@pytest.mark.usefixtures('compiled')
 def test_gradients_are_finite_differences_of_the_reference():
     hp = toy.hparams(n_vocab=11, n_ctx=6, n_embd=8, n_head=2)
     values = toy.weights(hp, scale=0.3)
@@ -136,6 +148,31 @@ def test_gradients_are_finite_differences_of_the_reference():
         ends = [numpy_gpt2.mean_loss({**values, name: values[name].astype(float) + step * direction}, tokens, 2)
                 for step in (1e-5, -1e-5)]
         np.testing.assert_allclose((gradient * direction).sum(), (ends[0] - ends[1]) / 2e-5, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.usefixtures('compiled')
+def test_bfloat16_is_near_the_reference():
+    """Loss and gradients, to what a mantissa of 8 bits leaves; the sums are float32, so that nothing drifts."""
+    hp = toy.hparams()
+    values = toy.weights(hp)
+    tokens = np.random.RandomState(6).randint(0, hp.n_vocab, [4, hp.n_ctx])
+    found = {}
+    for dtype in (tf.float32, tf.bfloat16):
+        with toy.session() as s:
+            X = tf.constant(tokens, tf.int32)
+            w = model.weights(hp)
+            h, presents = model.transformer(hp, model.with_precision(w, dtype), X)
+            assert h.dtype == tf.float32 and presents[0][0].dtype == dtype
+            total, count = model.loss(model.output(model.with_precision(w, dtype), h), X)
+            toy.assign(s, values)
+            gradients = [tf.convert_to_tensor(g) for g in tf.gradients(total, [*w.values()])]
+            found[dtype] = s.run([total / count, *gradients])
+    expected = numpy_gpt2.mean_loss(values, tokens, hp.n_head)
+    np.testing.assert_allclose(found[tf.float32][0], expected, rtol=1e-5)
+    np.testing.assert_allclose(found[tf.bfloat16][0], expected, rtol=2e-3)
+    for low, full in zip(found[tf.bfloat16][1:], found[tf.float32][1:], strict=True):
+        assert low.dtype == np.float32
+        assert np.linalg.norm(low - full) < 0.03 * np.linalg.norm(full)
 
 
 def test_more_positions_than_n_ctx_are_refused():

@@ -16,6 +16,7 @@ import tensorflow.compat.v1 as tf
 import toy
 from tiny_vocab import ENGLISH
 
+import fused
 import trainer
 from errors import InputError
 from flags import TrainFlags
@@ -81,11 +82,14 @@ def events(made, tag):
     return values
 
 
-OPTIONS = [{}, {'accumulate_gradients': 2, 'noise': 0.2, 'memory_saving_gradients': True, 'val_every': 3}]
+OPTIONS = [{}, {'accumulate_gradients': 2, 'noise': 0.2, 'memory_saving_gradients': True, 'val_every': 3},
+           {'optimizer': 'adafactor', 'precision': 'bfloat16', 'schedule': 'constant', 'warmup_steps': 5}]
 
 
 @pytest.mark.parametrize('options', OPTIONS)
-def test_a_run_that_stops_continues_as_one_that_does_not(flags, options):
+def test_a_run_that_stops_continues_as_one_that_does_not(flags, options, monkeypatch):
+    if 'precision' in options:
+        monkeypatch.setattr(fused, 'SMALLEST', 0)  # kernels as larger models have them
     undisturbed = flags(run_name='whole', sample_every=4, **options)
     trainer.train(undisturbed)
     for steps in (3, 4, 8):  # each a new graph and session; sampling or not makes no difference either
@@ -143,13 +147,13 @@ def test_what_is_ignored_stays_ignored(flags, monkeypatch):
 
 
 def at_step_5(monkeypatch, action):
-    log = trainer.Log.loss
+    log = trainer.Log.update
 
-    def loss(self, step, *values):
-        log(self, step, *values)
+    def update(self, step, *values, **scalars):
+        log(self, step, *values, **scalars)
         if step == 5:
             action()
-    monkeypatch.setattr(trainer.Log, 'loss', loss)
+    monkeypatch.setattr(trainer.Log, 'update', update)
 
 
 def test_an_error_saves_first_and_is_not_hidden(flags, monkeypatch):
@@ -157,7 +161,7 @@ def test_an_error_saves_first_and_is_not_hidden(flags, monkeypatch):
     draw = trainer.Data.next_batch
 
     def fails_once(self):
-        if self.sampler.position == 10:  # halfway between two updates of one
+        if self.position == 10:  # halfway between two updates of one
             raise ZeroDivisionError('from within')
         return draw(self)
     monkeypatch.setattr(trainer.Data, 'next_batch', fails_once)
@@ -234,6 +238,115 @@ def test_validation_is_that_of_the_reference_on_the_tokens_held_out(flags, world
                                     windows[-4:], toy.TOY['n_head'])  # the last two batches of two
     assert abs(shown - expected) < 1e-3
     assert abs(events(made, 'val_loss')[1] - expected) < 1e-3
+
+
+def scripted_validation(monkeypatch, losses):
+    """Validation losses as listed, by step."""
+    monkeypatch.setattr(trainer.Trainer, 'validation_loss', lambda self: losses[self.step - 1])
+
+
+def weights_of(directory, name):
+    reader = tf.train.load_checkpoint(os.path.join(directory, name))
+    return {name: reader.get_tensor(name).tobytes() for name in reader.get_variable_to_shape_map()}
+
+
+def test_patience_stops_and_the_best_weights_are_kept(flags, monkeypatch, capsys):
+    scripted_validation(monkeypatch, [5.0, 4.0, 4.5, 3.9, 3.9, 4.1, 3.0, 2.0])
+    options = {'val_every': 1, 'patience': 2, 'save_every': 1}
+    assert trainer.train(flags(run_name='whole', **options)) == 6
+    assert 'were not below that of 4 updates, 3.9000, which is kept as model-best' in capsys.readouterr().out
+    for steps in (2, 3, 5, 8):
+        trainer.train(flags(run_name='parts', **{**options, 'steps': steps}))
+    assert final(flags(run_name='parts')) == final(flags(run_name='whole'))
+    for name in ('whole', 'parts'):
+        directory = os.path.join(flags().checkpoint_dir, name)
+        assert weights_of(directory, 'model-best') == weights_of(directory, 'model-4')
+    assert trainer.train(flags(run_name='whole', **options)) == 6  # the same command has nothing left to do
+
+
+def test_a_best_checkpoint_is_restored_from_by_its_path(flags, monkeypatch):
+    scripted_validation(monkeypatch, [5.0, 4.0, 4.5])
+    trainer.train(flags(steps=3, val_every=1, save_every=1))
+    directory = os.path.join(flags().checkpoint_dir, 'run1')
+    ends = []
+    for name, steps in (('best', 1), ('2', 3)):  # neither has a training state beside it; the second has a step
+        trainer.train(flags(run_name=name, steps=steps, optimizer='sgd',
+                            restore_from=os.path.join(directory, f'model-{name}')))
+        ends.append(weights_of(os.path.join(flags().checkpoint_dir, name), f'model-{steps}'))
+    assert ends[0] == ends[1]
+
+
+def test_the_learning_rate_follows_the_schedule(flags):
+    trainer.train(flags(warmup_steps=2, schedule='linear', learning_rate=0.006, steps=8))
+    np.testing.assert_allclose(list(events(flags(), 'learning_rate').values()),
+                               [0.003, 0.006, 0.006, 0.005, 0.004, 0.003, 0.002, 0.001], rtol=1e-5)
+
+
+def test_what_is_seen_in_tensorboard(flags, capsys):
+    made = flags(steps=4, sample_every=2, sample_length=5, val_every=2, clip_norm=0.1)
+    trainer.train(made)
+    for tag in ('loss', 'learning_rate', 'gradient_norm', 'tokens_per_second', 'peak_memory_gb'):
+        values = events(made, tag)
+        assert sorted(values) == [1, 2, 3, 4] and min(values.values()) > 0
+    assert max(events(made, 'gradient_norm').values()) > 0.1  # as it was before clipping
+    assert sorted(events(made, 'val_loss')) == sorted(events(made, 'samples')) == [2, 4]
+    assert sorted(events(made, 'flags')) == [0]
+    output = capsys.readouterr()
+    assert 'tokens/s' in output.err
+    last = output.out.strip().rpartition('\n')[2]
+    assert last.startswith('4 steps done, loss=') and last.endswith(os.path.join(made.checkpoint_dir, 'run1'))
+
+
+def test_the_gradient_norm_is_that_of_finite_differences(flags, world):
+    made = flags(steps=1, optimizer='sgd', learning_rate=1e-3)
+    trainer.train(made)
+    start, end = (tf.train.load_checkpoint(path) for path in (
+        str(world / 'models' / 'toy' / 'model.ckpt'), os.path.join(made.checkpoint_dir, 'run1', 'model-1')))
+    moved = [(start.get_tensor(name).astype(float) - end.get_tensor(name)) / 1e-3
+             for name in start.get_variable_to_shape_map()]
+    expected = np.sqrt(sum((each**2).sum() for each in moved))  # SGD moves by the gradient itself
+    np.testing.assert_allclose(events(made, 'gradient_norm')[1], expected, rtol=1e-2)
+
+
+def test_bfloat16_trains_as_float32_does(flags, monkeypatch):
+    """To 1%, with weights and slots that are float32."""
+    monkeypatch.setattr(fused, 'SMALLEST', 0)
+    losses = []
+    for precision in ('float32', 'bfloat16'):
+        made = flags(run_name=precision, precision=precision, steps=60, batch_size=4)
+        trainer.train(made)
+        losses.append(list(events(made, 'loss').values()))
+        reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(os.path.join(made.checkpoint_dir, precision)))
+        assert set(reader.get_variable_to_dtype_map().values()) == {tf.float32}
+    assert losses[0][-1] < losses[0][0] - 0.5  # something was learnt
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize('options', [
+    {}, {'precision': 'bfloat16'}, {'memory_saving_gradients': True, 'accumulate_gradients': 2, 'val_every': 2}])
+def test_xla_gives_the_same_losses(flags, options):
+    for name in ('plain', 'xla'):
+        trainer.train(flags(run_name=name, xla=name == 'xla', steps=4, **options))
+    for tag in ('loss', 'val_loss', 'gradient_norm'):
+        plain, xla = (events(flags(run_name=name), tag) for name in ('plain', 'xla'))
+        assert plain.keys() == xla.keys()
+        tolerance = 1e-4 if 'precision' not in options else 1e-2
+        np.testing.assert_allclose(list(xla.values()), list(plain.values()), rtol=tolerance)
+
+
+def test_batches_read_ahead_are_those_of_the_stream(flags):
+    made = flags(batch_size=3, noise=0.3)
+    enc = trainer.checkpoint.describe('toy', made.models_dir)[2]
+    data = trainer.Data(made, enc, toy.hparams(), trainer.Worker())
+    data.start(seed=1, position=6)
+    sampler = trainer.Sampler(data.training, seed=1)
+    sampler.position = 6
+    for i in range(4):
+        assert data.position == 6 + 3 * i
+        inputs, tokens = data.next_batch()
+        assert tokens.tolist() == [sampler.sample(toy.hparams().n_ctx).tolist() for _ in range(3)]
+        assert 0 < (inputs != np.maximum(tokens, 0)).mean() < 0.5
 
 
 def test_held_out_tokens_are_not_trained_on(flags, world):

@@ -1,0 +1,71 @@
+"""What encoding.py measures, each in a process of its own: steps give a list of seconds, and a digest of the ids."""
+import hashlib
+import os
+import time
+
+import corpora
+import measure  # noqa: F401  before the project's own: it makes their import possible
+import numpy as np
+
+import encoder
+
+
+def ours(files, models_dir, model_name):
+    texts = list(map(corpora.read, files))
+    while True:
+        enc = encoder.get_encoder(model_name, models_dir)
+        (first, ids), (second, again) = timed(enc.encode, texts), timed(enc.encode, texts)
+        check_equal('the same again', [ids, again])
+        yield [first, second], ids
+
+
+def peer(files, models_dir, model_name):
+    enc, texts = peer_encoding(models_dir, model_name), list(map(corpora.read, files))
+    while True:
+        seconds, ids = timed(enc.encode_ordinary, texts)
+        yield [seconds], ids
+
+
+def peer_files(files, models_dir, model_name):
+    enc = peer_encoding(models_dir, model_name)
+
+    def encode(path):
+        ids = enc.encode_ordinary(corpora.read(path))
+        ids.append(enc.eot_token)
+        return ids
+    while True:
+        seconds, ids = timed(encode, files)
+        yield [seconds], ids
+
+
+def peer_encoding(models_dir, model_name):
+    os.environ['TIKTOKEN_CACHE_DIR'] = ''  # or it keeps copies of the two files
+    import tiktoken
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+    from tiktoken_ext.openai_public import r50k_pat_str
+    ranks = data_gym_to_mergeable_bpe_ranks(*(os.path.join(models_dir, model_name, name)
+                                              for name in ('vocab.bpe', 'encoder.json')))
+    return tiktoken.Encoding('gpt2', pat_str=r50k_pat_str, mergeable_ranks=ranks,
+                             special_tokens={encoder.EOT: len(ranks)})
+
+
+def timed(encode, texts):  # -> seconds, digest
+    seconds, found = 0.0, []
+    for text in texts:
+        start = time.perf_counter()
+        ids = encode(text)
+        seconds += time.perf_counter() - start
+        found.append(np.array(ids, np.int32))  # not kept as lists, which take ten times the memory
+    return seconds, digest(found)
+
+
+def check_equal(name, digests):
+    if len(set(digests)) != 1:
+        raise AssertionError(f'{name}: the ids are not equal, so their speed means nothing')
+
+
+def digest(arrays):  # iterable of lists or arrays of ids -> str
+    state = hashlib.sha256()
+    for ids in arrays:
+        state.update(np.asarray(ids, np.int32).tobytes())
+    return state.hexdigest()

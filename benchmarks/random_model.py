@@ -1,0 +1,40 @@
+"""Models of the released sizes with random weights, for those who have not downloaded any."""
+import os
+
+import measure  # before the project's own: it makes their import possible
+import numpy as np
+
+import cli
+from errors import require
+
+SIZES = {  # layers, heads, width
+    '124M': (12, 12, 768), '355M': (24, 16, 1024), '774M': (36, 20, 1280), '1558M': (48, 25, 1600)}
+N_VOCAB = 50257
+
+
+def sizes_of(text):
+    """The sizes that a flag names, with commas between."""
+    require(set(text.split(',')) <= set(SIZES), f'--sizes must be of {", ".join(SIZES)}, with commas between')
+    return text.split(',')
+
+
+def make(directory, size, n_ctx=1024):
+    """Makes directory/size, a model with the byte vocabulary, and directory/tokens.npz, random tokens of all ids."""
+    with measure.children((write, {'directory': directory, 'size': size, 'n_ctx': n_ctx})) as (child,):
+        child.step()
+
+
+def write(directory, size, n_ctx):
+    cli.load_tensorflow()
+    import checkpoint
+    import create_model
+    import model
+    n_layer, n_head, n_embd = SIZES[size]
+    path = os.path.join(directory, size)
+    os.mkdir(path)
+    create_model.write_byte_vocabulary(path)
+    checkpoint.create(path, model.default_hparams().override_from_dict(
+        {'n_vocab': N_VOCAB, 'n_ctx': n_ctx, 'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd}))
+    tokens = np.random.default_rng(1).integers(N_VOCAB, size=256 * n_ctx, dtype=np.uint16)
+    np.savez(os.path.join(directory, 'tokens.npz'), tokens)
+    yield

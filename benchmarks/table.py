@@ -1,0 +1,96 @@
+"""The table that the benchmarks print, and what it says of the machine and of the peers."""
+import contextlib
+import dataclasses
+import importlib.metadata
+import importlib.util
+import os
+import sys
+
+PEERS = ('transformers', 'torch', 'tiktoken')
+REMEDY = f'{sys.executable} -m pip install -r benchmarks/requirements.txt'
+TICKS = os.sysconf('SC_CLK_TCK')
+
+
+def installed(*packages):
+    return all(importlib.util.find_spec(package) for package in packages)
+
+
+def versions():
+    yield f'Python {sys.version.split()[0]}'
+    for name in ('tensorflow', 'tensorflow-cpu', *PEERS):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield f'{name} {importlib.metadata.version(name)}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table; None for a figure that could not be had, and note says why.
+
+    least: the ratio of ours to the peer's that is aimed at, or most: the value of ours.
+    """
+    work: str
+    ours: float | None
+    peer: float | None
+    unit: str
+    least: float | None = None
+    most: float | None = None
+    note: str = ''
+
+    def cells(self):
+        ratio = self.ours / self.peer if self.ours and self.peer else None
+        aim, reached = '-', None
+        if self.least:
+            aim, reached = f'≥ {self.least:g}×', ratio and ratio >= self.least
+        elif self.most:
+            aim, reached = f'≤ {self.most:g} {self.unit}', self.ours and self.ours <= self.most
+        return (self.work, self.figure(self.ours), self.figure(self.peer), f'{ratio:.2f}×' if ratio else '-',
+                aim + {True: ', yes', False: ', no'}.get(reached, ''))
+
+    def figure(self, value):
+        digits = 0 if value is None or value >= 100 else 1 if value >= 10 else 2
+        return '-' if value is None else f'{value:,.{digits}f} {self.unit}'
+
+
+class Others:
+    """How busy other processes keep the cores from now on; where the system does not tell, `share` is None."""
+
+    def __init__(self):
+        self.before = self.times()
+
+    @staticmethod
+    def times():  # -> seconds of all cores, those in which they worked, those of them for this process and its children
+        try:
+            with open('/proc/stat', encoding='ascii') as file:
+                user, nice, system, idle, waiting, *interrupts = map(int, file.readline().split()[1:9])
+        except OSError:
+            return None
+        busy = user + nice + system + sum(interrupts)
+        return [(busy + idle + waiting) / TICKS, busy / TICKS, sum(os.times()[:4])]
+
+    @property
+    def share(self):
+        after = self.times()
+        if not after:
+            return None
+        total, busy, own = (b - a for a, b in zip(self.before, after, strict=True))
+        return max(0.0, busy - own) / max(total, 1e-9)
+
+
+def show(measure_rows):
+    """Prints what measure_rows() gives as a Markdown table, and below it what was measured with and what is missing."""
+    others = Others()
+    rows = list(measure_rows())
+    lines = [('work', 'ours', 'peer', 'ratio', 'to reach'), *(row.cells() for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for i, cells in enumerate(lines):
+        print('|', ' | '.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), '|')
+        if i == 0:
+            print('|' + '|'.join('-' * (width + 2) for width in widths) + '|')
+    print(f'\nMedians, on {os.cpu_count()} cores; {", ".join(versions())}.')
+    if others.share is not None:
+        print(f'Other processes took {others.share:.0%} of the cores meanwhile'
+              + ('; measure again on an idle machine.' if others.share > 0.05 else '.'))
+    for note in dict.fromkeys(row.note for row in rows if row.note):
+        print(note)
+    if missing := [name for name in PEERS if not installed(name)]:
+        print(f'Not installed: {", ".join(missing)}; for the figures of all peers: {REMEDY}')

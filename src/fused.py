@@ -1,0 +1,54 @@
+"""Functions of tensors compiled into one kernel, forward and backward.
+
+An expression such as the layer normalization is a dozen operations, each of which passes over memory for little
+arithmetic. XLA makes one pass of them. Matrix products stay outside: TensorFlow's own are faster on a CPU.
+"""
+import functools
+import inspect
+
+import tensorflow as tf2
+import tensorflow.compat.v1 as tf
+
+SMALLEST = 1 << 14  # numbers in a row of the batch; to compile for less takes longer than it will save
+
+
+def fused(function=None, *, gradient=None):
+    """Decorates a function of tensors, with one tensor as result.
+
+    It is compiled where that pays: where all sizes but the first of each argument are known when the graph is made
+    (those of a prompt are not: each length would be compiled anew), and make at least SMALLEST numbers. It is not
+    compiled for a GPU.
+
+    The backward pass computes the function again from its arguments, so that these are all that is kept for it.
+    gradient: instead, a function of the result's gradient, the result, and as many of the arguments as it takes; it
+    returns the first argument's gradient, the only one, and what it takes is all that is kept.
+    """
+    if function is None:
+        return functools.partial(fused, gradient=gradient)
+    name = f'Fused{function.__module__}.{function.__qualname__}'
+
+    def derived(dy, *args):
+        found = iter(tf.gradients(function(*args), [x for x in args if x.dtype.is_floating], dy))
+        return [next(found) if x.dtype.is_floating else None for x in args]
+
+    n_kept = 0 if gradient is None else len(inspect.signature(gradient).parameters) - 1  # the result among them
+    forward = tf2.function(function, jit_compile=True, autograph=False)
+    backward = tf2.function(derived if gradient is None else gradient, jit_compile=True, autograph=False)
+
+    # The gradient is given by name, and takes what it needs from the operation: so it also holds for operations that
+    # memory_saving_gradients has copied. What tf.custom_gradient makes would keep to the tensors of the first.
+    @tf.RegisterGradient(name)
+    def registered(op, dy, *_):
+        if gradient is None:
+            return [None, *backward(dy, *op.inputs[1:])]
+        return [None, backward(dy, *op.inputs[:n_kept])] + [None] * (len(op.inputs) - 2)
+
+    @functools.wraps(function)
+    def call(*args):
+        sizes = [x.shape[1:].num_elements() for x in args]
+        if None in sizes or max(sizes) < SMALLEST or tf2.config.list_physical_devices('GPU'):
+            return function(*args)
+        result = forward(*args)
+        with tf.get_default_graph().gradient_override_map({'IdentityN': name}):
+            return tf.identity_n([result, *args])[0]  # nothing flows back through the result itself
+    return call
