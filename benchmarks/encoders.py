@@ -11,7 +11,7 @@ import encoder
 
 
 def ours(files, models_dir, model_name):
-    texts = list(map(corpora.read, files))
+    texts = [''.join(map(corpora.read, files))]
     while True:
         enc = encoder.get_encoder(model_name, models_dir)
         (first, ids), (second, again) = timed(enc.encode, texts), timed(enc.encode, texts)
@@ -20,7 +20,7 @@ def ours(files, models_dir, model_name):
 
 
 def peer(files, models_dir, model_name):
-    enc, texts = peer_encoding(models_dir, model_name), list(map(corpora.read, files))
+    enc, texts = peer_encoding(models_dir, model_name), [''.join(map(corpora.read, files))]
     while True:
         seconds, ids = timed(enc.encode_ordinary, texts)
         yield [seconds], ids
