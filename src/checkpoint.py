@@ -202,6 +202,9 @@ class Run:
         self.remove(kept[:-KEPT], kept[-KEPT:-1])
         self.kept, self.saved_step = kept[-KEPT:], step
 
+    def has_best(self):
+        return os.path.exists(os.path.join(self.directory, 'model-best.index'))
+
     def save_best(self, session):
         """Writes the weights as model-best, beside the checkpoints. Raises as save does."""
         os.makedirs(self.directory, exist_ok=True)

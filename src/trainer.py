@@ -201,7 +201,7 @@ class Trainer:
             self.say('The seed or the dataset is not that of the checkpoint: the order of the data starts anew')
             self.position = 0
         self.loss, self.average = state.get('loss'), state.get('average', [0.0, 0.0])
-        self.best, self.worse = state.get('best'), state.get('worse', 0)
+        self.best, self.worse = (state.get('best'), state.get('worse', 0)) if self.run.has_best() else (None, 0)
         self.data.start(self.seed, self.position)
 
     def state(self):

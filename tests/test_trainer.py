@@ -211,7 +211,8 @@ def test_accumulated_batches_give_the_update_of_one_large_batch(flags, world):
         (world / 'short' / f'{i}.txt').write_text(words)
     options = {'dataset': str(world / 'short'), 'optimizer': 'sgd', 'learning_rate': 0.5, 'steps': 3}
     trainer.train(flags(run_name='large', batch_size=6, **options))
-    trainer.train(flags(run_name='small', batch_size=2, accumulate_gradients=3, **options))
+    trainer.train(flags(run_name='small', batch_size=2, accumulate_gradients=3, memory_saving_gradients=True,
+                        **options))
     large, small = (tf.train.load_checkpoint(tf.train.latest_checkpoint(os.path.join(flags().checkpoint_dir, name)))
                     for name in ('large', 'small'))
     for name in large.get_variable_to_shape_map():
@@ -274,6 +275,17 @@ def test_a_best_checkpoint_is_restored_from_by_its_path(flags, monkeypatch):
                             restore_from=os.path.join(directory, f'model-{name}')))
         ends.append(weights_of(os.path.join(flags().checkpoint_dir, name), f'model-{steps}'))
     assert ends[0] == ends[1]
+
+
+def test_the_best_of_another_run_is_not_that_of_this_one(flags, monkeypatch, capsys):
+    """It is not in this run's folder, so that nothing may be said to be kept there."""
+    scripted_validation(monkeypatch, [1.0, 4.0, 4.5, 4.6])
+    trainer.train(flags(steps=2, val_every=1))
+    source = os.path.join(flags().checkpoint_dir, 'run1', 'model-2')
+    trainer.train(flags(run_name='other', steps=4, val_every=1, patience=1, restore_from=source))
+    directory = os.path.join(flags().checkpoint_dir, 'other')
+    assert 'not below that of 3 updates, 4.5000' in capsys.readouterr().out
+    assert os.path.exists(os.path.join(directory, 'model-best.index'))
 
 
 def test_the_learning_rate_follows_the_schedule(flags):
