@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """All benchmarks, one table: ./benchmarks/bench.py, or `make bench`. A new one is a file beside this, with rows()."""
 import encoding
+import sampling
 import table
 import training
 
 import cli
 
-BENCHMARKS = (training, encoding)
+BENCHMARKS = (training, encoding, sampling)
 
 
 def bench():

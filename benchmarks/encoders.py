@@ -3,15 +3,15 @@ import hashlib
 import os
 import time
 
-import corpora
 import measure  # noqa: F401  before the project's own: it makes their import possible
 import numpy as np
+import prose_and_code
 
 import encoder
 
 
 def ours(files, models_dir, model_name):
-    texts = [''.join(map(corpora.read, files))]
+    texts = [''.join(map(prose_and_code.read, files))]
     while True:
         enc = encoder.get_encoder(model_name, models_dir)
         (first, ids), (second, again) = timed(enc.encode, texts), timed(enc.encode, texts)
@@ -20,7 +20,7 @@ def ours(files, models_dir, model_name):
 
 
 def peer(files, models_dir, model_name):
-    enc, texts = peer_encoding(models_dir, model_name), [''.join(map(corpora.read, files))]
+    enc, texts = peer_encoding(models_dir, model_name), [''.join(map(prose_and_code.read, files))]
     while True:
         seconds, ids = timed(enc.encode_ordinary, texts)
         yield [seconds], ids
@@ -30,7 +30,7 @@ def peer_files(files, models_dir, model_name):
     enc = peer_encoding(models_dir, model_name)
 
     def encode(path):
-        ids = enc.encode_ordinary(corpora.read(path))
+        ids = enc.encode_ordinary(prose_and_code.read(path))
         ids.append(enc.eot_token)
         return ids
     while True:

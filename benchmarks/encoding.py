@@ -14,10 +14,10 @@ import statistics
 import sys
 import tempfile
 
-import corpora
 import encoders
 import measure  # before the project's own: it makes their import possible
 import numpy as np
+import prose_and_code
 import table
 
 import cli
@@ -51,8 +51,8 @@ def rows(model_name='124M', models_dir='models', prose=None, rounds=5, megabytes
         return
     vocabulary = {'models_dir': place[0], 'model_name': place[1]}
     with tempfile.TemporaryDirectory(prefix='benchmark-') as directory:
-        prose = prose or corpora.write_help(os.path.join(directory, 'help.txt'))
-        for name, files in (('code', corpora.modules()), ('prose', [prose])):
+        prose = prose or prose_and_code.write_help(os.path.join(directory, 'help.txt'))
+        for name, files in (('code', prose_and_code.modules()), ('prose', [prose])):
             yield from in_memory(name, {'files': files, **vocabulary}, rounds)
         if megabytes:
             yield from as_a_whole(directory, vocabulary, min(rounds, 3), megabytes)
@@ -74,7 +74,7 @@ def in_memory(name, arguments, rounds):
 
 def as_a_whole(directory, vocabulary, rounds, megabytes):
     corpus, out = os.path.join(directory, 'corpus'), os.path.join(directory, 'corpus.npz')
-    size = corpora.write_large(corpus, megabytes * 10**6) / 1e6
+    size = prose_and_code.write_large(corpus, megabytes * 10**6) / 1e6
     arguments = {'files': sorted(glob.glob(f'{corpus}/*')), **vocabulary}
     flags = [word for name, value in vocabulary.items() for word in (f'--{name}', value)]
     found, ids = {1: [], 0: [], 'peer': []}, []  # of each the seconds and the GB, of all the ids

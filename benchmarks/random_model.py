@@ -1,5 +1,8 @@
 """Models of the released sizes with random weights, for those who have not downloaded any."""
+import itertools
+import json
 import os
+import string
 
 import measure  # before the project's own: it makes their import possible
 import numpy as np
@@ -19,7 +22,8 @@ def sizes_of(text):
 
 
 def make(directory, size, n_ctx=1024):
-    """Makes directory/size, a model with the byte vocabulary, and directory/tokens.npz, random tokens of all ids."""
+    """Makes directory/size, a model whose vocabulary has bytes and then words of three letters that nothing is encoded
+    as, and directory/tokens.npz, random tokens of all ids."""
     with measure.children((write, {'directory': directory, 'size': size, 'n_ctx': n_ctx})) as (child,):
         child.step()
 
@@ -33,6 +37,12 @@ def write(directory, size, n_ctx):
     path = os.path.join(directory, size)
     os.mkdir(path)
     create_model.write_byte_vocabulary(path)
+    words = map(''.join, itertools.product(string.ascii_letters, repeat=3))
+    with open(os.path.join(path, 'encoder.json'), 'r+', encoding='utf-8') as file:
+        vocabulary = json.load(file)
+        vocabulary.update(zip(words, range(len(vocabulary), N_VOCAB), strict=False))
+        file.seek(0)
+        json.dump(vocabulary, file)
     checkpoint.create(path, model.default_hparams().override_from_dict(
         {'n_vocab': N_VOCAB, 'n_ctx': n_ctx, 'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd}))
     tokens = np.random.default_rng(1).integers(N_VOCAB, size=256 * n_ctx, dtype=np.uint16)

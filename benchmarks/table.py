@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 
-PEERS = ('transformers', 'torch', 'tiktoken')
+PEERS = ('transformers', 'torch', 'tiktoken', 'ctranslate2')
 REMEDY = f'{sys.executable} -m pip install -r benchmarks/requirements.txt'
 TICKS = os.sysconf('SC_CLK_TCK')
 

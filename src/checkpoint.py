@@ -66,19 +66,18 @@ def model_variables(scope='model'):
     return tf.trainable_variables(f'{scope}/')
 
 
-def checked_reader(prefix, variables):
-    """The checkpoint's reader. Raises InputError unless it holds all the variables in their shapes and types."""
+def checked_reader(prefix, tensors):
+    """The checkpoint's reader. Raises InputError unless it holds all of tensors (a dict) in their shapes and types."""
     with readable(prefix):
         reader = tf.train.load_checkpoint(prefix)
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-    for v in variables:
-        name, shape = v.op.name, v.shape.as_list()
+    for name, tensor in tensors.items():
+        shape = tensor.shape.as_list()
         require(name in shapes, f'{prefix} has no variable {name}; its model is smaller than hparams.json says, '
                                 'or it is not a GPT-2 checkpoint')
         require(shapes[name] == shape, f'{prefix}: {name} has shape {shapes[name]}, but hparams.json makes it {shape}; '
                                        'use the hparams.json that came with the checkpoint')
-        require(dtypes[name] == v.dtype.base_dtype, f'{prefix}: {name} is {dtypes[name].name}, expected '
-                                                    f'{v.dtype.base_dtype.name}')
+        require(dtypes[name] == tensor.dtype, f'{prefix}: {name} is {dtypes[name].name}, expected {tensor.dtype.name}')
     return reader
 
 
@@ -96,13 +95,18 @@ def readable(prefix):
 
 def restore(session, prefix, variables):
     """Loads the variables' values. Raises InputError as checked_reader does, before any is, or for damage."""
+    load(session, prefix, {v.op.name: (v.initializer.inputs[1], [v.initializer]) for v in variables})
+
+
+def load(session, prefix, sources):
+    """Runs operations fed with what the checkpoint holds. sources: {name: (tensor to feed, operations)}."""
     # By a reader: Saver.restore writes lines of its own to the terminal where data is damaged.
-    reader = checked_reader(prefix, variables)
+    reader = checked_reader(prefix, {name: tensor for name, (tensor, _) in sources.items()})
     with readable(prefix):
-        for first in range(0, len(variables), LOADED_TOGETHER):
-            some = variables[first:first + LOADED_TOGETHER]
-            session.run([v.initializer for v in some],
-                        {v.initializer.inputs[1]: reader.get_tensor(v.op.name) for v in some})
+        for first in range(0, len(sources), LOADED_TOGETHER):
+            some = dict(list(sources.items())[first:first + LOADED_TOGETHER])
+            session.run([operations for _, operations in some.values()],
+                        {tensor: reader.get_tensor(name) for name, (tensor, _) in some.items()})
 
 
 def describe(model_name, models_dir='models'):  # -> path, HParams, Encoder

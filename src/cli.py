@@ -5,6 +5,7 @@ value (`--run_name 2019` is an int to it). Here names and types are checked agai
 handed values that it cannot misread.
 """
 import contextlib
+import dataclasses
 import difflib
 import errno
 import inspect
@@ -22,26 +23,47 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS) 
 
 
 def takes(fields):  # a dataclass -> a decorator
-    """Gives a function that takes **flags the signature and help of a dataclass, so that flags are listed once."""
+    """Gives a function that takes **flags the signature and help of a dataclass, so that flags are listed once.
+
+    A function with a docstring keeps it, and of the dataclass's help only what it says of the flags is added.
+    """
     def decorate(function):
         function.__signature__ = inspect.signature(fields)
         function.__annotations__ = typing.get_type_hints(fields)
-        function.__doc__ = fields.__doc__
+        function.__doc__ = documentation(function, fields)
         return function
     return decorate
+
+
+def documentation(function, fields):
+    """The dataclass's docstring, or the function's own followed by what those of the dataclass and its bases say of
+    their fields."""
+    if not function.__doc__:
+        return fields.__doc__
+    described = [inspect.cleandoc(each.__doc__).partition('Args:\n')[2].rstrip()
+                 for each in reversed(fields.__mro__) if dataclasses.is_dataclass(each)]
+    return '\n'.join([f'{inspect.cleandoc(function.__doc__)}\n\nArgs:', *filter(None, described)])
 
 
 def run(function, argv=None):
     """Runs function(**flags) for a script. Exit status: 0, or 2 for a mistake of the user's, told in one line.
 
     The function's parameters are the script's flags, their annotations the types (str, int, float, bool, or one of
-    them with `| None`). Parameters without a default may also be given by position.
+    them with `| None`; tuple[str, ...] for a flag that may be repeated). Parameters without a default may also be given
+    by position. In place of the function, a dict of functions by name: the command line then begins with a name, and
+    --help in its place lists them.
     """
     script = os.path.basename(sys.argv[0])
     argv = sys.argv[1:] if argv is None else argv
     with contextlib.suppress(AttributeError):  # a replaced stdout need not have it
         sys.stdout.reconfigure(errors='replace')  # a terminal that cannot show a character is no reason to stop
     try:
+        if isinstance(function, dict):
+            commands, name, argv = function, *(argv[:1] or ['']), argv[1:]
+            if name in ('--help', '-h'):
+                return print(listing(commands, script))
+            require(name in commands, unknown_command(name, commands, script))
+            function, script = commands[name], f'{script} {name}'
         fire.Fire(function, command=arguments(function, argv, script), name=script)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has gone (`| head`): nobody is left to tell
@@ -91,11 +113,28 @@ def arguments(function, argv, script):
             positions = [name for name in positions if name not in values]
             require(positions, f'{word!r} was not expected; flags are --name value, see {script} --help')
             name, value = positions.pop(0), word
-        require(name not in values, f'--{name} is given twice')
-        values[name] = convert(name, types[name], value)
+        if typing.get_origin(types[name]) is tuple:  # of texts: a flag that may come several times
+            value = (*values.get(name, ()), value)
+        else:
+            require(name not in values, f'--{name} is given twice')
+            value = convert(name, types[name], value)
+        values[name] = value
     missing = [name for name in required if name not in values]
     require(not missing, f'--{" and --".join(missing)} must be given, see {script} --help')
     return [f'--{name}={value!r}' for name, value in values.items()]
+
+
+def listing(commands, script):
+    """What `script --help` prints for a dict of commands: each with the first line of its docstring."""
+    width = max(map(len, commands))
+    lines = [f'  {name:{width}}  {inspect.getdoc(each).splitlines()[0]}' for name, each in commands.items()]
+    return '\n'.join([f'{script} COMMAND [flags]; {script} COMMAND --help lists the flags of one', '', *lines])
+
+
+def unknown_command(name, commands, script):
+    close = difflib.get_close_matches(name, commands, n=1)
+    hint = f'did you mean {close[0]}?' if close else f'commands are {", ".join(commands)}:'
+    return f'{f"unknown command {name!r}" if name else "a command must be given"}; {hint} see {script} --help'
 
 
 def unknown_flag(name, parameters, script):

@@ -141,17 +141,20 @@ class Encoder:
 
         Ids that end within a character decode to U+FFFD there. Raises InputError for what is not an id here.
         """
+        return self.decode_bytes(ids).decode('utf-8', errors=self.errors)
+
+    def decode_bytes(self, ids):  # sequence of int -> bytes
+        """The bytes of token ids, which need not begin and end between characters. Raises InputError as decode does."""
         ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
         for kind in set(map(type, ids)):
             if kind is bool or not issubclass(kind, (int, np.integer)):
                 bad = next(id for id in ids if type(id) is kind)
                 raise InputError(f'token id {bad!r} is not an integer; ids are 0 to {self.n_vocab - 1}')
         try:
-            data = b''.join(map(self._bytes.__getitem__, ids))
+            return b''.join(map(self._bytes.__getitem__, ids))
         except KeyError as error:
             raise InputError(f'token id {error.args[0]} is not in the vocabulary, whose ids are 0 to '
                              f'{self.n_vocab - 1}; check that text and model belong together') from None
-        return data.decode('utf-8', errors=self.errors)
 
 
 def checked_parts(texts):

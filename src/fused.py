@@ -1,13 +1,15 @@
-"""Functions of tensors compiled into one kernel, forward and backward.
+"""Functions of tensors compiled into one kernel by XLA.
 
-An expression such as the layer normalization is a dozen operations, each of which passes over memory for little
-arithmetic. XLA makes one pass of them. Matrix products stay outside: TensorFlow's own are faster on a CPU.
+`fused` is for training. An expression such as the layer normalization is a dozen operations, each of which passes over
+memory for little arithmetic; XLA makes one pass of them. Matrix products of many rows stay outside: TensorFlow's own
+are faster on a CPU. `kernel` is for sampling, where products have few rows, and reading the weights is all the work.
 """
 import functools
 import inspect
 
 import tensorflow as tf2
 import tensorflow.compat.v1 as tf
+from tensorflow.compiler.tf2xla.python import xla
 
 SMALLEST = 1 << 14  # numbers in a row of the batch; to compile for less takes longer than it will save
 
@@ -46,9 +48,49 @@ def fused(function=None, *, gradient=None):
     @functools.wraps(function)
     def call(*args):
         sizes = [x.shape[1:].num_elements() for x in args]
-        if None in sizes or max(sizes) < SMALLEST or tf2.config.list_physical_devices('GPU'):
+        if in_kernel() or None in sizes or max(sizes) < SMALLEST or on_gpu():
             return function(*args)
         result = forward(*args)
         with tf.get_default_graph().gradient_override_map({'IdentityN': name}):
             return tf.identity_n([result, *args])[0]  # nothing flows back through the result itself
     return call
+
+
+def kernel(function):
+    """Decorates a function of tensors (and of dicts, lists and named tuples of them) that no gradient is taken of.
+
+    It is compiled as a whole, once for each set of shapes that it is run with; but not for a GPU, nor where the sizes
+    known when the graph is made add up to less than SMALLEST.
+    """
+    def marked(*args):
+        tf.add_to_collection('kernel', function)
+        return function(*args)
+    compiled = tf2.function(marked, jit_compile=True, autograph=False)
+
+    @functools.wraps(function)
+    def call(*args):
+        size = sum(x.shape.num_elements() or 0 for x in tf2.nest.flatten(args) if tf.is_tensor(x))
+        return (function if in_kernel() or size < SMALLEST or on_gpu() else compiled)(*args)
+    return call
+
+
+def in_kernel():
+    """Whether the graph that is being made is that of a kernel."""
+    return bool(tf.get_collection('kernel'))
+
+
+def apart(x):
+    """x; in a kernel, what makes it is not mixed into the loops of what uses it, where it would be made many times."""
+    return xla.optimization_barrier([x])[0] if in_kernel() else x
+
+
+def put(buffer, new, position):  # [B, H, S, D], [B, H, T, D], scalar -> [B, H, S, D]
+    """The buffer with `new` from a position of axis 2 on. A kernel that assigns it to the buffer copies nothing."""
+    if in_kernel():
+        return xla.dynamic_update_slice(buffer, new, tf.stack([0, 0, position, 0]))
+    end = position + tf.shape(new)[2]
+    return tf.concat([buffer[:, :, :position], new, buffer[:, :, end:]], axis=2)
+
+
+def on_gpu():
+    return bool(tf2.config.list_physical_devices('GPU'))

@@ -1,94 +1,254 @@
-"""A model loaded once and sampled many times."""
-import contextlib
-import os
-import sys
+"""A model loaded once and sampled many times.
 
+    gpt2 = generator.load('124M', precision='int8')
+    (continuation,) = gpt2.complete([gpt2.enc.encode('The lighthouse')], [[1]], length=100, top_k=40)
+    print(continuation.text)
+"""
+import os
+import platform
+
+import numpy as np
+import tensorflow as tf2
 import tensorflow.compat.v1 as tf
 
 import checkpoint
-import encoder
+import fused
+import model
 import paths
 import sample
+from continuation import Continuation
 from errors import require
+
+PRECISIONS = ('float32', 'bfloat16', 'int8')
+SMALLEST_CACHE = 128  # positions; from there it is doubled, so that attention reads at most twice what there is
+ENCODED_TOGETHER = 512  # tokens of contexts, over all rows, in a run of the session: what bounds its memory;
+SMALLEST_PART = 64  # but not less of a row than this
+
+
+def load(model_name='124M', models_dir='models', checkpoint_name=None, precision='float32'):
+    """The Generator of a model directory or run, in a session of its own.
+
+    checkpoint_name: None for the newest, or one such as model-best. precision: that of the weights. float32: as they
+    are. bfloat16: rounded. int8: with a scale for each output of a matrix; both are multiplied by activations in
+    bfloat16, and added up in float32. Raises InputError for what is missing, damaged or does not fit.
+    """
+    require(precision in PRECISIONS, f'precision must be one of {", ".join(PRECISIONS)}, not {precision!r}')
+    directory, hparams, enc = checkpoint.describe(model_name, models_dir)
+    path = paths.child(directory, checkpoint_name, '--checkpoint') if checkpoint_name else directory
+    prefix = checkpoint.find(path)
+    if precision == 'int8' and platform.machine() in ('x86_64', 'AMD64'):
+        # XLA's loops for AVX-512 read int8 at half the speed of those for AVX2. This counts if it is set before XLA
+        # first compiles something.
+        os.environ.setdefault('XLA_FLAGS', '--xla_cpu_max_isa=AVX2')
+    session = tf.Session(graph=tf.Graph(), config=session_config())
+    with session.graph.as_default():
+        return Generator(session, hparams, enc, load_weights(session, prefix, hparams, precision))
+
+
+def load_weights(session, prefix, hparams, precision):  # -> {name: tensor or model.Packed}
+    w, sources = {}, {}
+    for name, shape in model.weight_shapes(hparams).items():
+        value = tf.placeholder(tf.float32, shape)
+        stored = value if precision == 'float32' else model.pack(name, value, tf.as_dtype(precision))
+        variables = tf2.nest.map_structure(lambda each: each if each is None else local_variable(each), stored)
+        sources[f'model/{name}'] = value, [v.initializer for v in tf2.nest.flatten(variables) if v is not None]
+        w[name] = tf2.nest.map_structure(lambda v: v if v is None else v.read_value(), variables)
+    checkpoint.load(session, prefix, sources)
+    return w
+
+
+def local_variable(value, shape=None):
+    """A variable that is in no collection, and so in no checkpoint."""
+    return tf.Variable(value, trainable=False, use_resource=True, collections=[], shape=shape)
 
 
 class Generator:
-    """Draws samples in a session whose graph has, or will have, the model's variables.
+    """Draws samples, a token at a time and as many rows side by side as are asked for.
 
-    All operations are added when it is made; calls only feed them. length, temperature, top_k, top_p, start_token and
-    stop_token are those of sample.sample_sequence; with a start_token, calls take no context.
+    session: with the model's weights in its variables. w: {name: tensor, or model.Packed}; None for those of
+    model.weights. enc: an Encoder, which only `continuations` needs.
+
+    Operations are added to the graph at the first call with a number of rows and a size of the cache, and then no
+    more. Between calls, the cache of the last one is kept in memory; release() frees it.
     """
 
-    def __init__(self, session, hparams, *, length, start_token=None, **controls):
-        self.session, self.hparams, self.length = session, hparams, length
-        self.keys = tf.placeholder(tf.int64, [None, 2], 'keys')
-        self.context = tf.placeholder(tf.int32, [None, None], 'context') if start_token is None else None
-        self.tokens = sample.sample_sequence(
-            hparams=hparams, length=length, start_token=start_token, batch_size=tf.shape(self.keys)[0],
-            context=self.context, seed=self.keys, **controls)
+    def __init__(self, session, hparams, enc=None, w=None):
+        self.session, self.hparams, self.enc = session, hparams, enc
+        self.n_past = self.cache_size = 0
+        self.steps, self.current = {}, None
+        with session.graph.as_default(), tf.name_scope('generator'):
+            self.w = w or model.weights(hparams)
+            self.inputs = {
+                'tokens': tf.placeholder(tf.int32, [None, None]), 'n_past': tf.placeholder(tf.int32, []),
+                'start': tf.placeholder(tf.int32, [None]), 'uniform': tf.placeholder(tf.float64, [None]),
+                'history': tf.placeholder(tf.int32, [None, None]), 'temperature': tf.placeholder(tf.float32, []),
+                'top_k': tf.placeholder(tf.int32, []), 'top_p': tf.placeholder(tf.float32, []),
+                'repetition_penalty': tf.placeholder(tf.float32, [])}
+            self.size = tf.placeholder(tf.int32, [4])  # B, H, S, D
+            H, D = hparams.n_head, hparams.n_embd // hparams.n_head
+            cache = [[local_variable(tf.zeros([0, H, 0, D]), [None, H, None, D]) for _ in range(2)]
+                     for _ in range(hparams.n_layer)]
+            self.cache, self.write_kernel = cache, fused.kernel(self.write)
+            flat = tf2.nest.flatten(cache)  # need no initial value: each context begins with `clear`
+            self.clear = tf.group(*(v.assign(tf.zeros(self.size), read_value=False) for v in flat))
+            self.grow = tf.group(*(v.assign(tf.pad(v.read_value(), [[0, 0], [0, 0], [0, self.size[2]], [0, 0]]),
+                                            read_value=False) for v in flat))
 
-    def check(self, context):
-        """Raises InputError unless a context (a list of tokens) and the sample fit into n_ctx."""
-        require(context, 'the prompt is empty; give at least one character')
-        require(len(context) + self.length <= self.hparams.n_ctx,
-                f'the prompt has {len(context)} tokens, which with --length {self.length} exceed n_ctx, '
-                f'{self.hparams.n_ctx}; shorten the prompt or the length')
+    # The graph
 
-    def __call__(self, numbers, seed, context=None):  # -> int32 [len(numbers), length]
-        """One continuation for each of `numbers`: the n-th sample of a seed and context is always the same one,
-        whatever is drawn beside or before it. Raises InputError as check does."""
-        feed = {self.keys: [[seed % 2**63, number] for number in numbers]}  # what an int64 holds
-        if self.context is not None:
-            self.check(context)
-            feed[self.context] = [context] * len(numbers)
-        return self.session.run(self.tokens, feed)[:, -self.length:]
+    def step(self, rows, n_tokens=None):
+        """The calls of the session that take n_tokens (1, or None for any number) of each row to the next token.
+
+        Three functions of the values of self.inputs, which return nothing, tokens [B], or these and log-probabilities.
+        """
+        key = rows, n_tokens and self.cache_size
+        if key not in self.steps:
+            with self.session.graph.as_default(), tf.name_scope('step'):
+                made = self.make_step(rows, n_tokens)
+            feeds = list(self.inputs.values())
+            self.steps[key] = [self.session.make_callable(fetches, feeds) for fetches in made]
+        return self.steps[key]
+
+    def make_step(self, rows, n_tokens):
+        x = self.inputs
+        S = self.cache_size if n_tokens else None
+        past = tf2.nest.map_structure(lambda v: tf.ensure_shape(v.read_value(), [rows, *v.shape[1:2], S, v.shape[3]]),
+                                      self.cache)
+        if not n_tokens:  # attention without a kernel: only of what there is
+            past = tf2.nest.map_structure(lambda each: each[:, :, :x['n_past']], past)
+        tokens = tf.ensure_shape(x['tokens'], [rows, n_tokens])
+        h, presents = model.transformer(self.hparams, self.w, tokens, past, x['n_past'],
+                                        tf.ensure_shape(x['start'], [rows]))
+        with tf.control_dependencies([h]):  # all has been read
+            written = (self.write_kernel if n_tokens else self.write)(tf2.nest.flatten(presents), x['n_past'])
+        logits = model.next_logits(self.w, h)
+        penalty = x['repetition_penalty']
+        drawn = sample.sample_token(
+            tf.cond(tf.not_equal(penalty, 1), lambda: sample.penalized(logits, x['history'], penalty), lambda: logits),
+            x['uniform'], temperature=x['temperature'], top_k=x['top_k'], top_p=x['top_p'])
+        logprobs = tf.gather(tf.nn.log_softmax(logits), drawn, batch_dims=1)
+        with tf.control_dependencies([written]):
+            drawn = tf.identity(drawn)
+        return written, drawn, (drawn, logprobs)
+
+    def write(self, presents, n_past):
+        """Puts keys and values of new positions into the cache; as a kernel, in place."""
+        # Not by assigning to a slice, after which TensorFlow would copy a variable each time that it is read.
+        assigned = [v.assign(fused.put(v.read_value(), new, n_past), read_value=False)
+                    for v, new in zip(tf2.nest.flatten(self.cache), presents, strict=True)]
+        with tf.control_dependencies(assigned):
+            return tf.identity(n_past)
+
+    # Sampling
+
+    def stream(self, contexts, seeds, *, length, temperature=1, top_k=0, top_p=1, repetition_penalty=1,
+               logprobs=False):
+        """Yields `length` times the next tokens of all rows, int32 [B], and their log-probabilities, [B] or None.
+
+        contexts: for each row a list of tokens, of which the last n_ctx are used. seeds: for each row a list of whole
+        numbers. What a row draws depends on its own context and seed alone. temperature, top_k, top_p: see
+        sample.sample_token; repetition_penalty: see sample.penalized; 1 for none. Log-probabilities are those that
+        the model itself gives, before any of these.
+
+        A row that has come to n_ctx tokens goes on with the last 3/4 of them: see `window`.
+        Raises InputError for values out of range.
+        """
+        controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p,
+                    'repetition_penalty': repetition_penalty}
+        sample.check_controls(length=length, **controls)
+        require(all(map(len, contexts)), 'a context is empty; give at least one token')
+        rows = [list(context)[-self.hparams.n_ctx:] for context in contexts]
+        random = [np.random.Generator(np.random.PCG64([*seed, *row])) for seed, row in zip(seeds, rows, strict=True)]
+        before, self.current = None, random
+        for _ in range(length):
+            if self.current is not random:
+                raise RuntimeError('another stream of this Generator has begun; finish one before the next')
+            offsets = [self.window(len(row)) for row in rows]
+            rest = {**controls, 'uniform': [each.random() for each in random],
+                    'history': padded(rows) if repetition_penalty != 1 else np.zeros([len(rows), 0], np.int32)}
+            if offsets != before:
+                result = self.encode([row[offset:] for row, offset in zip(rows, offsets, strict=True)], rest, logprobs)
+            else:
+                result = self.run([row[-1:] for row in rows], rest, 1 + logprobs, n_tokens=1)
+            before = offsets
+            tokens, values = result if logprobs else (result, None)
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                row.append(token)
+            yield tokens, values
+
+    def window(self, n):
+        """The first position that counts of a row of n tokens. It moves by quarters of n_ctx, as each time the keys and
+        values of all that stays, whose positions change, are computed anew."""
+        stride = max(1, self.hparams.n_ctx // 4)
+        return -(-max(0, n - self.hparams.n_ctx) // stride) * stride
+
+    def encode(self, rows, rest, logprobs):
+        """Fills the cache with rows of tokens; returns what step's last or last but one function does."""
+        tokens = np.maximum(padded(rows), 0)
+        self.start = [tokens.shape[1] - len(row) for row in rows]
+        self.n_past, self.cache_size = 0, self.fitting(tokens.shape[1])
+        self.session.run(self.clear, {self.size: self.shape(len(rows), self.cache_size)})
+        part = max(SMALLEST_PART, ENCODED_TOGETHER // len(rows))
+        for first in range(0, tokens.shape[1] - part, part):
+            self.run(tokens[:, first:first + part], rest, 0)
+        return self.run(tokens[:, self.n_past:], rest, 1 + logprobs)
+
+    def run(self, tokens, rest, which, n_tokens=None):
+        n = len(tokens[0])
+        size = self.fitting(self.n_past + n)
+        if size > self.cache_size:
+            self.session.run(self.grow, {self.size: self.shape(len(tokens), size - self.cache_size)})
+            self.cache_size = size
+        values = {**rest, 'tokens': tokens, 'n_past': self.n_past, 'start': self.start}
+        result = self.step(len(tokens), n_tokens)[which](*(values[name] for name in self.inputs))
+        self.n_past += n
+        return result
+
+    def release(self):
+        self.session.run(self.clear, {self.size: self.shape(0, 0)})
+        self.current = None
+
+    def fitting(self, positions):
+        size = SMALLEST_CACHE
+        while size < positions:
+            size *= 2
+        return min(size, self.hparams.n_ctx)
+
+    def shape(self, rows, positions):
+        return [rows, self.hparams.n_head, positions, self.hparams.n_embd // self.hparams.n_head]
+
+    def complete(self, contexts, seeds, **options):  # -> [Continuation]
+        """The last of what continuations yields."""
+        *_, rows = self.continuations(contexts, seeds, **options)
+        return rows
+
+    def continuations(self, contexts, seeds, *, stop=(), **controls):
+        """Yields after each token the same list of Continuations, until all are finished or `length` is reached.
+
+        stop: see Continuation; the other arguments: see stream.
+        """
+        rows = [Continuation(self.enc, stop) for _ in contexts]
+        for tokens, logprobs in self.stream(contexts, seeds, **controls):
+            for i, row in enumerate(rows):
+                row.add(tokens[i], None if logprobs is None else float(logprobs[i]))
+            if all(row.finished for row in rows):
+                break
+            yield rows
+        for row in rows:
+            row.close()
+        yield rows
+
+
+def padded(rows):  # lists of tokens -> int32 [B, T]
+    """With -1 at the left of the shorter ones."""
+    result = np.full([len(rows), max(map(len, rows))], -1, np.int32)
+    for i, row in enumerate(rows):
+        result[i, result.shape[1] - len(row):] = row
+    return result
 
 
 def new_seed():
     return int.from_bytes(os.urandom(4), 'little')
-
-
-class Samples:
-    """What the sampling scripts share: a model by name, its samples as text, printed as the original prints them."""
-
-    def __init__(self, model_name, models_dir, checkpoint_name=None, *, seed, nsamples, batch_size, length, temperature,
-                 top_k, top_p, truncate, unconditional):
-        require(batch_size >= 1, f'--batch_size must be 1 or more, not {batch_size}')
-        require(nsamples >= 0, f'--nsamples must be 0 or more, not {nsamples}')
-        require(seed is None or seed >= 0, f'--seed must be 0 or more, not {seed}')
-        require(truncate != '', '--truncate needs a text')
-        directory, hparams, self.enc = checkpoint.describe(model_name, models_dir)
-        require(self.enc.eot is not None or not unconditional, f'{directory}/encoder.json lacks {encoder.EOT}, with '
-                                                               'which unconditional samples begin')
-        self.seed, self.nsamples, self.batch_size, self.truncate = seed, nsamples, batch_size, truncate
-        if length is None:
-            length = hparams.n_ctx if unconditional else hparams.n_ctx // 2
-        self.session = tf.Session(graph=tf.Graph(), config=session_config())
-        with self.session.graph.as_default():
-            self.generate = Generator(
-                self.session, hparams, length=length, start_token=self.enc.eot if unconditional else None,
-                temperature=temperature, top_k=top_k, top_p=top_p,
-                stop_token=self.enc.eot if truncate == encoder.EOT else None)
-            path = paths.child(directory, checkpoint_name, '--checkpoint') if checkpoint_name else directory
-            checkpoint.restore(self.session, checkpoint.find(path), checkpoint.model_variables())
-            self.session.graph.finalize()
-
-    def write(self, file, prompt=None, prefix=''):
-        """nsamples samples (0: without end) of a prompt, each after a line of its number; prefix: put before each."""
-        context = None if prompt is None else self.enc.encode(prompt)
-        seed = new_seed() if self.seed is None else self.seed
-        first = 0
-        while first < self.nsamples or not self.nsamples:
-            last = first + self.batch_size
-            numbers = range(first, min(last, self.nsamples) if self.nsamples else last)
-            for number, tokens in zip(numbers, self.generate(numbers, seed, context), strict=True):
-                print(f'{"=" * 40} SAMPLE {number + 1} {"=" * 40}', file=file)
-                print(prefix + self.text(tokens), file=file, flush=True)
-            first = last
-
-    def text(self, tokens):
-        text = self.enc.decode(tokens)
-        return text.partition(self.truncate)[0] if self.truncate else text
 
 
 def session_config():
@@ -96,16 +256,3 @@ def session_config():
     config = tf.ConfigProto()
     config.gpu_options.allow_growth = True
     return config
-
-
-@contextlib.contextmanager
-def opened(output):
-    """The file `output` for text, or stdout for None. The file comes into being at the end; on Ctrl-C with the samples
-    drawn so far."""
-    if output is None:
-        yield sys.stdout
-        return
-    path = paths.expand(output)
-    require(os.path.basename(path) and not os.path.isdir(path), f'--output {output!r} does not name a file')
-    with paths.replacing(path, encoding='utf-8') as file, contextlib.suppress(KeyboardInterrupt):
-        yield file

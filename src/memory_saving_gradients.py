@@ -88,7 +88,8 @@ def copy_segment(start, end, new_start):
         following = {user for output in operation.outputs for user in output.consumers()} & before - inside
         inside |= following
         todo += following
-    definition, inputs = tf.GraphDef(), {start.name: new_start}
+    # Without its version the copy would count as that of an old TensorFlow, and from then on the whole graph as well.
+    definition, inputs = tf.GraphDef(versions=start.graph.graph_def_versions), {start.name: new_start}
     for operation in sorted(inside, key=lambda each: each.name):  # the same graph, and rounding, in every process
         node = definition.node.add()
         node.CopyFrom(operation.node_def)

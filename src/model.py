@@ -9,14 +9,16 @@ H n_head, D = E / H the size of a head, V n_vocab.
 """
 import dataclasses
 import json
+import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from errors import InputError, require
-from fused import fused
+from fused import apart, fused, in_kernel, kernel
 
 ATTENTION_BLOCK = 256
+LAYERS_IN_KERNEL = 4
 
 
 @dataclasses.dataclass
@@ -107,6 +109,26 @@ def with_precision(w, dtype):  # {name: tensor} -> {name: tensor}
     return {**w, **products, 'output': tf.cast(w['wte'], dtype)}
 
 
+class Packed(typing.NamedTuple):
+    """A matrix as sampling reads it fastest, output by output: bfloat16 or int8 [n_out, n_in], and with int8 what each
+    output is to be multiplied by, float32 [n_out], or None."""
+    values: tf.Tensor
+    scale: tf.Tensor | None
+
+
+def pack(name, value, dtype):  # a weight by its name -> Packed where it is a matrix; else as it is
+    """int8: each output's weights in 255 steps, up to the one that is largest in size (Jacob et al. 2018, "Quantization
+    and training of neural networks for efficient integer-arithmetic-only inference", section 3, with zero at 0)."""
+    if not name.endswith(('/w', 'wte')):
+        return value
+    matrix = value if name == 'wte' else tf.transpose(value[0])
+    if dtype != tf.int8:
+        return Packed(tf.cast(matrix, dtype), None)
+    largest = tf.reduce_max(tf.abs(matrix), axis=1)
+    scale = tf.where_v2(largest > 0, largest / 127, 1.0)
+    return Packed(tf.cast(tf.round(matrix / scale[:, None]), tf.int8), scale)
+
+
 # The transformer
 
 def shape_list(x):
@@ -131,12 +153,40 @@ def norm(x, g, b, epsilon=1e-5):  # [..., E], [E], [E] -> [..., E]
     return centred * (tf.rsqrt(variance + epsilon) * g) + b
 
 
-def conv1d(x, w, b):  # [B, T, n_in], [1, n_in, n_out], [n_out] -> [B, T, n_out]
+def product(x, w, transposed=False):  # [N, n_in], [n_in, n_out] or (transposed) [n_out, n_in] or Packed -> [N, n_out]
+    if not isinstance(w, Packed):
+        return apart(tf.matmul(apart(tf.cast(x, w.dtype)), w, transpose_b=transposed))
+    x = tf.cast(x, tf.bfloat16)  # wherever it is computed: activations in bfloat16, sums in float32
+    if not in_kernel():
+        result = tf.cast(tf.matmul(x, tf.cast(w.values, tf.bfloat16), transpose_b=True), tf.float32)
+    elif x.shape[0] == 1:  # compiled into a loop that reads the values as they are stored
+        result = apart(tf.matmul(apart(tf.cast(x, tf.float32)), tf.cast(w.values, tf.float32), transpose_b=True))
+    elif w.scale is None:
+        result = apart(tf.matmul(apart(x), w.values, transpose_b=True, output_type=tf.float32))
+    else:
+        result = int8_product(tf.cast(x, tf.float32), w.values)
+    return result if w.scale is None else result * w.scale
+
+
+def int8_product(x, values):  # float32 [N, n_in], int8 [n_out, n_in] -> float32 [N, n_out]
+    """x in 2 · 127² steps up to each row's largest, as two numbers of int8: what int8 by int8 can be added up to in
+    int32, exactly and at the processor's full speed, without the loss of one int8 for an activation."""
+    largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
+    step = tf.where_v2(largest > 0, largest / 127 ** 2, 1.0)
+    whole = tf.round(x / step)
+    high = tf.round(whole / 127)
+    parts = apart(tf.cast(tf.concat([high, whole - 127 * high], axis=0), tf.int8))
+    sums = apart(tf.matmul(parts, values, transpose_b=True, output_type=tf.int32))
+    high, low = tf.unstack(tf.reshape(tf.cast(sums, tf.float32), [2, x.shape[0], values.shape[0]]))
+    return (127 * high + low) * step
+
+
+def conv1d(x, w, b):  # [B, T, n_in], [1, n_in, n_out] or Packed, [n_out] -> [B, T, n_out]
     """A dense layer; a convolution of width 1 in name and shape of w, as the released checkpoints have it."""
     B, T, n_in = shape_list(x)
-    n_out = w.shape[-1]
-    x = tf.reshape(tf.cast(x, w.dtype), [-1, n_in])
-    return tf.reshape(tf.matmul(x, tf.reshape(w, [n_in, n_out])) + b, [B, T, n_out])
+    n_out = b.shape[0]
+    w = w if isinstance(w, Packed) else tf.reshape(w, [n_in, n_out])
+    return tf.reshape(product(tf.reshape(x, [-1, n_in]), w) + b, [B, T, n_out])
 
 
 def split_heads(x, n_head):  # [B, T, E] -> [B, H, T, D]
@@ -159,20 +209,32 @@ def softmax_gradient(dp, p):  # [..., S], [..., S] -> [..., S]
 def causal_softmax(scores):  # [B, H, T, S] -> [B, H, T, S]
     """Softmax over the keys up to each query's own position; the last query is at the position of the last key."""
     T, S = shape_list(scores)[2:]
-    return masked_softmax(scores, S - T)
+    return masked_softmax(scores, tf.range(S) <= S - T + tf.range(T)[:, None])
 
 
-def masked_softmax(scores, n_past):  # [B, H, T, S], scalar -> [B, H, T, S]
-    T, S = shape_list(scores)[2:]
-    visible = tf.range(S)[None, :] <= n_past + tf.range(T)[:, None]  # [T, S]
+def masked_softmax(scores, visible):  # [B, H, T, S], bool [T, S] or [B, 1, T, S] -> [B, H, T, S]
     return tf.cast(tf.nn.softmax(tf.where_v2(visible, tf.cast(scores, tf.float32), tf.float32.min)), scores.dtype)
 
 
-def attend(q, k, v, n_past):  # [B, H, T, D], [B, H, S, D], [B, H, S, D], scalar -> [B, H, T, D]
-    """Scaled dot-product attention; query i, at position n_past + i, sees the keys up to its own position."""
-    q = q * tf.cast(1 / np.sqrt(q.shape.as_list()[-1]), q.dtype)
-    if n_past is not None:
-        return tf.matmul(masked_softmax(tf.matmul(q, k, transpose_b=True), n_past), v)
+def attend_with_past(q, k, v, past, n_past, start):  # [B, H, T, D] three times, ... -> [B, H, T, D]
+    """As attend, with n_past positions before those of q, k and v. See transformer for past and start."""
+    T, P = shape_list(q)[2], shape_list(past[0])[2]
+    own = n_past + tf.range(T)
+    earlier = tf.range(P)
+    # The rest of a buffer is taken for a position that comes after all queries.
+    positions = tf.concat([tf.where_v2(earlier < n_past, earlier, n_past + T), own], axis=0)
+    visible = positions <= own[:, None]  # [T, S]
+    if start is not None:
+        visible = visible & (positions >= start[:, None, None, None])  # [B, 1, T, S]
+    scores = tf.concat([tf.matmul(q, each, transpose_b=True) for each in (past[0], k)], axis=-1)
+    p = masked_softmax(scores, visible)
+    return tf.matmul(p[..., :P], past[1]) + tf.matmul(p[..., P:], v)
+
+
+def attend(q, k, v):  # [B, H, T, D] three times -> [B, H, T, D]
+    """Scaled dot-product attention; each query sees the keys up to its own position."""
+    if not q.shape[2]:
+        return tf.matmul(causal_softmax(tf.matmul(q, k, transpose_b=True)), v)
     # A block of queries at a time, so that the keys that none of them sees cost nothing.
     results = []
     for start in range(0, q.shape[2], ATTENTION_BLOCK):
@@ -184,69 +246,105 @@ def attend(q, k, v, n_past):  # [B, H, T, D], [B, H, S, D], [B, H, S, D], scalar
     return tf.concat(results, axis=2)
 
 
-def write_at(buffer, new, position):  # [B, H, S, D], [B, H, T, D], scalar -> [B, H, S, D]
-    """The buffer with `new` at position, position + 1, ... of axis 2; in place where nothing else holds the buffer."""
-    B, H, S, D = shape_list(buffer)
-    T = shape_list(new)[2]
-    rows = tf.range(B * H)[:, None] * S + position + tf.range(T)  # [B H, T], into [B H S, D]
-    flat = tf.tensor_scatter_nd_update(tf.reshape(buffer, [-1, D]), tf.reshape(rows, [-1, 1]), tf.reshape(new, [-1, D]))
-    return tf.reshape(flat, [B, H, S, D])
-
-
-def attention(x, weight, n_head, past=None, n_filled=None):
+def attention(x, w, n_head, past=None, n_past=None, start=None):
     """Masked multi-head self-attention.
 
-    x: [B, T, E]. weight: a function from 'attn/c_attn/w' and its like to a tensor.
-    past: keys and values of earlier positions, a pair of [B, H, P, D], or None.
-    n_filled: None where all of past counts; else past is a pair of buffers [B, H, S, D] of which the first n_filled
-        (scalar) positions are filled and the next T are for x.
-    Returns [B, T, E] and a pair: keys and values of x alone, or with n_filled the buffers with those of x put in.
+    x: [B, T, E]. w: {name: tensor}, the names as 'attn/c_attn/w'.
+    past: keys and values of earlier positions, a pair of [B, H, P, D], or None; n_past, start: see transformer.
+    Returns [B, T, E] and the keys and values of x, a pair of [B, H, T, D].
     """
-    qkv = conv1d(x, weight('attn/c_attn/w'), weight('attn/c_attn/b'))
+    qkv = conv1d(x, w['attn/c_attn/w'], w['attn/c_attn/b'])
     q, k, v = (split_heads(each, n_head) for each in tf.split(qkv, 3, axis=-1))
-    present = k, v
-    n_past = None if q.shape[2] else 0
-    if n_filled is not None:
-        n_past = n_filled
-        present = k, v = write_at(past[0], k, n_filled), write_at(past[1], v, n_filled)
-    elif past is not None:
-        n_past = shape_list(past[0])[2]
-        k, v = tf.concat([past[0], k], axis=2), tf.concat([past[1], v], axis=2)
-    return conv1d(merge_heads(attend(q, k, v, n_past)), weight('attn/c_proj/w'), weight('attn/c_proj/b')), present
+    q = q * tf.cast(1 / np.sqrt(q.shape.as_list()[-1]), q.dtype)
+    a = attend(q, k, v) if past is None else attend_with_past(q, k, v, past, n_past, start)
+    return conv1d(merge_heads(a), w['attn/c_proj/w'], w['attn/c_proj/b']), (k, v)
 
 
-def block(x, weight, n_head, past=None, n_filled=None):  # arguments and results as of attention
+def block(x, w, n_head, past=None, n_past=None, start=None):  # arguments and results as of attention
     """One layer: attention and a two-layer perceptron, each on normalized input and added to the residual stream."""
-    a, present = attention(norm(x, weight('ln_1/g'), weight('ln_1/b')), weight, n_head, past, n_filled)
+    a, present = attention(norm(x, w['ln_1/g'], w['ln_1/b']), w, n_head, past, n_past, start)
     x = x + tf.cast(a, x.dtype)
-    hidden = gelu(conv1d(norm(x, weight('ln_2/g'), weight('ln_2/b')), weight('mlp/c_fc/w'), weight('mlp/c_fc/b')))
-    return x + tf.cast(conv1d(hidden, weight('mlp/c_proj/w'), weight('mlp/c_proj/b')), x.dtype), present
+    hidden = gelu(conv1d(norm(x, w['ln_2/g'], w['ln_2/b']), w['mlp/c_fc/w'], w['mlp/c_fc/b']))
+    return x + tf.cast(conv1d(hidden, w['mlp/c_proj/w'], w['mlp/c_proj/b']), x.dtype), present
 
 
-def transformer(hparams, w, X, past=None, n_filled=None):
+def blocks(x, layers, n_head, pasts, n_past, start):  # -> [B, T, E], a list of presents
+    """Layers one after another; layers and pasts: what block takes as w and past, for each."""
+    presents = []
+    for w, past in zip(layers, pasts, strict=True):
+        tf.add_to_collection('checkpoints', x)
+        x, present = block(x, w, n_head, past, n_past, start)
+        presents.append(present)
+    return x, presents
+
+
+@kernel
+def blocks_kernel(*arguments):
+    return blocks(*arguments)
+
+
+def decode_blocks(x, layers, n_head, pasts, n_past, start):  # as blocks
+    """The same by kernels of LAYERS_IN_KERNEL layers, which are alike and so compiled once. A larger kernel is faster
+    (each costs 0.3 ms to start), but takes longer to compile."""
+    # Without their axis of 1: a product by what is reshaped in the kernel is slow there.
+    layers = [{name: tf.squeeze(value, 0) if name.endswith('/w') and not isinstance(value, Packed) else value
+               for name, value in w.items()} for w in layers]
+    presents = []
+    for first in range(0, len(layers), LAYERS_IN_KERNEL):
+        some = slice(first, first + LAYERS_IN_KERNEL)
+        x, more = blocks_kernel(x, layers[some], n_head, pasts[some], n_past, start)
+        presents += more
+    return x, presents
+
+
+def embedding(w, X, positions):  # int32 [B, T], int32 [T] or [B, T] -> [B, T, E]
+    wte = w['wte']
+    if not isinstance(wte, Packed):
+        return tf.gather(wte, X) + tf.gather(w['wpe'], positions)
+    scale = 1.0 if wte.scale is None else tf.gather(wte.scale, X)[..., None]
+    return tf.cast(tf.gather(wte.values, X), tf.float32) * scale + tf.gather(w['wpe'], positions)
+
+
+def transformer(hparams, w, X, past=None, n_past=None, start=None):
     """From tokens to the last hidden state.
 
-    w: {name: tensor}. X: int32 [B, T]. past, n_filled: None, or as in attention, past being a list of L pairs.
-    Returns [B, T, E] and the list of L pairs that attention returns. The input of every layer is added to the graph's
-    collection 'checkpoints', for memory_saving_gradients.
+    w: {name: tensor, or Packed}. X: int32 [B, T].
+    past: keys and values of earlier positions, a list of L pairs of [B, H, P, D], or None.
+    n_past: how many of the P are filled, a scalar; None for all of them.
+    start: int32 [B], or None. The position at which each row begins, rows of different lengths being padded at their
+        left; nothing is seen of what is before it, and the position embeddings are counted from it. With past only.
+    Returns [B, T, E] and the list of L pairs of keys and values of X, [B, H, T, D]. The input of every layer is added
+    to the graph's collection 'checkpoints', for memory_saving_gradients.
     """
-    first = n_filled if n_filled is not None else shape_list(past[0][0])[2] if past else 0
-    h = tf.gather(w['wte'], X) + tf.gather(w['wpe'], first + tf.range(shape_list(X)[1]))
-    presents = []
-    for layer in range(hparams.n_layer):
-        tf.add_to_collection('checkpoints', h)
-        h, present = block(h, lambda name, layer=layer: w[f'h{layer}/{name}'], hparams.n_head,
-                           past[layer] if past else None, n_filled)
-        presents.append(present)
+    T = shape_list(X)[1]
+    one_step = n_past is not None and T == 1
+    if past and n_past is None:
+        n_past = shape_list(past[0][0])[2]
+    positions = (n_past if past else 0) + tf.range(T)
+    if start is not None:
+        positions = tf.maximum(positions - start[:, None], 0)
+    layers = [{name.removeprefix(f'h{layer}/'): value for name, value in w.items() if name.startswith(f'h{layer}/')}
+              for layer in range(hparams.n_layer)]
+    h, presents = (decode_blocks if one_step else blocks)(embedding(w, X, positions), layers, hparams.n_head,
+                                                          past or [None] * hparams.n_layer, n_past, start)
     return norm(h, w['ln_f/g'], w['ln_f/b']), presents
 
 
 def output(w, h):  # [..., E] -> [..., V]
     """Logits, by the token embedding transposed."""
     *rows, E = shape_list(h)
-    matrix = w.get('output', w['wte'])
-    h = tf.reshape(tf.cast(h, matrix.dtype), [-1, E])
-    return tf.reshape(tf.matmul(h, matrix, transpose_b=True), [*rows, matrix.shape[0]])
+    logits = product(tf.reshape(h, [-1, E]), w.get('output', w['wte']), transposed=True)
+    return tf.reshape(logits, [*rows, logits.shape[-1]])
+
+
+@kernel
+def output_kernel(w, h):
+    return output(w, h)
+
+
+def next_logits(w, h):  # [B, T, E] -> [B, V]
+    """Those of the last position."""
+    return output_kernel({'wte': w.get('output', w['wte'])}, h[:, -1])
 
 
 def past_shape(*, hparams, batch_size=None, sequence=None):

@@ -1,47 +1,105 @@
-"""Sampling: temperature, top-k and top-p, and the decoding loop against a cache of fixed size.
+"""Sampling: what is drawn from the logits, and the decoding loop as one operation of a graph.
 
-Dimensions: B batch, V n_vocab, T length of the context, and those of model.py.
+Dimensions: B batch, V n_vocab, N candidates, T length of the context, and those of model.py. A control (temperature,
+top_k, top_p, repetition_penalty) is a number, or a scalar tensor that may change from run to run.
 """
 import tensorflow.compat.v1 as tf
 
 import model
 from errors import require
+from fused import fused
+
+ONE = 0x3f800000  # the bits of 1.0 in float32
+
+
+def check_controls(*, length, temperature=1, top_k=0, top_p=1, repetition_penalty=1):
+    """Raises InputError where a control is outside its range."""
+    require(length > 0, f'length must be 1 or more, not {length}')
+    require(temperature >= 0, f'temperature must be 0 (greedy) or more, not {temperature}')
+    require(top_k >= 0, f'top_k must be 0 (off) or more, not {top_k}')
+    require(0 <= top_p <= 1, f'top_p must be from 0 to 1 (both: off), not {top_p}')
+    require(repetition_penalty > 0, f'repetition_penalty must be above 0 (1: none), not {repetition_penalty}')
+
+
+def either(condition, then, otherwise):
+    """then() or otherwise(): decided now where the condition is a number, at each run where it is a tensor."""
+    if tf.is_tensor(condition):
+        return tf.cond(condition, then, otherwise)
+    return then() if condition else otherwise()
+
+
+def largest(logits, k):  # -> [B, k], [B, k]: the largest logits in falling order, and their tokens
+    values, tokens = tf.math.top_k(logits, tf.minimum(k, tf.shape(logits)[-1]))
+    return tf.ensure_shape(values, [logits.shape[0], None]), tokens
 
 
 def top_k_logits(logits, k):  # [B, V] -> [B, V]
     """The k largest logits of each row (and their equals); the others become the lowest number. k = 0: all."""
     logits = tf.convert_to_tensor(logits)
-    if k == 0:
-        return logits
-    smallest = tf.math.top_k(logits, min(k, logits.shape[-1]))[0][:, -1:]
-    return tf.where_v2(logits < smallest, logits.dtype.min, logits)
+    return either(k > 0, lambda: tf.where_v2(logits < largest(logits, k)[0][:, -1:], logits.dtype.min, logits),
+                  lambda: logits)
 
 
-def top_p_logits(logits, p):  # [B, V] -> [B, V]
+@fused
+def nucleus(probabilities, p):  # float32 [B, N], scalar -> int32 [B, 1]
+    """The bits of the least probability that belongs to the nucleus: that below which the likelier ones reach p.
+
+    Found by halving, as numbers from 0 up are in the order of their bits: what sorts all the vocabulary takes longer.
+    """
+    bits = tf.bitcast(probabilities, tf.int32)
+
+    def halve(low, high):
+        middle = (low + high) // 2
+        likelier = tf.reduce_sum(tf.where_v2(bits > middle, probabilities, 0.0), axis=-1, keepdims=True)
+        return tf.where_v2(likelier < p, low, middle + 1), tf.where_v2(likelier < p, middle, high)
+    low = tf.zeros_like(bits[:, :1])
+    return tf.while_loop(lambda *_: True, halve, (low, low + ONE), maximum_iterations=30, back_prop=False)[0]
+
+
+def top_p_logits(logits, p):  # [B, N] -> [B, N]
     """The fewest tokens, from the likeliest down, whose probabilities reach p; the others become the lowest number.
 
     Nucleus sampling (Holtzman et al. 2019, section 3.1): the token that crosses p belongs to them. p of 0 or 1: all.
     """
     logits = tf.convert_to_tensor(logits)
-    if p in (0, 1):
-        return logits
-    ordered = tf.sort(logits, direction='DESCENDING')
-    probabilities = tf.nn.softmax(ordered)
-    before = tf.cumsum(probabilities, axis=-1, exclusive=True)
-    kept = tf.maximum(tf.reduce_sum(tf.cast(before < p, tf.int32), axis=-1, keepdims=True), 1)
-    smallest = tf.gather(ordered, kept - 1, batch_dims=1)
-    return tf.where_v2(logits < smallest, logits.dtype.min, logits)
+
+    def cut():
+        # Its shape is stated again, as below: of what is behind a condition the graph's optimizer does not know it, and
+        # says so on the terminal.
+        probabilities = tf.nn.softmax(tf.cast(tf.ensure_shape(logits, logits.shape), tf.float32))
+        least = nucleus(probabilities, tf.convert_to_tensor(p, tf.float32))
+        return tf.where_v2(tf.bitcast(probabilities, tf.int32) < least, logits.dtype.min, logits)
+    return tf.ensure_shape(either((p > 0) & (p < 1), cut, lambda: logits), logits.shape)
+
+
+def penalized(logits, tokens, penalty):  # [B, V], int32 [B, N] -> [B, V]
+    """The logits of the row's tokens (below 0: none) divided by penalty, or multiplied where they are below 0 (Keskar
+    et al. 2019, "CTRL", section 4.1, with the sign that makes a penalty above 1 one for all logits)."""
+    logits = tf.cast(logits, tf.float32)
+    rows = tf.broadcast_to(tf.range(tf.shape(tokens)[0])[:, None], tf.shape(tokens))
+    places = tf.boolean_mask(tf.stack([rows, tokens], axis=-1), tokens >= 0)
+    values = tf.gather_nd(logits, places)
+    return tf.tensor_scatter_nd_update(logits, places, tf.where_v2(values > 0, values / penalty, values * penalty))
+
+
+def draw(logits, uniform, top_p):  # [B, N], float64 [B] -> int32 [B]
+    """By inverting the cumulative distribution."""
+    # Sums of 50,257 probabilities: in float64, so that rare tokens keep theirs.
+    cumulative = tf.cumsum(tf.cast(tf.nn.softmax(top_p_logits(logits, top_p)), tf.float64), axis=-1)
+    return tf.reduce_sum(tf.cast(cumulative <= uniform[:, None] * cumulative[:, -1:], tf.int32), axis=-1)
 
 
 def sample_token(logits, uniform, *, temperature, top_k, top_p):  # [B, V], float64 [B] in [0, 1) -> int32 [B]
-    """One token a row, drawn by inverting the cumulative distribution at `uniform`; temperature 0: the likeliest."""
-    if temperature == 0:
-        return tf.argmax(logits, axis=-1, output_type=tf.int32)
-    logits = tf.cast(logits, tf.float32) / min(max(temperature, 1e-30), 1e30)  # so that float32 holds the quotients
-    logits = top_p_logits(top_k_logits(logits, top_k), top_p)
-    # Sums of 50,257 probabilities: in float64, so that rare tokens keep theirs.
-    cumulative = tf.cumsum(tf.cast(tf.nn.softmax(logits), tf.float64), axis=-1)
-    return tf.reduce_sum(tf.cast(cumulative <= uniform[:, None] * cumulative[:, -1:], tf.int32), axis=-1)
+    """One token a row, drawn at `uniform`, the place in the cumulative distribution; temperature 0: the likeliest."""
+    def drawn():
+        # Within what keeps the quotients finite in float32.
+        scaled = tf.cast(logits, tf.float32) / tf.clip_by_value(tf.cast(temperature, tf.float32), 1e-30, 1e30)
+        return either(top_k > 0, lambda: among_largest(scaled), lambda: draw(scaled, uniform, top_p))
+
+    def among_largest(scaled):
+        values, tokens = largest(scaled, top_k)
+        return tf.gather(tokens, draw(values, uniform, top_p), batch_dims=1)
+    return either(temperature > 0, drawn, lambda: tf.argmax(logits, axis=-1, output_type=tf.int32))
 
 
 def random_keys(seed, batch_size):  # -> int64 [B, 2]
@@ -55,17 +113,10 @@ def random_keys(seed, batch_size):  # -> int64 [B, 2]
     return seed
 
 
-def check_controls(hparams, *, length, temperature, top_k, top_p):
-    """Raises InputError where a control is outside its range."""
-    require(0 < length <= hparams.n_ctx, f'length must be from 1 to n_ctx, {hparams.n_ctx}, not {length}')
-    require(temperature >= 0, f'temperature must be 0 (greedy) or more, not {temperature}')
-    require(top_k >= 0, f'top_k must be 0 (off) or more, not {top_k}')
-    require(0 <= top_p <= 1, f'top_p must be from 0 to 1 (both: off), not {top_p}')
-
-
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1, top_k=0,
                     top_p=1, seed=None, stop_token=None, scope='model'):
-    """Adds to the graph the sampling of `length` tokens after a context.
+    """Adds to the graph the sampling of `length` tokens after a context, as one operation; generator.Generator goes
+    token by token.
 
     start_token, batch_size: for a context of this one token, batch_size times; or
     context: int32 [B, T]; T and length together may not exceed n_ctx.
@@ -73,7 +124,9 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     seed: see random_keys. stop_token: after it a row goes on with nothing but stop_token; all rows stopped end the run.
     Returns int32 [B, T + length], the context included. Raises InputError for values out of range.
     """
-    check_controls(hparams, length=length, temperature=temperature, top_k=top_k, top_p=top_p)
+    controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
+    check_controls(length=length, **controls)
+    require(length <= hparams.n_ctx, f'length must be from 1 to n_ctx, {hparams.n_ctx}, not {length}')
     require((start_token is None) != (context is None), 'give start_token or context, one of them')
     if context is None:
         context = tf.fill([batch_size, 1], start_token)
@@ -86,11 +139,19 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         uniforms = tf.map_fn(lambda key: tf.random.stateless_uniform([length], key, dtype=tf.float64),
                              random_keys(seed, model.shape_list(context)[0]), fn_output_signature=tf.float64)
 
-        def choose(h, i):  # the last hidden states [B, E], the number of the step -> int32 [B]
-            return sample_token(model.output(w, h), uniforms[:, i], temperature=temperature, top_k=top_k, top_p=top_p)
+        def choose(h, i):  # the hidden states [B, T, E], the number of the step -> int32 [B]
+            return sample_token(model.next_logits(w, h), uniforms[:, i], **controls)
 
         continuation = decode(hparams, w, context, length, choose, stop_token)
         return tf.concat([context, continuation], axis=1)
+
+
+def write_at(buffer, new, position):  # [B, H, S, D], [B, H, 1, D], scalar -> [B, H, S, D]
+    """The buffer with `new` at a position of axis 2; in place, as nothing else holds the buffer."""
+    B, H, S, D = model.shape_list(buffer)
+    rows = tf.range(B * H) * S + position
+    flat = tf.tensor_scatter_nd_update(tf.reshape(buffer, [-1, D]), rows[:, None], tf.reshape(new, [-1, D]))
+    return tf.reshape(flat, [B, H, S, D])
 
 
 def decode(hparams, w, context, length, choose, stop_token):  # int32 [B, T] -> int32 [B, length]
@@ -98,7 +159,7 @@ def decode(hparams, w, context, length, choose, stop_token):  # int32 [B, T] -> 
     B, T = model.shape_list(context)
     h, presents = model.transformer(hparams, w, context)
     cache = [tuple(tf.pad(each, [[0, 0], [0, 0], [0, length - 1], [0, 0]]) for each in pair) for pair in presents]
-    token = choose(h[:, -1], 0)
+    token = choose(h, 0)
     stop = -1 if stop_token is None else stop_token
     tokens = tf.concat([token[:, None], tf.fill([B, length - 1], stop)], axis=1)
 
@@ -106,8 +167,11 @@ def decode(hparams, w, context, length, choose, stop_token):  # int32 [B, T] -> 
         return (i < length) & tf.reduce_any(tf.not_equal(token, stop))
 
     def step(i, token, tokens, cache):
-        h, cache = model.transformer(hparams, w, token[:, None], past=cache, n_filled=T + i - 1)
-        token = tf.where(tf.equal(token, stop), token, choose(h[:, -1], i))
+        n_past = T + i - 1
+        h, presents = model.transformer(hparams, w, token[:, None], past=cache, n_past=n_past)
+        cache = [tuple(write_at(*each, n_past) for each in zip(*pairs, strict=True))
+                 for pairs in zip(cache, presents, strict=True)]
+        token = tf.where(tf.equal(token, stop), token, choose(h, i))
         here = tf.stack([tf.range(B), tf.fill([B], i)], axis=1)
         return i + 1, token, tf.tensor_scatter_nd_update(tokens, here, token), cache
 

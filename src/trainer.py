@@ -168,9 +168,7 @@ class Trainer:
         if self.flags.sample_every and self.flags.sample_num:
             require(self.enc.eot is not None, 'samples start with <|endoftext|>, which encoder.json has not: '
                                               'add it, or use --sample_every 0')
-            self.generate = generator.Generator(
-                self.session, self.hparams, length=self.flags.sample_length or self.hparams.n_ctx - 1,
-                start_token=self.enc.eot, top_k=self.flags.top_k, top_p=self.flags.top_p)
+            self.generator = generator.Generator(self.session, self.hparams, self.enc, self.weights)
 
     def compiled(self, function):
         """With --xla the function as one kernel, all of it."""
@@ -309,8 +307,13 @@ class Trainer:
         for first in range(0, self.flags.sample_num, self.flags.batch_size):
             self.signals.check()
             numbers = range(first, min(first + self.flags.batch_size, self.flags.sample_num))
-            for number, tokens in zip(numbers, self.generate(numbers, self.seed + self.step), strict=True):
-                texts.append(f'======== SAMPLE {number + 1} ========\n{self.enc.decode(tokens)}\n')
+            rows = self.generator.complete(
+                [[self.enc.eot]] * len(numbers), [[self.seed + self.step, number] for number in numbers],
+                length=self.flags.sample_length or self.hparams.n_ctx - 1, top_k=self.flags.top_k,
+                top_p=self.flags.top_p)
+            texts += [f'======== SAMPLE {number + 1} ========\n{row.text}\n'
+                      for number, row in zip(numbers, rows, strict=True)]
+        self.generator.release()
         self.say(texts[-1])
         self.log.text(self.step, samples='\n'.join(texts))
         directory = paths.child(self.flags.samples_dir, self.flags.run_name, '--run_name')

@@ -51,6 +51,17 @@ def mean_loss(weights, windows, n_head):
     return np.mean(losses)
 
 
+def truncated(p, top_k, top_p):
+    """Probabilities [n_vocab] of which only the top_k likeliest (0: all), and of these those that make up top_p, stay."""
+    order = np.argsort(-p)
+    chosen = order[:top_k or len(p)]
+    share = p[chosen] / p[chosen].sum()
+    chosen = chosen[:np.searchsorted(np.cumsum(share), top_p - 1e-12) + 1]
+    result = np.zeros_like(p)
+    result[chosen] = p[chosen] / p[chosen].sum()
+    return result
+
+
 def greedy(weights, tokens, n_head, length):
     """The likeliest continuation: a list of `length` tokens."""
     tokens = list(tokens)

@@ -135,6 +135,36 @@ def test_argv_is_the_command_line_unless_given(monkeypatch):
     assert calls[0]['length'] == 4
 
 
+def lister(stop: tuple[str, ...] = (), length: int = 1):
+    calls.append(locals())
+
+
+@pytest.mark.parametrize('argv, expected', [
+    ([], ()), (['--stop', 'a'], ('a',)), (['--stop=a'], ('a',)), (['--stop='], ('',)),
+    (['--stop', 'b', '--length=2', '--stop=a'], ('b', 'a')), (['-s', 'a', '-s=b'], ('a', 'b')),
+    (['--stop', 'a', '--stop', 'a'], ('a', 'a')), (['--stop', 'a,b'], ('a,b',)),
+    (['--stop=None', '--stop', '3'], ('None', '3'))])
+def test_a_flag_of_several_texts_may_be_repeated(argv, expected):
+    found = called(*argv, function=lister)
+    assert_same(found['stop'], expected)
+    assert all(type(text) is str for text in found['stop'])
+    assert found['length'] == 1 + ('--length=2' in argv)
+
+
+@pytest.mark.parametrize('text', ODD_TEXTS)
+def test_each_of_several_texts_arrives_as_it_was_written(text):
+    assert called(f'--stop={text}', '--stop=b', f'--stop={text}', function=lister)['stop'] == (text, 'b', text)
+    assert called(f'--stop={text}', function=lister)['stop'] == (text,)
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--stop'], '--stop needs a value'), (['--stop', 'a', '--stop'], '--stop needs a value'),
+    (['--stop', 'a', 'b'], "'b' was not expected"), (['--stop', '--length', '2'], '--stop needs a value'),
+    (['--nostop'], 'unknown flag --nostop')])
+def test_a_flag_of_several_texts_without_a_value_is_refused(capsys, argv, message):
+    assert refused(capsys, *argv, function=lister).startswith(message)
+
+
 # What is refused
 
 @pytest.mark.parametrize('argv, message', [
@@ -351,3 +381,85 @@ def test_only_unusual_lines_of_the_start_are_shown(capfd, monkeypatch):
                                                                  b'E0000 gpu.cc:9] the driver is too old\n'))
     cli.load_tensorflow()
     assert capfd.readouterr().err == 'E0000 gpu.cc:9] the driver is too old\n'
+
+
+# Several commands
+
+def first(length: int = 1):
+    """Does the first thing.
+
+    At length.
+    """
+    calls.append({'first': length})
+
+
+def second_one(text: str):
+    """Does the second thing."""
+    calls.append({'second': text})
+
+
+COMMANDS = {'first': first, '2nd': second_one}
+
+
+@pytest.mark.parametrize('argv, expected', [
+    (['first'], {'first': 1}), (['first', '--length', '3'], {'first': 3}), (['2nd', 'a'], {'second': 'a'}),
+    (['2nd', '--text=first'], {'second': 'first'})])
+def test_a_command_is_called_with_the_flags_after_it(argv, expected):
+    assert called(*argv, function=COMMANDS) == expected
+
+
+@pytest.mark.parametrize('argv, message', [
+    ([], 'script.py: error: a command must be given; commands are first, 2nd: see script.py --help\n'),
+    (['frist'], "script.py: error: unknown command 'frist'; did you mean first? see script.py --help\n"),
+    (['--length', '3'], "script.py: error: unknown command '--length'; commands are first, 2nd: see script.py "
+                        '--help\n'),
+    (['first', '--lenght', '3'], 'script.py first: error: unknown flag --lenght; did you mean --length? see script.py '
+                                 'first --help\n'),
+    (['2nd'], 'script.py 2nd: error: --text must be given, see script.py 2nd --help\n'),
+])
+def test_a_mistaken_command_is_told_in_one_line(capsys, argv, message):
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(COMMANDS, argv)
+    assert (stopped.value.code, calls) == (2, [])
+    assert capsys.readouterr() == ('', message)
+
+
+@pytest.mark.parametrize('word', ['--help', '-h'])
+def test_help_lists_the_commands(capsys, word):
+    cli.run(COMMANDS, [word])
+    assert capsys.readouterr() == (
+        'script.py COMMAND [flags]; script.py COMMAND --help lists the flags of one\n\n'
+        '  first  Does the first thing.\n  2nd    Does the second thing.\n', '')
+    assert calls == []
+
+
+def test_help_of_a_command_lists_its_flags(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(COMMANDS, ['first', '--help'])
+    assert stopped.value.code == 0
+    assert 'script.py first' in (said := ''.join(capsys.readouterr())) and '--length' in said and 'At length.' in said
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MoreSettings(Settings):
+    """Does more.
+
+    Args:
+        speed: how fast.
+    """
+    speed: float = 1.0
+
+
+@cli.takes(MoreSettings)
+def documented(**flags):
+    """Does it in its own words."""
+    calls.append(flags)
+
+
+def test_a_function_keeps_its_docstring_and_gets_the_help_of_inherited_fields(capsys):
+    assert called('--dataset=a', '--speed', '2', function=documented) == {'dataset': 'a', 'speed': 2.0}
+    with pytest.raises(SystemExit):
+        cli.run(documented, ['--help'])
+    said = ''.join(capsys.readouterr())
+    assert 'Does it in its own words.' in said and 'Does more.' not in said and 'Does something' not in said
+    assert 'the data to read.' in said and 'how many.' in said and 'how fast.' in said

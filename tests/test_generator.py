@@ -1,4 +1,4 @@
-"""The generator and the two sampling scripts."""
+"""The two sampling scripts, and how a model is loaded for them. What is drawn is in test_drawing.py."""
 import io
 import json
 import os
@@ -6,16 +6,20 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 
+import numpy as np
+import numpy_gpt2
 import pytest
 import tensorflow.compat.v1 as tf
 
-import checkpoint
 import cli
+import continuation
 import generator
 import interactive_conditional_samples
 import model
+import samples as sampling
 from create_model import create_model
 from encoder import get_encoder
 from errors import InputError
@@ -54,10 +58,11 @@ def enc(models):
 
 
 def make(models, **changes):
-    """A generator.Samples for prompts, 8 tokens each, but for the changes."""
-    flags = {'seed': 1, 'nsamples': 2, 'batch_size': 1, 'length': 8, 'temperature': 1, 'top_k': 0, 'top_p': 1,
-             'truncate': None, 'unconditional': False}
-    return generator.Samples('toy', str(models), **{**flags, **changes})
+    """A samples.Samples for prompts, 8 tokens each, but for the changes."""
+    flags = {'checkpoint': None, 'precision': 'float32', 'seed': 1, 'nsamples': 2, 'batch_size': 1, 'length': 8,
+             'temperature': 1, 'top_k': 0, 'top_p': 1, 'repetition_penalty': 1, 'truncate': None, 'stop': (),
+             'unconditional': False}
+    return sampling.Samples('toy', str(models), **{**flags, **changes})
 
 
 @pytest.fixture(scope='module')
@@ -65,27 +70,42 @@ def samples(models):
     return make(models)
 
 
+@pytest.fixture(scope='module')
+def toy_model(samples):
+    return samples.model
+
+
 @pytest.fixture
 def fake(monkeypatch, enc):
-    """Puts FakeGenerator in the place of the model, and returns its class."""
-    class Fake(FakeGenerator):
-        encode = staticmethod(enc.encode)
-        made, calls = [], []
-        texts = None
-    monkeypatch.setattr(generator, 'Generator', Fake)
-    monkeypatch.setattr(checkpoint, 'restore', lambda *_: None)
-    return Fake
+    """Puts a FakeGenerator in the place of the model, and returns it."""
+    made = FakeGenerator(enc)
+    monkeypatch.setattr(generator, 'load', lambda *_: made)
+    return made
 
 
-class FakeGenerator:
-    """Says `text 0`, `text 1`, … or what `texts` holds, and keeps what it was made and called with."""
+class FakeGenerator(generator.Generator):
+    """Says `text 0`, `text 1`, … or what `texts` holds, a token at a time, and keeps what it was called with.
 
-    def __init__(self, session, hparams, **flags):
-        self.made.append(flags)
+    before: called with the numbers of the samples, which are all of one prompt. after: with each row that has grown.
+    """
 
-    def __call__(self, numbers, seed, context=None):
-        self.calls.append((list(numbers), seed, context))
-        return [self.tokens(self.texts[number] if self.texts else f'text {number}') for number in numbers]
+    def __init__(self, enc):
+        self.enc, self.hparams = enc, model.default_hparams().override_from_dict({'n_ctx': 48})
+        self.encode = enc.encode
+        self.texts, self.calls, self.options = None, [], []
+        self.before = self.after = lambda _: None
+
+    def continuations(self, contexts, seeds, *, stop=(), **options):
+        numbers = [number for _, number in seeds]
+        self.calls.append((numbers, seeds[0][0], contexts[0]))
+        self.options.append({**options, 'stop': stop})
+        self.before(numbers)
+        rows = [continuation.Continuation(self.enc, stop) for _ in contexts]
+        for row, number in zip(rows, numbers, strict=True):
+            for token in self.tokens(self.texts[number] if self.texts else f'text {number}'):
+                row.add(token)
+                self.after(row)
+                yield rows
 
     def tokens(self, text):
         first, end, rest = text.partition(END)
@@ -127,6 +147,10 @@ def written(samples, *prompts, **attributes):
         return result
     finally:
         vars(samples).update(old)
+
+
+def argv_of(flags):
+    return [f'--{name}={value}' for name, value in flags.items()]
 
 
 def refused(capfd, script, *argv):
@@ -193,11 +217,10 @@ def test_exactly_nsamples_are_drawn(fake, flags, capsys, script, more, nsamples,
 
 
 def test_no_samples_asked_for_are_samples_without_end(fake, flags, capsys, monkeypatch):
-    def until_hundred(self, numbers, *args):
+    def until_hundred(numbers):
         if numbers[0] == 100:
             raise KeyboardInterrupt
-        return FakeGenerator.__call__(self, numbers, *args)
-    monkeypatch.setattr(fake, '__call__', until_hundred)
+    fake.before = until_hundred
     with pytest.raises(KeyboardInterrupt):
         sample_model(**flags, batch_size=4)
     assert split_samples(capsys.readouterr().out) == [f'text {number}' for number in range(100)]
@@ -217,26 +240,20 @@ def test_the_prefix_is_never_truncated(fake, flags, capsys):
     assert drawn(capsys, interact_model, **flags, prompt='a. b', truncate='.', include_prefix=True) == ['a. btext 0']
 
 
-def test_the_end_of_text_stops_the_model_only_where_it_truncates(fake, flags):
-    for truncate in (END, None, '.'):
-        sample_model(**flags, nsamples=1, truncate=truncate)
-    assert [made['stop_token'] for made in fake.made] == [256, None, None]
-
-
 def test_lengths_are_the_originals_where_none_is_given(fake, flags):
     sample_model(**flags, nsamples=1)
     interact_model(**flags, prompt='x')
     sample_model(**flags, nsamples=1, length=3)
     interact_model(**flags, prompt='x', length=3)
-    assert [made['length'] for made in fake.made] == [48, 24, 3, 3]
-    assert [made['start_token'] for made in fake.made] == [256, None, 256, None]
+    assert [options['length'] for options in fake.options] == [48, 24, 3, 3]
+    assert [context for _, _, context in fake.calls] == [[256], fake.encode('x')] * 2
 
 
 def test_controls_reach_the_model(fake, flags):
-    controls = {'temperature': 0.7, 'top_k': 40, 'top_p': 0.9}
+    controls = {'temperature': 0.7, 'top_k': 40, 'top_p': 0.9, 'repetition_penalty': 1.2}
     sample_model(**flags, nsamples=1, **controls)
     interact_model(**flags, prompt='x', **controls)
-    assert all(made.items() >= controls.items() for made in fake.made)
+    assert len(fake.options) == 2 and all(options.items() >= controls.items() for options in fake.options)
 
 
 def test_a_seed_holds_for_every_prompt_and_none_is_a_new_one_each_time(fake, flags, monkeypatch):
@@ -272,16 +289,15 @@ def test_output_holds_the_answers_to_all_prompts(fake, flags, tmp_path, monkeypa
     assert (tmp_path / 'out.txt').read_text() == (LINE.format(1) + 'text 0\n' + '=' * 80 + '\n') * 2
 
 
-def raise_at(fake, monkeypatch, number, error):
-    def raising(self, numbers, *args):
+def raise_at(fake, number, error):
+    def raising(numbers):
         if number in numbers:
             raise error
-        return FakeGenerator.__call__(self, numbers, *args)
-    monkeypatch.setattr(fake, '__call__', raising)
+    fake.before = raising
 
 
 def test_on_ctrl_c_what_is_done_is_kept(fake, flags, tmp_path, monkeypatch):
-    raise_at(fake, monkeypatch, 2, KeyboardInterrupt)
+    raise_at(fake, 2, KeyboardInterrupt)
     try:
         sample_model(**flags, nsamples=9, output=str(tmp_path / 'out.txt'))
     except KeyboardInterrupt:  # which would end pytest
@@ -292,7 +308,7 @@ def test_on_ctrl_c_what_is_done_is_kept(fake, flags, tmp_path, monkeypatch):
 
 def test_on_an_error_the_old_file_is_kept(fake, flags, tmp_path, monkeypatch):
     (tmp_path / 'out.txt').write_text('old')
-    raise_at(fake, monkeypatch, 2, RuntimeError('fault'))
+    raise_at(fake, 2, RuntimeError('fault'))
     with pytest.raises(RuntimeError):
         sample_model(**flags, nsamples=9, output=str(tmp_path / 'out.txt'))
     assert os.listdir(tmp_path) == ['out.txt'] and (tmp_path / 'out.txt').read_text() == 'old'
@@ -366,25 +382,28 @@ def test_other_prompts_give_other_samples(samples):
 
 
 def greedy(directory, context, length):
-    """The likeliest continuation, each token by a whole pass of model.model without a cache."""
-    tokens = list(context)
+    """The likeliest continuation, each token by a whole pass of model.model without a cache over what fits n_ctx; of
+    what does not, by quarters of n_ctx, so much is left out at the beginning."""
+    tokens, first = list(context), 0
     with tf.Graph().as_default(), tf.Session() as session:
         hparams = model.load_hparams(str(directory / 'hparams.json'))
         X = tf.placeholder(tf.int32, [1, None])
         best = tf.argmax(model.model(hparams, X)['logits'][0, -1])
         tf.train.Saver().restore(session, str(directory / 'model.ckpt'))
         for _ in range(length):
-            tokens.append(int(session.run(best, {X: [tokens]})))
+            if len(tokens) - first > hparams.n_ctx:
+                first += hparams.n_ctx // 4
+            tokens.append(int(session.run(best, {X: [tokens[first:]]})))
     return tokens[len(context):]
 
 
 @pytest.mark.parametrize('prompt', ['a prompt', 'b'])
-def test_temperature_0_is_the_greedy_continuation(models, enc, prompt):
+def test_temperature_0_is_the_greedy_continuation(models, toy_model, enc, prompt):
     context = enc.encode(prompt)
     expected = greedy(models / 'toy', context, 40)
     assert len(set(expected)) > 10
-    found = make(models, temperature=0, length=40).generate(range(2), 1, context)
-    assert found.tolist() == [expected] * 2
+    found = toy_model.complete([context] * 2, [[1], [2]], length=40, temperature=0)
+    assert [row.tokens for row in found] == [expected] * 2
 
 
 def test_unconditional_samples_continue_the_end_of_text(flags, models, capsys, enc):
@@ -394,27 +413,34 @@ def test_unconditional_samples_continue_the_end_of_text(flags, models, capsys, e
 
 
 @pytest.mark.parametrize('likeliest', [{'top_k': 1}, {'top_p': 1e-9}, {'temperature': 1e-40}])
-def test_what_leaves_only_the_likeliest_token_is_greedy(models, likeliest):
+def test_what_leaves_only_the_likeliest_token_is_greedy(models, toy_model, likeliest):
     expected = greedy(models / 'toy', [256], 20)
-    found = make(models, unconditional=True, length=20, **likeliest).generate(range(2), 1)
-    assert found.tolist() == [expected] * 2
+    found = toy_model.complete([[256]] * 2, [[1], [2]], length=20, **likeliest)
+    assert [row.tokens for row in found] == [expected] * 2
 
 
-def test_prompt_and_sample_may_fill_the_context_but_no_more(samples):
-    assert samples.generate([0], 1, [64] * 40).shape == (1, 8)
-    with pytest.raises(InputError, match='41 tokens, which with --length 8 exceed n_ctx, 48'):
-        samples.generate([0], 1, [64] * 41)
+def test_a_length_beyond_the_window_lets_it_slide(flags, models, capsys, enc):
+    expected = greedy(models / 'toy', [256], 100)
+    assert len(set(expected)) > 10
+    assert drawn(capsys, sample_model, **flags, length=100, temperature=0, nsamples=1) == [enc.decode(expected)]
 
 
-def test_nothing_is_added_to_the_graph_by_drawing(samples):
-    graph = samples.session.graph
-    before = len(graph.get_operations())
-    written(samples, 'a prompt', 'another', batch_size=2, nsamples=3)
-    assert graph.finalized and len(graph.get_operations()) == before
+def test_a_prompt_longer_than_the_window_is_cut_from_its_end_which_is_told(samples, capsys):
+    prompt = ''.join(map(chr, range(40, 40 + 58)))
+    whole = written(samples, prompt)
+    assert capsys.readouterr().err == ('the prompt has 58 tokens; its last 48 are used, which is what the model sees\n')
+    assert whole == written(samples, prompt[-48:]) != written(samples, prompt[-47:])
+    assert capsys.readouterr().err == ''
 
 
-def test_an_unconditional_graph_is_finalized_too(models):
-    assert make(models, unconditional=True, truncate=END).session.graph.finalized
+def test_nothing_is_added_to_the_graph_but_by_the_first_of_a_batch_size(models):
+    samples = make(models)
+    operations = samples.model.session.graph.get_operations
+    counts = [len(operations())]
+    for batch_size in (2, 1, 2, 1):
+        written(samples, 'a prompt', 'another', batch_size=batch_size, nsamples=4)
+        counts.append(len(operations()))
+    assert counts[0] < counts[1] < counts[2] == counts[3] == counts[4]
 
 
 def test_a_run_directory_is_a_model_directory(models, flags, capsys, tmp_path):
@@ -440,12 +466,349 @@ def test_a_piped_prompt_is_answered_with_nothing_but_samples_on_stdout(models, s
     assert split_samples(out.removesuffix('=' * 80 + '\n')) == written(samples, 'a prompt')[0]
 
 
+# --prompts_file
+
+PROMPTS = ['a prompt', 'é', 'one that is longer than all of the others', '日本', 'a prompt', '"quoted" \\ and\ttab']
+
+
+def write_prompts(path, prompts=PROMPTS, end='\n'):
+    """As JSON lines or as lines, as the file's name says; returns the path as the flag takes it."""
+    lines = [json.dumps({'n': 1, 'prompt': prompt}) if path.suffix == '.jsonl' else prompt for prompt in prompts]
+    path.write_bytes(''.join(line + end for line in lines).encode())
+    return str(path)
+
+
+def answers(capsys, **flags):
+    """The objects that interact_model prints for a file of prompts."""
+    interact_model(**flags)
+    return [json.loads(line) for line in capsys.readouterr().out.removesuffix('\n').split('\n')]
+
+
+@pytest.mark.parametrize('name, end', [('p.txt', '\n'), ('p.txt', '\r\n'), ('p.jsonl', '\n'), ('p.jsonl', '\r\n')])
+def test_a_file_of_prompts_is_answered_in_json_lines(fake, flags, tmp_path, capsys, name, end):
+    path = write_prompts(tmp_path / name, end=end)
+    fake.texts = ['häß 日本. z', 'q']
+    interact_model(**flags, prompts_file=path, stop='.', batch_size=4)
+    lines = capsys.readouterr().out.splitlines()
+    expected = [('häß 日本', True)] * 4 + [('q', False)] + [('häß 日本', True)]  # a repeated prompt: its next sample
+    assert [json.loads(line) for line in lines] == [
+        {'prompt': prompt, 'text': text, 'tokens': fake.encode('häß 日本.' if finished else 'q'), 'finished': finished}
+        for prompt, (text, finished) in zip(PROMPTS, expected, strict=True)]
+    assert lines[3].startswith('{"prompt": "日本", "text": "häß 日本", "tokens": [')
+    assert [numbers for numbers, _, _ in fake.calls] == [[0, 0, 0, 0], [1, 0]]
+
+
+@pytest.mark.parametrize('content, prompts', [
+    ('one', ['one']), ('one\ntwo', ['one', 'two']), (' one \n', [' one ']), ('{"prompt": 3}\n', ['{"prompt": 3}']),
+    ('{"prompt": "one"}\n{"text": "", "prompt": "t\\nwo"}\n', ['one', 't\nwo']),
+    ('a\x0cb\u2028c\rd\n', ['a\x0cb\u2028c\rd']),
+    ('one\n{"prompt": "two"}\n', ['one', '{"prompt": "two"}']), ('"one"\n', ['"one"'])])
+def test_what_the_prompts_of_a_text_file_are(fake, flags, tmp_path, capsys, content, prompts):
+    (tmp_path / 'p.txt').write_bytes(content.encode())
+    assert [each['prompt'] for each in answers(capsys, **flags, prompts_file=str(tmp_path / 'p.txt'))] == prompts
+
+
+def test_prompts_of_several_lengths_are_answered_as_each_is_alone(samples, flags, tmp_path, capsys, enc):
+    path = write_prompts(tmp_path / 'p.txt')
+    found = answers(capsys, **flags, prompts_file=path, seed=1, length=8, nsamples=2, batch_size=3)
+    assert [each['prompt'] for each in found] == [prompt for prompt in PROMPTS for _ in range(2)]
+    seen = []
+    for prompt, each in zip([prompt for prompt in PROMPTS for _ in range(2)], found, strict=True):
+        alone = written(samples, prompt, nsamples=4)[0]
+        assert each['text'] == alone[seen.count(prompt)] == enc.decode(each['tokens'])
+        seen.append(prompt)
+    assert len({each['text'] for each in found if each['prompt'] == 'a prompt'}) == 4  # it is there twice
+
+
+def test_logprobs_are_those_of_the_tokens(models, flags, tmp_path, capsys, enc):
+    path = write_prompts(tmp_path / 'p.txt', ['a', 'a longer prompt'])
+    found = answers(capsys, **flags, prompts_file=path, seed=1, length=8, batch_size=2, temperature=0.8, top_k=30,
+                    logprobs=True)
+    reader = tf.train.load_checkpoint(str(models / 'toy'))
+    values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    for each in found:
+        context = enc.encode(each['prompt'])
+        p = numpy_gpt2.softmax(numpy_gpt2.logits(values, context + each['tokens'], SIZES['n_head']))
+        expected = [np.log(p[len(context) - 1 + i, token]) for i, token in enumerate(each['tokens'])]
+        np.testing.assert_allclose(each['logprobs'], expected, atol=1e-3)
+
+
+def test_a_prompt_of_a_file_that_is_longer_than_the_window_is_named(fake, flags, tmp_path, capsys):
+    path = write_prompts(tmp_path / 'p.txt', ['one', 'x' * 20 + 'y' * 48])
+    interact_model(**flags, prompts_file=path)
+    assert f'{path}, line 2: the prompt has 68 tokens; its last 48 are used' in capsys.readouterr().err
+    assert fake.calls[1][2] == fake.encode('y' * 48)
+
+
+BAD_FILES = [
+    ('p.txt', b'', 'holds no prompt'), ('p.txt', b'\n', 'holds no prompt'), ('p.jsonl', b'', 'holds no prompt'),
+    ('p.txt', b'one\n\ntwo\n', 'line 2: the prompt is empty'), ('p.txt', b'one\n\r\n', 'line 2: the prompt is empty'),
+    ('p.txt', b'one\ntwo\n\n', 'line 3: the prompt is empty'), ('p.txt', b'one\ntw\xffo\n', 'line 2: not UTF-8'),
+    ('p.txt', b'one\n' * 5000 + b'tw\xffo\n', 'line 5001: not UTF-8'), ('p.txt', b'one\n\xe6\x97', 'line 2: not UTF-8'),
+    ('p.jsonl', b'{"prompt": "a"}\n{"prompt": }\n', 'line 2: expected a JSON object with a text as "prompt"'),
+    ('p.jsonl', b'{"prompt": "a"}\n\n', 'line 2: expected a JSON object'), ('p.jsonl', b'one\n', 'line 1: expected'),
+    ('p.jsonl', b'{"prompt": "a"}\n["a"]\n', 'line 2: expected a JSON object'),
+    ('p.jsonl', b'{"prompt": 3}\n', 'line 1: expected a JSON object'), ('p.jsonl', b'{}\n', 'line 1: expected'),
+    ('p.jsonl', b'{"prompt": "a"}\n{"prompt": ""}\n', 'line 2: the prompt is empty'),
+    ('p.jsonl', b'[' * 100000 + b'\n', 'line 1: expected a JSON object'),
+    ('p.txt', b'{"prompt": "a"}\ntwo\n', 'line 2: expected a JSON object'),
+    ('p.jsonl', b'{"prompt": "a"}\n{"prompt": "b\\ud800"}\n', 'line 2'),
+]
+
+
+@pytest.mark.parametrize('name, content, message', BAD_FILES)
+@pytest.mark.usefixtures('fake')
+def test_a_file_of_prompts_that_cannot_be_used_is_refused_and_nothing_is_written(flags, capfd, tmp_path, name, content,
+                                                                                 message):
+    (tmp_path / name).write_bytes(content)
+    said = refused(capfd, interact_model, *argv_of(flags), '--prompts_file', tmp_path / name, '--output',
+                   tmp_path / 'out.jsonl')
+    assert f'{tmp_path / name}' in said and message in said and len(said) < 300 + len(str(tmp_path))
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize('name', ['nowhere.txt', '.', 'nowhere/p.txt'])
+@pytest.mark.usefixtures('fake')
+def test_a_file_of_prompts_that_is_not_there_is_named(flags, capfd, tmp_path, name):
+    assert str(tmp_path / name) in refused(capfd, interact_model, *argv_of(flags), '--prompts_file', tmp_path / name,
+                                           '--output', tmp_path / 'out.jsonl')
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('output', ['.', 'folder', 'folder/', 'new/out'])
+def test_an_output_for_prompts_that_is_no_file_is_refused(fake, flags, tmp_path, monkeypatch, output):
+    (tmp_path / 'folder').mkdir()
+    path = write_prompts(tmp_path / 'p.txt')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((InputError, OSError)):
+        interact_model(**flags, prompts_file=path, output=output)
+    assert fake.calls == []
+    assert sorted(os.listdir(tmp_path)) == ['folder', 'p.txt'] and os.listdir(tmp_path / 'folder') == []
+
+
+# Going on where the output ends
+
+@pytest.mark.parametrize('options', [{'nsamples': 2, 'batch_size': 3}, {}])
+def test_cut_at_any_byte_the_output_becomes_that_of_an_undisturbed_run(fake, flags, tmp_path, options):
+    path, output = write_prompts(tmp_path / 'p.txt'), tmp_path / 'out.jsonl'
+    fake.texts = ['häß 日本', '😀', 'c', 'd']
+    options = {**flags, 'prompts_file': path, 'output': str(output), 'seed': 1, **options}
+    interact_model(**options)
+    whole = output.read_bytes()
+    assert whole.count(b'\n') == len(PROMPTS) * options.get('nsamples', 1)
+    for cut in range(len(whole) + 1):
+        output.write_bytes(whole[:cut])
+        fake.calls.clear()
+        interact_model(**options)
+        assert output.read_bytes() == whole
+        left = whole.count(b'\n') - whole[:cut].count(b'\n')  # nothing that is there is drawn again
+        assert sum(len(numbers) for numbers, _, _ in fake.calls) == left
+
+
+def test_a_long_output_is_gone_on_with_too(fake, flags, tmp_path):
+    """Of more than is read at a time, cut within a character."""
+    path, output = write_prompts(tmp_path / 'p.txt', [f'{i} 日本' for i in range(500)]), tmp_path / 'out.jsonl'
+    fake.texts = ['häß 日本 ' * 3]
+    options = {**flags, 'prompts_file': path, 'output': str(output), 'seed': 1, 'batch_size': 100}
+    interact_model(**options)
+    whole = output.read_bytes()
+    for cut in (len(whole) - 2, whole.rindex('日'.encode()) + 1, len(whole) // 2, 10000, 8192):
+        output.write_bytes(whole[:cut])
+        interact_model(**options)
+        assert output.read_bytes() == whole
+
+
+def test_a_model_goes_on_as_it_would_have(flags, tmp_path):
+    """What was a batch is one no more."""
+    path, output = write_prompts(tmp_path / 'p.txt'), tmp_path / 'out.jsonl'
+    options = {**flags, 'prompts_file': path, 'output': str(output), 'seed': 1, 'length': 20, 'batch_size': 3}
+    interact_model(**options)
+    whole = output.read_bytes()
+    assert len({json.loads(line)['text'] for line in whole.splitlines()}) == len(PROMPTS)
+    for n in (1, 5):
+        output.write_bytes(b''.join(whole.splitlines(keepends=True)[:n]) + b'{"prompt": "')
+        interact_model(**options)
+        assert output.read_bytes() == whole
+
+
+def test_an_error_keeps_what_is_written_so_that_the_next_start_goes_on(fake, flags, tmp_path):
+    path, output = write_prompts(tmp_path / 'p.txt'), tmp_path / 'out.jsonl'
+    options = {**flags, 'prompts_file': path, 'output': str(output), 'seed': 1}
+    interact_model(**options)
+    whole = output.read_bytes()
+    for error in (RuntimeError('fault'), KeyboardInterrupt()):
+        output.unlink()
+        raise_at(fake, 1, error)  # the second sample of 'a prompt'
+        with pytest.raises(type(error)):
+            interact_model(**options)
+        assert output.read_bytes() == b''.join(whole.splitlines(keepends=True)[:4])
+        fake.before = lambda _: None
+        interact_model(**options)
+        assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize('lines, number', [
+    (['{"prompt": "other", "text": ""}'], 1), (['{"prompt": "a prompt", "text": ""}'] * 2, 2), (['a prompt'], 1),
+    (['{"prompt": "a prompt"}', *(f'{{"prompt": "{each}"}}' for each in 'bcd')], 4)])
+def test_an_output_that_belongs_to_other_prompts_is_refused_and_kept(fake, flags, capfd, tmp_path, lines,
+                                                                         number):
+    path, output = write_prompts(tmp_path / 'p.txt', ['a prompt', 'b', 'c']), tmp_path / 'out.jsonl'
+    before = ''.join(line + '\n' for line in lines) + '{"prom'
+    output.write_text(before)
+    said = refused(capfd, interact_model, *argv_of(flags), '--prompts_file', path, '--output', output)
+    assert f'--output {output}, line {number} is not the answer to prompt {number}' in said
+    assert output.read_text() == before and fake.calls == []
+
+
+def test_an_output_that_is_no_text_is_refused_and_kept(fake, flags, capfd, tmp_path):
+    path, output = write_prompts(tmp_path / 'p.txt'), tmp_path / 'out.jsonl'
+    output.write_bytes(b'\xff\xfe\0\n\n')
+    assert str(output) in refused(capfd, interact_model, *argv_of(flags), '--prompts_file', path, '--output', output)
+    assert output.read_bytes() == b'\xff\xfe\0\n\n' and fake.calls == []
+
+
+def test_kill_9_and_a_new_start_give_the_output_of_an_undisturbed_run(flags, tmp_path):
+    """A real process, killed after its first lines."""
+    path = write_prompts(tmp_path / 'p.txt', [f'prompt {i} 日本' for i in range(60)])
+    options = {**flags, 'prompts_file': path, 'seed': 1, 'length': 12, 'batch_size': 2, 'logprobs': True}
+    killed, whole = tmp_path / 'killed.jsonl', tmp_path / 'whole.jsonl'
+    script = os.path.abspath(interactive_conditional_samples.__file__)
+    process = subprocess.Popen([sys.executable, script, *argv_of(options), f'--output={killed}'],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (killed.exists() and killed.stat().st_size):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert 0 < killed.read_bytes().count(b'\n') < 60
+    interact_model(**options, output=str(killed))
+    interact_model(**options, output=str(whole))
+    lines = [[json.loads(line) for line in file.read_text('utf-8').splitlines()] for file in (killed, whole)]
+    values = [[each.pop('logprobs') for each in some] for some in lines]
+    assert lines[0] == lines[1] and len(lines[0]) == 60
+    np.testing.assert_allclose(*values, atol=1e-4)  # of other batches
+
+
+# --stop, and what is printed while it is drawn
+
+class Pieces(io.StringIO):
+    """A file that keeps what is written to it, piece by piece."""
+
+    def __init__(self):
+        super().__init__()
+        self.pieces = []
+
+    def write(self, text):
+        if text:
+            self.pieces.append(text)
+        return super().write(text)
+
+
+@pytest.mark.parametrize('text, stop, shown', [
+    ('häß 日本 😀', (), 'häß 日本 😀'), ('one STOP two', ('STOP',), 'one '),
+    ('one STO two', ('STOP', '!'), 'one STO two'),
+    ('one ST', ('STOP',), 'one ST'), ('日日本', ('日本',), '日'), ('STOP', ('STOP',), ''),
+    ('a b\nc', ('\n', 'c'), 'a b'), (f'one{END}two', (END,), 'one')])
+def test_what_is_streamed_is_what_is_printed_at_the_end(fake, models, text, stop, shown):
+    fake.texts = [text]
+    samples = make(models, nsamples=1, stop=stop)
+    streamed, whole = Pieces(), io.StringIO()
+    samples.write(streamed, 'x', prefix='> ', stream=True)
+    samples.write(whole, 'x', prefix='> ')
+    assert streamed.getvalue() == whole.getvalue() == LINE.format(1) + f'> {shown}\n'
+    assert len(streamed.pieces) > len(shown) / 2  # and not all at once
+
+
+@pytest.mark.parametrize('prompt', [None, 'a prompt'])
+def test_a_models_samples_are_streamed_as_they_are_written_at_once(samples, monkeypatch, prompt):
+    monkeypatch.setitem(samples.options, 'length', 40)
+    monkeypatch.setitem(samples.options, 'stop', ('e', 'a'))
+    streamed, whole = Pieces(), io.StringIO()
+    samples.write(streamed, prompt, prefix='é', stream=True)
+    samples.write(whole, prompt, prefix='é')
+    assert streamed.getvalue() == whole.getvalue()
+    assert len(streamed.pieces) > len(split_samples(whole.getvalue())[0]) / 2
+
+
+def test_several_stops_and_truncate_may_be_given(fake, capsys, flags):
+    fake.texts = ['one. two; three']
+    for argv, text in ((['--stop', ';', '--stop', 'thr'], 'one. two'), (['--stop=thr', '--stop=.'], 'one'),
+                       (['--stop=thr', '--truncate=two'], 'one. '), (['--stop=2019'], 'one. two; three')):
+        cli.run(interact_model, ['--prompt=x', *argv_of(flags), *argv])
+        assert split_samples(capsys.readouterr().out) == [text]
+    assert [options['stop'] for options in fake.options] == [(';', 'thr'), ('thr', '.'), ('thr', 'two'), ('2019',)]
+
+
+def test_a_stop_may_be_cut_into_tokens_anywhere(samples, enc):
+    """Of a model's own text, any part of it as a stop ends it there."""
+    (row,) = samples.model.complete([enc.encode('a prompt')], [[1, 0]], length=20)
+    for first in range(0, len(row.text), 3):
+        stop = row.text[first:first + 3]
+        (stopped,) = samples.model.complete([enc.encode('a prompt')], [[1, 0]], length=20, stop=(stop,))
+        assert stopped.text == row.text[:row.text.index(stop)] and stopped.finished
+        assert stopped.tokens == row.tokens[:len(stopped.tokens)]
+
+
+# Ctrl-C
+
+def interrupt_at(fake, text):
+    def after(row):
+        if row.text == text:  # whose last character has not been printed yet
+            fake.after = lambda _: None
+            raise KeyboardInterrupt
+    fake.after = after
+
+
+@pytest.mark.parametrize('output', [False, True])
+def test_at_a_terminal_ctrl_c_ends_a_sample_and_not_the_session(fake, flags, capsys, monkeypatch, tmp_path, output):
+    type_in(monkeypatch, b'one\ntwo\n', isatty=True)
+    interrupt_at(fake, 'tex')
+    interact_model(**flags, nsamples=2, output=str(tmp_path / 'out.txt') if output else None)
+    said = capsys.readouterr()
+    found = (tmp_path / 'out.txt').read_text() if output else said.out
+    first, second = found.removesuffix('=' * 80 + '\n').split('=' * 80 + '\n')
+    assert first == ('' if output else LINE.format(1) + 'te\n')
+    assert second == LINE.format(1) + 'text 0\n' + LINE.format(2) + 'text 1\n'
+    assert said.err == ASKED * 3 + '\n'
+
+
+def test_in_a_pipe_ctrl_c_ends_the_script_with_130(fake, flags, capsys, monkeypatch):
+    type_in(monkeypatch, b'one\ntwo\n')
+    interrupt_at(fake, 'tex')
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(interact_model, argv_of(flags))
+    assert stopped.value.code == 130
+    assert capsys.readouterr() == (LINE.format(1) + 'te\n', ASKED)
+
+
+@pytest.mark.parametrize('script, argv', [(sample_model, []), (interact_model, ['--prompt=x'])])
+def test_ctrl_c_ends_a_script_that_asks_nothing_with_130(fake, flags, capsys, script, argv):
+    interrupt_at(fake, 'tex')
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(script, [*argv_of(flags), *argv])
+    assert stopped.value.code == 130
+    assert capsys.readouterr() == (LINE.format(1) + 'te\n', '')
+
+
+def test_after_ctrl_c_a_model_draws_what_it_would_have_drawn(samples, monkeypatch):
+    expected = written(samples, 'a prompt')
+    run = generator.Generator.run
+
+    def interrupted(self, *arguments, **options):
+        if self.n_past == 12:
+            raise KeyboardInterrupt
+        return run(self, *arguments, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(generator.Generator, 'run', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            written(samples, 'a prompt')
+    assert written(samples, 'a prompt') == expected
+
+
 # What is refused
 
 @pytest.mark.parametrize('argv, message', [
-    (['--length', '49'], 'length must be from 1 to n_ctx, 48, not 49'),
-    (['--length', '0'], 'length must be from 1 to n_ctx, 48, not 0'),
-    (['--length=-1'], 'length must be from 1 to n_ctx, 48, not -1'),
+    (['--length', '0'], 'length must be 1 or more, not 0'),
+    (['--length=-1'], 'length must be 1 or more, not -1'),
     (['--temperature=-0.1'], 'temperature must be'),
     (['--top_k=-1'], 'top_k must be'),
     (['--top_p=1.1'], 'top_p must be'),
@@ -454,7 +817,12 @@ def test_a_piped_prompt_is_answered_with_nothing_but_samples_on_stdout(models, s
     (['--batch_size=0'], '--batch_size must be'),
     (['--batch_size=-1'], '--batch_size must be'),
     (['--seed=-1'], '--seed must be'),
+    (['--repetition_penalty=0'], 'repetition_penalty must be above 0 (1: none), not 0'),
+    (['--repetition_penalty=-1'], 'repetition_penalty must be above 0 (1: none), not -1'),
+    (['--precision=float16'], "precision must be one of float32, bfloat16, int8, not 'float16'"),
     (['--truncate='], '--truncate needs a text'),
+    (['--stop='], '--stop needs a text'),
+    (['--stop', 'a', '--stop='], '--stop needs a text'),
     (['--model_name=absent'], 'no model directory'),
     (['--model_name=../toy'], '--model_name'),
 ])
@@ -466,34 +834,37 @@ def test_a_flag_out_of_range_is_one_line_and_status_2(models, capfd, script, mor
 
 
 @pytest.mark.parametrize('argv, message', [
-    (['--prompt='], '--prompt is empty'), (['--prompt', 'x' * 30], 'the prompt has 30 tokens'),
-    (['--prompt', 'x\udcff'], 'offset 1'), (['--nsamples=0'], '--nsamples must be 1 or more')])
+    (['--prompt='], '--prompt is empty'), (['--prompt', 'x\udcff'], 'offset 1'),
+    (['--nsamples=0'], '--nsamples must be 1 or more'),
+    (['--prompt=x', '--prompts_file=y'], 'give --prompt or --prompts_file, not both'),
+    (['--prompt=x', '--logprobs'], '--logprobs needs --prompts_file'),
+    (['--prompts_file=x', '--include_prefix'], '--include_prefix is for text')])
 def test_a_prompt_that_cannot_be_continued_is_one_line_and_status_2(models, capfd, argv, message):
     assert message in refused(capfd, interact_model, '--model_name=toy', '--models_dir', models, *argv)
 
 
-@pytest.mark.parametrize('data, message', [(b'x' * 30 + b'\nx\n', 'the prompt has 30 tokens, which with --length 24'),
-                                           (b'ab\xffc\nx\n', 'offset 2')])
-def test_a_piped_prompt_that_cannot_be_continued_ends_the_script_in_one_line(models, capfd, monkeypatch, data, message):
-    type_in(monkeypatch, data)
-    assert message in refused(capfd, interact_model, '--model_name=toy', '--models_dir', models)
+def test_a_piped_prompt_that_cannot_be_continued_ends_the_script_in_one_line(models, capfd, monkeypatch):
+    type_in(monkeypatch, b'ab\xffc\nx\n')
+    assert 'offset 2' in refused(capfd, interact_model, '--model_name=toy', '--models_dir', models)
 
 
 def test_a_person_at_a_terminal_is_asked_again(flags, capsys, monkeypatch):
-    type_in(monkeypatch, b'x' * 30 + b'\nx\n', isatty=True)
+    type_in(monkeypatch, b'ab\xffc\nx\n', isatty=True)
     interact_model(**flags)
     said = capsys.readouterr()
-    assert len(split_samples(said.out.removesuffix('=' * 80 + '\n'))) == 1
-    assert re.fullmatch(rf'{ASKED}the prompt has 30 tokens, .*\n{ASKED}{ASKED}\n', said.err)
+    answer, rest = said.out.split('=' * 80 + '\n', 1)
+    assert answer == '' and len(split_samples(rest.removesuffix('=' * 80 + '\n'))) == 1
+    assert re.fullmatch(rf'{ASKED}the character at offset 2 .*\n{ASKED}{ASKED}\n', said.err)
 
 
-def test_the_defaults_are_the_originals():
+def test_the_defaults_are_the_originals_and_what_is_new_changes_nothing():
     defaults = dict(zip(sample_model.__code__.co_varnames, sample_model.__defaults__, strict=False))
     assert defaults == {'model_name': '124M', 'seed': None, 'nsamples': 0, 'batch_size': 1, 'length': None,
                         'temperature': 1, 'top_k': 0, 'top_p': 1, 'models_dir': 'models', 'checkpoint': None,
-                        'truncate': None, 'output': None}
+                        'precision': 'float32', 'repetition_penalty': 1, 'truncate': None, 'stop': (), 'output': None}
     other = dict(zip(interact_model.__code__.co_varnames, interact_model.__defaults__, strict=False))
-    assert other == {**defaults, 'nsamples': 1, 'prompt': None, 'include_prefix': False}
+    assert other == {**defaults, 'nsamples': 1, 'prompt': None, 'prompts_file': None, 'logprobs': False,
+                     'include_prefix': False}
 
 
 # Model directories that are not whole

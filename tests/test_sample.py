@@ -4,6 +4,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 import toy
 
+import fused
 import sample
 from errors import InputError
 
@@ -45,6 +46,94 @@ def test_top_p_looks_at_each_row_and_at_no_order():
 @pytest.mark.parametrize('k, expected', [(1, [3]), (2, [1, 3]), (0, [0, 1, 2, 3]), (9, [0, 1, 2, 3])])
 def test_top_k(k, expected):
     assert kept(evaluate(sample.top_k_logits, np.array([[0.0, 2.0, -1.0, 3.0]], np.float32), k)) == expected
+
+
+def some_logits(rng, kind, n_vocab):  # -> float32 [8, V]
+    if kind == 'ties':
+        return rng.randint(-2, 3, [8, n_vocab]).astype(np.float32)
+    if kind == 'equal':
+        return np.zeros([8, n_vocab], np.float32)
+    return (rng.standard_normal([8, n_vocab]) * {'even': 0.1, 'usual': 3, 'tiny': 40}[kind]).astype(np.float32)
+
+
+@pytest.mark.parametrize('kind', ['even', 'usual', 'tiny', 'ties', 'equal'])
+@pytest.mark.parametrize('smallest', [0, 1 << 60], ids=['kernel', 'operations'])
+def test_top_p_keeps_what_sorting_keeps(monkeypatch, kind, smallest):
+    """Of many rows, by a kernel and by operations. What is as likely as the token that crosses p is kept as well."""
+    monkeypatch.setattr(fused, 'SMALLEST', smallest)
+    rng = np.random.RandomState(3)
+    with toy.session() as s:
+        logits, p = tf.placeholder(tf.float32, [8, 300]), tf.placeholder(tf.float32, [])
+        cut = sample.top_p_logits(logits, p)
+        for top_p in (*rng.random_sample(6), 1e-4, 0.5, 0.9, 0.999):
+            given = some_logits(rng, kind, 300)
+            found = s.run(cut, {logits: given, p: top_p})
+            for row, result in zip(given, found, strict=True):
+                probabilities = np.sort(numpy_gpt2.softmax(row.astype(np.float64)))[::-1]
+                likelier = np.array([probabilities[probabilities > each * (1 + 1e-9)].sum()
+                                     for each in numpy_gpt2.softmax(row.astype(np.float64))])
+                clear = np.abs(likelier - top_p) > 1e-5  # the others are for rounding to decide
+                assert clear.mean() > 0.6
+                assert ((result > -1e30) == (likelier < top_p))[clear].all()
+                assert (result == row)[result > -1e30].all()
+
+
+def test_top_p_in_a_graph_of_unknown_sizes():
+    with toy.session() as s:
+        logits = tf.placeholder(tf.float32, [None, None])
+        result = s.run(sample.top_p_logits(logits, 0.7), {logits: np.log([[0.5, 0.3, 0.2]])})
+    assert kept(result) == [0, 1]
+
+
+@pytest.mark.parametrize('penalty', [0.5, 1, 1.3, 4])
+def test_penalized_is_the_papers_formula(penalty):
+    rng = np.random.RandomState(1)
+    logits = rng.standard_normal([3, 9]).astype(np.float32)
+    logits[:, 2] = 0
+    tokens = np.array([[-1, -1, 4, 2, 4], [-1, -1, -1, -1, -1], [0, 8, 1, 8, 5]], np.int32)
+    expected = logits.copy()
+    for row, some in enumerate(tokens):
+        for token in {token for token in some if token >= 0}:
+            expected[row, token] *= 1 / penalty if logits[row, token] > 0 else penalty
+    np.testing.assert_allclose(evaluate(sample.penalized, logits, tokens, penalty), expected, rtol=1e-6)
+    with toy.session() as s:
+        given = tf.placeholder(tf.float32, [])
+        assert (s.run(sample.penalized(logits, tokens, given), {given: penalty}) ==
+                evaluate(sample.penalized, logits, tokens, penalty)).all()
+    empty = np.zeros([3, 0], np.int32)
+    assert (evaluate(sample.penalized, logits, empty, penalty) == logits).all()
+
+
+@pytest.mark.parametrize('smallest', [0, 1 << 60], ids=['kernel', 'operations'])
+def test_controls_that_are_tensors_give_what_numbers_give(monkeypatch, smallest):
+    monkeypatch.setattr(fused, 'SMALLEST', smallest)
+    rng = np.random.RandomState(2)
+    logits, uniform = (rng.standard_normal([40, 30]) * 2).astype(np.float32), rng.random_sample(40)
+    found = []
+    with toy.session() as s:
+        given = {'temperature': tf.placeholder(tf.float32, []), 'top_k': tf.placeholder(tf.int32, []),
+                 'top_p': tf.placeholder(tf.float32, [])}
+        token = sample.sample_token(logits, uniform, **given)
+        for temperature, top_k, top_p in ((0, 0, 0), (1, 0, 1), (0.7, 5, 0), (0, 5, 0.5), (2, 0, 0.6), (1.5, 9, 0.4),
+                                          (1, 100, 0.999), (1e-40, 0, 1), (1e30, 0, 1)):
+            controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
+            numbers = s.run(sample.sample_token(logits, uniform, **controls))
+            assert s.run(token, {given[name]: value for name, value in controls.items()}).tolist() == numbers.tolist()
+            found.append(tuple(numbers))
+    assert found[0] == found[3] == found[7] == tuple(logits.argmax(axis=1)) and len(set(found)) == 7
+
+
+def test_the_place_in_the_cumulative_distribution_decides():
+    p = np.array([[0.25, 0, 0.5, 0.25]])
+    last = np.nextafter(1, 0)
+    uniform = np.array([0, 0.249, 0.251, 0.749, 0.751, last])
+    with np.errstate(divide='ignore'):
+        logits = np.log(p).clip(-1e30).astype(np.float32).repeat(6, axis=0)
+    for top_k, top_p, expected in ((0, 1, [0, 0, 2, 2, 3, 3]), (3, 1, [2, 2, 2, 0, 3, 3]), (0, 0.4, [2] * 6),
+                                   (1, 1, [2] * 6)):
+        with toy.session() as s:
+            assert s.run(sample.sample_token(logits, uniform, temperature=1, top_k=top_k, top_p=top_p)
+                         ).tolist() == expected
 
 
 def test_greedy_is_that_of_the_reference():
@@ -89,13 +178,7 @@ def test_the_distribution_of_pairs_of_tokens(controls):
 
 def reference_distribution(values, tokens, *, temperature, top_k, top_p):
     p = numpy_gpt2.softmax(numpy_gpt2.logits(values, tokens, 2)[-1] / temperature)
-    order = np.argsort(-p)
-    chosen = order[:top_k or len(p)]
-    share = p[chosen] / p[chosen].sum()
-    chosen = chosen[:np.searchsorted(np.cumsum(share), top_p - 1e-12) + 1]
-    result = np.zeros_like(p)
-    result[chosen] = p[chosen] / p[chosen].sum()
-    return result
+    return numpy_gpt2.truncated(p, top_k, top_p)
 
 
 def test_a_row_depends_on_its_key_and_context_alone():
@@ -139,10 +222,12 @@ def test_a_row_goes_on_with_the_stop_token_once_it_came():
 
 
 @pytest.mark.parametrize('arguments, message', [
-    ({'length': 33}, 'length must be from 1 to n_ctx, 32, not 33'), ({'length': 0}, 'length must be from 1'),
+    ({'length': 33}, 'length must be from 1 to n_ctx, 32, not 33'), ({'length': 0}, 'length must be 1 or more'),
     ({'length': 28}, 'a context of 5 tokens and 28 more exceed n_ctx, 32'),
     ({'length': 5, 'temperature': -1}, 'temperature must be 0'), ({'length': 5, 'top_k': -1}, 'top_k must be 0'),
     ({'length': 5, 'top_p': 1.1}, 'top_p must be from 0 to 1'),
+    ({'length': 5, 'top_p': -0.1}, 'top_p must be from 0 to 1'), ({'length': -1}, 'length must be 1 or more, not -1'),
+    ({'length': 5, 'temperature': float('nan')}, 'temperature must be 0'),
     ({'length': 5, 'start_token': 1}, 'give start_token or context'),
 ])
 def test_controls_out_of_range_are_refused(arguments, message):

@@ -1,0 +1,185 @@
+"""What the sampling scripts share: samples of a model printed as the original prints them, and files of prompts."""
+import contextlib
+import json
+import os
+import sys
+
+from tqdm import tqdm
+
+import encoder
+import generator
+import paths
+from errors import InputError, require
+from sample import check_controls
+
+
+class Samples:
+    """A model by name, and what is to be drawn from it.
+
+    stop: strings that end a sample. controls: temperature, top_k, top_p, repetition_penalty.
+    """
+
+    def __init__(self, model_name, models_dir, checkpoint, precision, *, seed, nsamples, batch_size, length, truncate,
+                 stop, unconditional, **controls):
+        require(batch_size >= 1, f'--batch_size must be 1 or more, not {batch_size}')
+        require(nsamples >= 0, f'--nsamples must be 0 or more, not {nsamples}')
+        require(seed is None or seed >= 0, f'--seed must be 0 or more, not {seed}')
+        require(truncate != '', '--truncate needs a text')
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        require('' not in stop, '--stop needs a text')
+        check_controls(length=1 if length is None else length, **controls)
+        self.model = generator.load(model_name, models_dir, checkpoint, precision)
+        self.enc, n_ctx = self.model.enc, self.model.hparams.n_ctx
+        require(self.enc.eot is not None or not unconditional,
+                f'{paths.model_dir(model_name, models_dir)}/encoder.json lacks {encoder.EOT}, with which unconditional '
+                'samples begin')
+        self.seed, self.nsamples, self.batch_size = seed, nsamples, batch_size
+        self.options = {'length': length or (n_ctx if unconditional else n_ctx // 2), **controls,
+                        'stop': stop + ((truncate,) if truncate else ())}
+
+    def context(self, prompt, name='the prompt'):
+        """A prompt's tokens; if they are more than fit the window, the last of them, which is told on stderr."""
+        tokens, n_ctx = self.enc.encode(prompt), self.model.hparams.n_ctx
+        if len(tokens) > n_ctx:
+            tqdm.write(f'{name} has {len(tokens)} tokens; its last {n_ctx} are used, which is what the model sees',
+                       file=sys.stderr)
+        return tokens[-n_ctx:]
+
+    def write(self, file, prompt=None, prefix='', stream=False):
+        """nsamples samples (0: without end) of a prompt, each after a line of its number; prefix: put before each.
+
+        stream: print a sample that is drawn alone while it comes.
+        """
+        context = [self.enc.eot] if prompt is None else self.context(prompt)
+        seed = generator.new_seed() if self.seed is None else self.seed
+        first = 0
+        while first < self.nsamples or not self.nsamples:
+            last = first + self.batch_size
+            numbers = range(first, min(last, self.nsamples) if self.nsamples else last)
+            wanted = [context] * len(numbers), [[seed, number] for number in numbers]
+            if stream and len(numbers) == 1:
+                self.write_while_drawn(file, heading(first) + prefix, *wanted)
+            else:
+                for number, row in zip(numbers, self.model.complete(*wanted, **self.options), strict=True):
+                    print(heading(number) + prefix + row.text, file=file, flush=True)
+            first = last
+
+    def write_while_drawn(self, file, before, contexts, seeds):
+        print(before, end='', file=file, flush=True)
+        try:
+            for (row,) in self.model.continuations(contexts, seeds, **self.options):
+                print(row.read_new(), end='', file=file, flush=True)
+            print(row.read_new(whole=True), end='', file=file)
+        finally:  # on Ctrl-C too
+            print(file=file, flush=True)
+
+    def complete(self, prompts_file, output, logprobs):
+        """Writes nsamples JSON lines for each prompt of a file; where `output` has some of them already, the rest.
+
+        The n-th sample of a prompt is the one that it has alone, with this seed. A prompt that the file repeats goes
+        on with further samples.
+        """
+        seed = generator.new_seed() if self.seed is None else self.seed
+        seen, tasks = {}, []
+        for line, prompt in read_prompts(prompts_file):
+            for _ in range(self.nsamples):
+                tasks.append((line, prompt, seen.setdefault(prompt, 0)))
+                seen[prompt] += 1
+        with appending(output, [prompt for _, prompt, _ in tasks]) as (file, n_done), tqdm(
+                total=len(tasks), initial=n_done, unit='sample', dynamic_ncols=True,
+                mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
+            for first in range(n_done, len(tasks), self.batch_size):
+                some = tasks[first:first + self.batch_size]
+                rows = self.model.complete(
+                    [self.context(prompt, f'{prompts_file}, line {line}: the prompt') for line, prompt, _ in some],
+                    [[seed, number] for _, _, number in some], logprobs=logprobs, **self.options)
+                for (_, prompt, _), row in zip(some, rows, strict=True):
+                    file.write(as_json(prompt, row, logprobs))
+                file.flush()
+                bar.update(len(some))
+
+
+def heading(number):
+    return f'{"=" * 40} SAMPLE {number + 1} {"=" * 40}\n'
+
+
+def as_json(prompt, row, logprobs):
+    values = {'prompt': prompt, 'text': row.text, 'tokens': row.tokens, 'finished': row.finished}
+    if logprobs:
+        values['logprobs'] = row.logprobs
+    return json.dumps(values, ensure_ascii=False) + '\n'
+
+
+def read_prompts(path):
+    """[(number of the line, prompt)]: a prompt a line; or JSON lines with a field `prompt`, where the file's name ends
+    in .jsonl or its first line is such an object. Raises InputError, naming the line, for what is none of these."""
+    try:
+        with open(paths.expand(path), encoding='utf-8-sig', newline='\n') as file:
+            lines = file.read().removesuffix('\n').split('\n')
+    except UnicodeDecodeError as error:
+        line = error.object[:error.start].count(b'\n') + 1
+        raise InputError(f'{path}, line {line}: not UTF-8; convert the file, as with iconv -t UTF-8') from None
+    require(lines != [''], f'{path} holds no prompt; write one a line')
+    as_objects = path.endswith('.jsonl') or prompt_of(lines[0]) is not None
+    result = []
+    for number, line in enumerate(lines, 1):
+        prompt = prompt_of(line) if as_objects else line.removesuffix('\r')
+        require(prompt is not None, f'{path}, line {number}: expected a JSON object with a text as "prompt", not '
+                                    f'{line[:60]!r}')
+        require(prompt, f'{path}, line {number}: the prompt is empty; remove the line or give it text')
+        try:
+            encoder.check_surrogates(prompt)
+        except InputError as error:
+            raise InputError(f'{path}, line {number}: {error}') from None
+        result.append((number, prompt))
+    return result
+
+
+def prompt_of(line):
+    """The prompt of a JSON line, or None where it is not one."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(line)
+        if isinstance(value, dict) and isinstance(value.get('prompt'), str):
+            return value['prompt']
+    return None
+
+
+@contextlib.contextmanager
+def appending(output, prompts):
+    """A file for JSON lines, and how many it has; None: stdout. A last line that was cut off is removed.
+
+    prompts: those of all lines that there will be. Raises InputError where the file's are not the first of them.
+    """
+    if output is None:
+        yield sys.stdout, 0
+        return
+    path = output_path(output)
+    with open(path, 'a+', encoding='utf-8', errors='surrogateescape', newline='\n') as file:  # cut within a character
+        file.seek(0)
+        n_done = whole = 0
+        for line in iter(file.readline, ''):
+            if not line.endswith('\n'):
+                break
+            require(n_done < len(prompts) and prompt_of(line) == prompts[n_done],
+                    f'--output {output}, line {n_done + 1} is not the answer to prompt {n_done + 1} of the file; '
+                    'name another output, or move this one away')
+            n_done, whole = n_done + 1, file.tell()
+        file.truncate(whole)
+        yield file, n_done
+
+
+def output_path(output):
+    path = paths.expand(output)
+    require(os.path.basename(path) and not os.path.isdir(path), f'--output {output!r} does not name a file')
+    return path
+
+
+@contextlib.contextmanager
+def opened(output):
+    """The file `output` for text, or stdout for None. The file comes into being at the end; on Ctrl-C with the samples
+    drawn so far."""
+    if output is None:
+        yield sys.stdout
+        return
+    with paths.replacing(output_path(output), encoding='utf-8') as file, contextlib.suppress(KeyboardInterrupt):
+        yield file

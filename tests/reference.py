@@ -1,0 +1,67 @@
+"""Log-probabilities and figures worked out independently of likelihood.py and figures.py, token by token."""
+import numpy as np
+import numpy_gpt2
+import pytest
+import toy
+
+
+def numpy_model(hp, values):  # -> a function: list of n tokens -> float64 [n, n_vocab], log-probabilities of the next
+    def log_probabilities(tokens):
+        return np.log(numpy_gpt2.softmax(numpy_gpt2.logits(values, list(tokens), hp.n_head)))
+    return log_probabilities
+
+
+def transformers_model(hp, values):
+    """The same by transformers' GPT2LMHeadModel, in double precision."""
+    torch = pytest.importorskip('torch', reason='make test-peers compares with transformers')
+    from test_model import transformers_model
+    torch.set_num_threads(1)  # of models this small, threads only wait for each other
+    peer = transformers_model(hp, values).double().eval()
+
+    def log_probabilities(tokens):
+        with torch.no_grad():
+            return torch.log_softmax(peer(torch.tensor([list(map(int, tokens))])).logits[0], -1).numpy()
+    return log_probabilities
+
+
+MODELS = {'numpy': numpy_model, 'transformers': transformers_model}
+
+
+def seen_before(i, n, context, stride):  # -> index of the first token that the model sees when it predicts token i of n
+    """The first window ends after `context` predictions; each further one ends `stride` later, or with the text."""
+    end = context
+    while end < i:
+        end += stride
+    return max(0, min(end, n - 1) - context)
+
+
+def nats(log_probabilities, tokens, context, stride, first=1):  # -> list, of tokens[first:]
+    """Each token's loss, given what its window shows before it."""
+    found = {}
+    for i in range(first, len(tokens)):
+        # With a first token past the context, windows are counted from there.
+        start = (seen_before(i, len(tokens), context, stride) if first <= context
+                 else max(0, min(first - 1 + stride * -(-(i - first + 1) // stride), len(tokens) - 1) - context))
+        found.setdefault(start, []).append(i)
+    losses = []
+    for start, predicted in sorted(found.items()):
+        rows = log_probabilities(tokens[start:predicted[-1]])
+        losses += [-rows[i - 1 - start, tokens[i]] for i in predicted]
+    return losses
+
+
+def trained_weights(hp, tokens, updates=150):
+    """Weights after some steps of gradient descent on a text: not random any more, and far from trained."""
+    import tensorflow.compat.v1 as tf
+
+    import model
+    with toy.session() as s:
+        X = tf.placeholder(tf.int32, [None, hp.n_ctx])
+        total, count = model.loss(model.model(hp, X)['logits'], X)
+        step = tf.train.GradientDescentOptimizer(0.5).minimize(total / count)
+        toy.assign(s, toy.weights(hp, scale=0.05))
+        rng = np.random.RandomState(0)
+        for _ in range(updates):
+            starts = rng.randint(0, len(tokens) - hp.n_ctx, 4)
+            s.run(step, {X: [tokens[start:start + hp.n_ctx] for start in starts]})
+        return {v.op.name: s.run(v) for v in tf.trainable_variables()}

@@ -1,0 +1,464 @@
+"""What generator.Generator draws, with its cache and its precisions, and what it costs: against NumPy."""
+import inspect
+import json
+import textwrap
+
+import numpy as np
+import numpy_gpt2
+import pytest
+import tensorflow.compat.v1 as tf
+import toy
+from tiny_vocab import ENGLISH
+
+import fused
+import generator
+import model
+import sample
+from errors import InputError
+
+CONTEXTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5], [7], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5, 9], [5, 5]]  # of several lengths
+SMALL = {'n_vocab': 6, 'n_ctx': 8, 'n_embd': 16, 'n_head': 2}
+DRAWN = 1000  # pairs of tokens, for a distribution
+
+
+def made(hp, values, convert=lambda name, value: value):
+    """A Generator of these weights, in a session of its own."""
+    session = tf.Session(graph=tf.Graph())
+    with session.graph.as_default():
+        w = model.weights(hp)
+        toy.assign(session, values)
+        return generator.Generator(session, hp, w={name: convert(name, value) for name, value in w.items()})
+
+
+def rows_of(gpt2, contexts, seeds, **options):
+    """The tokens of each row, and their log-probabilities where these are asked for."""
+    tokens, logprobs = zip(*gpt2.stream(contexts, seeds, **options), strict=True)
+    tokens = np.transpose(tokens).tolist()
+    return (tokens, np.transpose(logprobs)) if options.get('logprobs') else tokens
+
+
+def log_softmax(x):
+    return np.log(numpy_gpt2.softmax(x))
+
+
+def reference(values, hp, context, length):
+    """The greedy continuation and its log-probabilities: each token by a whole pass over the window. When the row has
+    more tokens than that, as many as a quarter of n_ctx, and no fewer than 1, are left out at its beginning."""
+    row, first, logprobs = list(context)[-hp.n_ctx:], 0, []
+    begin = len(row)
+    for _ in range(length):
+        if len(row) - first > hp.n_ctx:
+            first += max(1, hp.n_ctx // 4)
+        p = log_softmax(numpy_gpt2.logits(values, row[first:], hp.n_head)[-1])
+        row.append(int(p.argmax()))
+        logprobs.append(p.max())
+    return row[begin:], logprobs
+
+
+def assert_greedy(hp, values, contexts, length):
+    tokens, logprobs = rows_of(made(hp, values), contexts, [[1]] * len(contexts), length=length, temperature=0,
+                               logprobs=True)
+    for i, context in enumerate(contexts):
+        expected, expected_logprobs = reference(values, hp, context, length)
+        assert tokens[i] == expected
+        np.testing.assert_allclose(logprobs[i], expected_logprobs, atol=1e-3)
+    assert len({token for row in tokens for token in row}) > len(contexts)  # no token again and again
+
+
+@pytest.fixture(autouse=True)
+def operations(monkeypatch):
+    """Nothing is compiled, but where a test asks for it."""
+    monkeypatch.setattr(fused, 'SMALLEST', 1 << 60)
+
+
+@pytest.fixture(params=['operations', 'kernels'])
+def compiled(request, operations, monkeypatch):
+    """Once as small models are computed, once as large ones are."""
+    if request.param == 'kernels':
+        monkeypatch.setattr(fused, 'SMALLEST', 0)
+
+
+# Rows, the window and the cache
+
+@pytest.mark.usefixtures('compiled')
+def test_prompts_of_several_lengths_are_continued_as_numpy_continues_each():
+    hp = toy.hparams()
+    assert_greedy(hp, toy.weights(hp, scale=0.4), CONTEXTS, 12)
+
+
+def test_more_layers_than_a_kernel_holds(monkeypatch):
+    """Two kernels, the second of them not full."""
+    monkeypatch.setattr(fused, 'SMALLEST', 0)
+    monkeypatch.setattr(model, 'LAYERS_IN_KERNEL', 2)
+    hp = toy.hparams(n_layer=3)
+    assert_greedy(hp, toy.weights(hp, scale=0.4), CONTEXTS[:2], 6)
+
+
+@pytest.mark.usefixtures('compiled')
+def test_a_row_draws_the_same_alone_and_among_others():
+    hp = toy.hparams()
+    gpt2 = made(hp, toy.weights(hp, scale=0.3))
+    contexts, seeds = [*CONTEXTS, CONTEXTS[0]], [[4, 0], [4, 0], [4, 1], [5], [4, 1]]
+    options = {'length': 20, 'temperature': 1.2, 'top_k': 200, 'top_p': 0.95, 'repetition_penalty': 1.1}
+    together = rows_of(gpt2, contexts, seeds, **options)
+    for context, seed, row in zip(contexts, seeds, together, strict=True):
+        assert rows_of(gpt2, [context], [seed], **options) == [row]
+    assert together[0] != together[4]  # one context, two seeds
+    assert rows_of(gpt2, contexts[::-1], seeds[::-1], **options) == together[::-1]
+
+
+@pytest.mark.parametrize('n_ctx, length', [(16, 60), (3, 12), (6, 25)])
+def test_beyond_the_window(n_ctx, length):
+    """Rows of several lengths slide at different steps; one context is longer than the window."""
+    hp = toy.hparams(n_ctx=n_ctx)
+    assert_greedy(hp, toy.weights(hp, scale=0.4), [*CONTEXTS, list(range(40))], length)
+
+
+def test_a_window_of_one_token():
+    hp = toy.hparams(n_ctx=1)
+    values = toy.weights(hp)
+    expected = reference(values, hp, [3, 9], 6)[0]
+    assert rows_of(made(hp, values), [[3, 9], [9]], [[1], [1]], length=6, temperature=0) == [expected] * 2
+
+
+@pytest.mark.usefixtures('compiled')
+def test_a_cache_that_grows(monkeypatch):
+    monkeypatch.setattr(generator, 'SMALLEST_CACHE', 4)
+    hp = toy.hparams()
+    sizes = []
+    make_step = generator.Generator.make_step
+    monkeypatch.setattr(generator.Generator, 'make_step', lambda self, *arguments: (
+        sizes.append((*arguments, self.cache_size)), make_step(self, *arguments))[1])
+    assert_greedy(hp, toy.weights(hp, scale=0.4), [[7], [5, 5]], 12)
+    assert sizes == [(2, None, 4), (2, 1, 4), (2, 1, 8), (2, 1, 16)]
+
+
+@pytest.mark.parametrize('together', [1, 20])
+def test_contexts_encoded_in_parts(monkeypatch, together):
+    monkeypatch.setattr(generator, 'ENCODED_TOGETHER', together)
+    monkeypatch.setattr(generator, 'SMALLEST_PART', 3)
+    parts = []
+    run = generator.Generator.run
+    monkeypatch.setattr(generator.Generator, 'run', lambda self, tokens, rest, which, n_tokens=None: (
+        parts.append(0 if n_tokens else len(tokens[0])), run(self, tokens, rest, which, n_tokens))[1])
+    hp = toy.hparams(n_ctx=16)
+    assert_greedy(hp, toy.weights(hp, scale=0.4), CONTEXTS, 20)
+    assert parts[:parts.index(0)] == {1: [3, 3, 3, 3, 1], 20: [5, 5, 3]}[together]
+
+
+def test_a_generator_of_the_variables_follows_them():
+    """As in training: what changes the weights changes the next call."""
+    hp = toy.hparams()
+    session = tf.Session(graph=tf.Graph())
+    with session.graph.as_default():
+        gpt2 = generator.Generator(session, hp)
+        for seed in (0, 1):
+            values = toy.weights(hp, seed, scale=0.4)
+            toy.assign(session, values)
+            assert rows_of(gpt2, CONTEXTS[:1], [[1]], length=6, temperature=0) == [
+                numpy_gpt2.greedy(values, CONTEXTS[0], hp.n_head, 6)]
+
+
+# Distributions
+
+def penalized(logits, tokens, penalty):
+    """Of one row [V], written out token by token."""
+    result = np.array(logits, np.float64)
+    for token in set(tokens):
+        result[token] = result[token] / penalty if result[token] > 0 else result[token] * penalty
+    return result
+
+
+def distribution(values, tokens, *, temperature=1, top_k=0, top_p=1, repetition_penalty=1):
+    """Of the token after these: exact, by sorting."""
+    logits = penalized(numpy_gpt2.logits(values, tokens, SMALL['n_head'])[-1], tokens, repetition_penalty)
+    return numpy_gpt2.truncated(numpy_gpt2.softmax(logits / temperature), top_k, top_p)
+
+
+def of_pairs(values, context, **controls):  # -> [V, V]
+    """The distribution of the two tokens after a context."""
+    first = distribution(values, context, **controls)
+    return np.array([p * distribution(values, [*context, token], **controls) for token, p in enumerate(first)])
+
+
+def assert_distributed(pairs, probabilities):
+    """Chi-squared."""
+    expected = len(pairs) * probabilities
+    counts = np.zeros_like(expected)
+    np.add.at(counts, tuple(np.transpose(pairs)), 1)
+    assert counts.sum() == len(pairs) and counts[expected == 0].sum() == 0
+    common = expected >= 5
+    chi_squared = ((counts - expected) ** 2 / np.where(common, expected, 1))[common].sum()
+    freedom = common.sum() - 1
+    assert chi_squared < freedom + 4 * np.sqrt(2 * freedom) + 4
+
+
+CONTROLS = [{}, {'temperature': 0.6}, {'top_k': 3}, {'top_p': 0.8}, {'repetition_penalty': 2.0},
+            {'temperature': 1.5, 'top_k': 4, 'top_p': 0.7, 'repetition_penalty': 0.6}]
+
+
+@pytest.fixture(scope='module')
+def small():
+    hp = toy.hparams(**SMALL)
+    values = toy.weights(hp, scale=0.5)
+    return values, made(hp, values)
+
+
+def test_the_controls_give_distributions_that_chi_squared_tells_apart(small):
+    """The one test of the others: draws from one distribution do not pass for those of the next."""
+    values, _ = small
+    rng = np.random.RandomState(1)
+    probabilities = [of_pairs(values, [0, 3], **controls) for controls in CONTROLS]
+    for own, other in zip(probabilities, probabilities[1:] + probabilities[:1], strict=True):
+        pairs = np.transpose(np.unravel_index(rng.choice(36, DRAWN, p=own.ravel()), own.shape))
+        assert_distributed(pairs, own)
+        with pytest.raises(AssertionError):
+            assert_distributed(pairs, other)
+
+
+@pytest.mark.parametrize('controls', CONTROLS[2:])
+def test_the_distribution_of_rows_side_by_side(small, controls):
+    """Two contexts of different lengths, four rows each."""
+    values, gpt2 = small
+    contexts = [[0, 3]] * 4 + [[5, 1, 4, 4, 2]] * 4
+    pairs = [rows_of(gpt2, contexts, [[call, row] for row in range(8)], length=2, **controls)
+             for call in range(DRAWN // 4)]
+    for context, rows in ([0, 3], slice(4)), ([5, 1, 4, 4, 2], slice(4, 8)):
+        assert_distributed([row for each in pairs for row in each[rows]], of_pairs(values, context, **controls))
+
+
+@pytest.mark.parametrize('controls', CONTROLS[-1:])
+def test_the_distribution_of_one_row(small, controls):
+    values, gpt2 = small
+    pairs = [rows_of(gpt2, [[0, 3]], [[seed]], length=2, **controls)[0] for seed in range(DRAWN // 2)]
+    assert_distributed(pairs, of_pairs(values, [0, 3], **controls))
+
+
+@pytest.mark.parametrize('controls', CONTROLS[:4])
+def test_the_distribution_without_a_cache(small, controls):
+    values, _ = small
+    hp = toy.hparams(**SMALL)
+    with toy.session() as s:
+        X, uniform = tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.float64, [None])
+        token = sample.sample_token(model.model(hp, X)['logits'][:, -1], uniform,
+                                    **{'temperature': 1, 'top_k': 0, 'top_p': 1, **controls})
+        toy.assign(s, values)
+        rows, rng = np.array([[0, 3]] * 4 * DRAWN), np.random.RandomState(2)
+        for _ in range(2):
+            drawn = s.run(token, {X: rows, uniform: rng.random_sample(4 * DRAWN)})
+            rows = np.concatenate([rows, drawn[:, None]], axis=1)
+    assert_distributed(rows[:, 2:], of_pairs(values, [0, 3], **controls))
+
+
+# Log-probabilities
+
+def test_log_probabilities_are_the_models_own_whatever_the_controls():
+    hp = toy.hparams()
+    values = toy.weights(hp, scale=0.3)
+    gpt2 = made(hp, values)
+    for controls in ({}, {'temperature': 0.5, 'top_k': 3}, {'top_p': 0.5, 'repetition_penalty': 2}, {'temperature': 0}):
+        tokens, logprobs = rows_of(gpt2, CONTEXTS, [[8]] * 4, length=8, logprobs=True, **controls)
+        assert tokens == rows_of(gpt2, CONTEXTS, [[8]] * 4, length=8, **controls)
+        for context, row, found in zip(CONTEXTS, tokens, logprobs, strict=True):
+            p = log_softmax(numpy_gpt2.logits(values, context + row, hp.n_head))
+            np.testing.assert_allclose(found, [p[len(context) - 1 + i, token] for i, token in enumerate(row)],
+                                       atol=1e-4)
+
+
+def test_without_log_probabilities_there_are_none(small):
+    assert [each for _, each in small[1].stream([[1]], [[1]], length=2)] == [None, None]
+
+
+# Precision
+
+def rounded(values):
+    """To the nearest bfloat16, ties to even, by its bits."""
+    bits = np.asarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000).astype(np.uint32).view(np.float32)
+
+
+def in_steps(values, axis):
+    """To 127 steps up to the largest of each output, which are along `axis`."""
+    largest = np.abs(values).max(axis=axis, keepdims=True).astype(np.float64)
+    step = np.where(largest > 0, largest, 1) / 127
+    return np.round(values / step) * step
+
+
+def with_rounded_matrices(values, precision):
+    matrices = {name: value for name, value in values.items() if value.ndim == 3 or name == 'model/wte'}
+    if precision == 'int8':
+        return {**values, **{name: in_steps(value, -1 if name == 'model/wte' else -2)
+                             for name, value in matrices.items()}}
+    return {**values, **{name: rounded(value) for name, value in matrices.items()}}
+
+
+def packed(precision):
+    return lambda name, value: model.pack(name, value, tf.as_dtype(precision))
+
+
+def test_int8_has_a_scale_for_each_output():
+    rng = np.random.RandomState(1)
+    value = (rng.standard_normal([1, 7, 5]) * [0.01, 1, 100, 0, 1e-30]).astype(np.float32)
+    for name, matrix in (('h0/mlp/c_fc/w', value), ('wte', value[0].T)):
+        with toy.session() as s:
+            found = s.run(model.pack(name, tf.constant(matrix), tf.int8))
+        assert found.values.dtype == np.int8 and found.values.shape == (5, 7)
+        np.testing.assert_allclose(found.scale, np.where(np.abs(value[0]).max(0) > 0, np.abs(value[0]).max(0) / 127, 1),
+                                   rtol=1e-6)
+        assert (np.abs(found.values).max(axis=1) == [127, 127, 127, 0, 127]).all()
+        error = np.abs(value[0].T - found.values * found.scale[:, None].astype(np.float64))
+        assert (error <= found.scale[:, None] * 0.5001).all()
+
+
+def test_bfloat16_is_rounded_to_nearest_and_what_is_no_matrix_is_left_as_it_is():
+    value = np.random.RandomState(1).standard_normal([1, 9, 4]).astype(np.float32)
+    with toy.session() as s:
+        found = model.pack('h1/attn/c_proj/w', tf.constant(value), tf.bfloat16)
+        assert found.scale is None and found.values.dtype == tf.bfloat16
+        assert (s.run(tf.cast(found.values, tf.float32)) == rounded(value)[0].T).all()
+        for name in ('wpe', 'h0/ln_1/g', 'h0/attn/c_attn/b'):
+            kept = tf.constant(value[0])
+            assert model.pack(name, kept, tf.int8) is kept
+
+
+@pytest.mark.parametrize('precision', ['bfloat16', 'int8'])
+@pytest.mark.usefixtures('compiled')
+def test_log_probabilities_are_those_of_numpy_with_rounded_weights(precision):
+    """At every step, encoded (the first) or with the cache (the others), and for one row or several."""
+    hp = toy.hparams(n_vocab=60)
+    values = toy.weights(hp, scale=0.3)
+    gpt2 = made(hp, values, packed(precision))
+    near, far = [], []
+    for contexts in (CONTEXTS, CONTEXTS[:1]):
+        tokens, logprobs = rows_of(gpt2, contexts, [[1]] * len(contexts), length=12, logprobs=True)
+        for context, row, found in zip(contexts, tokens, logprobs, strict=True):
+            for reference, errors in ((with_rounded_matrices(values, precision), near), (values, far)):
+                p = log_softmax(numpy_gpt2.logits(reference, context + row, hp.n_head))
+                errors.append(found - [p[len(context) - 1 + i, token] for i, token in enumerate(row)])
+    near, far = (np.sqrt(np.mean(np.square(np.concatenate(errors)))) for errors in (near, far))
+    assert near < min(0.02, far / (2 if precision == 'int8' else 1))  # activations are rounded too
+
+
+@pytest.fixture(scope='module')
+def trained():
+    """(HParams, weights, windows it has not seen) of a model of bytes, trained a little."""
+    hp = toy.hparams(n_vocab=256, n_ctx=64, n_embd=64, n_head=4)
+    text = np.frombuffer((ENGLISH + inspect.getsource(textwrap) + inspect.getsource(json)).encode(), np.uint8)
+    text, held_out = text[:-64 * 24], text[-64 * 24:].reshape(24, 64)
+    rng = np.random.RandomState(1)
+    with toy.session() as s:
+        tf.set_random_seed(1)
+        X = tf.placeholder(tf.int32, [None, 64])
+        total, n = model.loss(model.model(hp, X)['logits'], X)
+        update = tf.train.AdamOptimizer(3e-3).minimize(total / n)
+        s.run(tf.global_variables_initializer())
+        for _ in range(150):
+            starts = rng.randint(0, len(text) - 64, 8)
+            s.run(update, {X: [text[start:start + 64] for start in starts]})
+        values = dict(zip([v.op.name for v in tf.trainable_variables()], s.run(tf.trainable_variables()), strict=True))
+    return hp, values, held_out
+
+
+@pytest.fixture(scope='module')
+def float32_loss(trained):
+    hp, values, windows = trained
+    return numpy_gpt2.mean_loss(values, windows.tolist(), hp.n_head)
+
+
+@pytest.mark.parametrize('precision', ['bfloat16', 'int8'])
+def test_perplexity_is_within_1_percent_of_float32s(trained, float32_loss, precision):
+    hp, values, windows = trained
+    assert float32_loss < np.log(256) / 2
+    with toy.session() as s:
+        w = {name.removeprefix('model/'): tf.constant(value) for name, value in values.items()}
+        w = {name: packed(precision)(name, value) for name, value in w.items()}
+        X = tf.constant(windows, tf.int32)
+        total, n = s.run(model.loss(model.output(w, model.transformer(hp, w, X)[0]), X))
+    assert n == 24 * 63
+    assert abs(np.exp(total / n - float32_loss) - 1) < 0.01
+
+
+@pytest.mark.parametrize('precision', generator.PRECISIONS)
+def test_a_model_directory_loaded_in_each_precision(tmp_path, precision):
+    hp, values = toy.write_model(tmp_path / 'toy')
+    gpt2 = generator.load('toy', str(tmp_path), precision=precision)
+    reference = values if precision == 'float32' else with_rounded_matrices(values, precision)
+    context = gpt2.enc.encode('The lighthouse')
+    (row,) = gpt2.complete([context], [[1]], length=6, logprobs=True)
+    p = log_softmax(numpy_gpt2.logits(reference, context + row.tokens, hp.n_head))
+    expected = [p[len(context) - 1 + i, token] for i, token in enumerate(row.tokens)]
+    np.testing.assert_allclose(row.logprobs, expected, atol=1e-4 if precision == 'float32' else 0.02)
+    assert row.text == gpt2.enc.decode(row.tokens)
+
+
+# As a library
+
+def resident():
+    """Memory of this process, in bytes."""
+    with open('/proc/self/status') as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith('VmRSS'))
+
+
+def test_a_thousand_calls_add_no_operation_and_no_memory():
+    """Controls, lengths of contexts (within a size of the cache) and log-probabilities differ from call to call."""
+    hp = toy.hparams()
+    gpt2 = made(hp, toy.weights(hp))
+    rng = np.random.RandomState(1)
+
+    def call(i):
+        contexts = [rng.randint(0, hp.n_vocab, rng.randint(1, 20)).tolist() for _ in range(2)]
+        rows_of(gpt2, contexts, [[i, 0], [i, 1]], length=2, logprobs=bool(i % 2), temperature=i % 3 / 2,
+                top_k=int(rng.randint(0, 50)), top_p=rng.random_sample(), repetition_penalty=1 + i % 4 / 10)
+    for i in range(50):
+        call(i)
+    graph = gpt2.session.graph
+    before, memory = len(graph.get_operations()), resident()
+    for i in range(1000):
+        call(i)
+    assert len(graph.get_operations()) == before
+    assert resident() - memory < 10e6
+
+
+def test_operations_are_added_by_the_first_call_of_a_number_of_rows_and_a_size_of_the_cache(monkeypatch):
+    monkeypatch.setattr(generator, 'SMALLEST_CACHE', 8)
+    hp = toy.hparams()
+    gpt2 = made(hp, toy.weights(hp))
+
+    def added(rows, length):
+        before = len(gpt2.session.graph.get_operations())
+        rows_of(gpt2, [[1, 2]] * rows, [[1]] * rows, length=length)
+        return len(gpt2.session.graph.get_operations()) - before
+    assert added(1, 4) > 0 and added(1, 4) == 0
+    assert added(1, 12) > 0 and added(1, 14) == 0  # a cache of 16
+    assert added(3, 4) > 0 and added(3, 3) == 0
+    assert added(1, 15) == added(3, 5) == 0
+
+
+def test_two_streams_at_a_time_are_refused(small):
+    _, gpt2 = small
+    first = gpt2.stream([[1]], [[1]], length=5)
+    next(first)
+    second = gpt2.stream([[1]], [[1]], length=2)
+    assert len(list(second)) == 2
+    with pytest.raises(RuntimeError, match='another stream of this Generator has begun'):
+        next(first)
+
+
+def test_a_stream_left_unfinished_changes_nothing_of_the_next(small):
+    _, gpt2 = small
+    expected = rows_of(gpt2, [[1, 2]], [[1]], length=6)
+    left = gpt2.stream([[5], [3, 4]], [[1], [2]], length=5)
+    next(left)
+    assert rows_of(gpt2, [[1, 2]], [[1]], length=6) == expected
+    left.close()
+
+
+@pytest.mark.parametrize('contexts, options, message', [
+    ([[1]], {'length': 0}, 'length must be 1 or more, not 0'),
+    ([[1], []], {'length': 2}, 'a context is empty'),
+    ([[1]], {'length': 2, 'temperature': -1}, 'temperature must be 0'),
+    ([[1]], {'length': 2, 'top_k': -1}, 'top_k must be 0'), ([[1]], {'length': 2, 'top_p': 2}, 'top_p must be from 0'),
+    ([[1]], {'length': 2, 'repetition_penalty': 0}, 'repetition_penalty must be above 0')])
+def test_what_cannot_be_drawn_is_refused(small, contexts, options, message):
+    with pytest.raises(InputError, match=message):
+        next(small[1].stream(contexts, [[1]] * len(contexts), **options))
