@@ -277,62 +277,45 @@ def worker_processes(count, model_name, models_dir='models'):
     this must do so below `if __name__ == '__main__'`, as each of them imports it.
     """
     context = multiprocessing.get_context('spawn')  # fork is not safe beside threads, and TensorFlow's are many
-    lifeline, hold = context.Pipe(duplex=False)
-    pool = concurrent.futures.ProcessPoolExecutor(count, context, begin_worker, (lifeline,))
+    own, processes = threading.local(), []
 
-    def start(texts):
-        with interrupts_held():
-            return pool.submit(encode_in_worker, model_name, models_dir, texts).result
+    def begin():
+        # Each thread speaks with one process, by a pipe that nobody else holds: if either is killed, even halfway
+        # through a message, the other finds the pipe closed. concurrent.futures' pool of processes would wait for ever.
+        if hasattr(signal, 'pthread_sigmask'):  # Ctrl-C is for the main thread: not for these, nor their processes
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        own.pipe, end = context.Pipe()
+        own.process = context.Process(target=encode_for, args=(end, model_name, models_dir), daemon=True)
+        own.process.start()
+        processes.append(own.process)
+        end.close()
+
+    def encode(texts):
+        try:
+            own.pipe.send(texts)
+            return own.pipe.recv()
+        except (EOFError, OSError):
+            own.process.join()
+            raise InputError(f'one of the {count} worker processes was killed (status {own.process.exitcode}), most '
+                             'likely for want of memory; give fewer --workers') from None
+
+    pool = concurrent.futures.ThreadPoolExecutor(count, initializer=begin)
     try:
-        yield functools.partial(in_order, start, GROUPS_AHEAD * count)
-    except concurrent.futures.process.BrokenProcessPool:
-        hold.close()
-        raise InputError(f'one of the {count} worker processes was killed, most likely for want of memory; give fewer '
-                         '--workers') from None
-    except BaseException:
-        hold.close()  # what they are doing is of no use any more
-        raise
+        yield functools.partial(in_order, lambda texts: pool.submit(encode, texts).result, GROUPS_AHEAD * count)
     finally:
-        pool.shutdown(cancel_futures=True)
-        hold.close()
-        lifeline.close()
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()  # either idle, or at work that is of no use any more
+        pool.shutdown()
 
 
-@contextlib.contextmanager
-def interrupts_held():
-    """Ctrl-C is kept until the end of the block, and from processes started in it: it is for this process to end them.
-
-    Their begin_worker would come too late for one that arrives while they import.
-    """
-    if not hasattr(signal, 'pthread_sigmask'):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def begin_worker(lifeline):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where interrupts_held does nothing
-    threading.Thread(target=end_with, args=(lifeline,), daemon=True).start()
-
-
-def end_with(lifeline):
-    """Kills this process when the other end of the pipe is closed, by hand or because its process is no more."""
+def encode_for(pipe, model_name, models_dir):
+    """What a worker process does: encodes each list of texts that comes, until the pipe's other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where begin has not blocked it
+    enc = get_encoder(model_name, models_dir)
     with contextlib.suppress(EOFError, OSError):
-        lifeline.recv_bytes()  # nothing is ever sent
-    os.kill(os.getpid(), getattr(signal, 'SIGKILL', signal.SIGTERM))
-
-
-def encode_in_worker(model_name, models_dir, texts):
-    return encode_texts(encoder_of_worker(model_name, models_dir), texts)
-
-
-@functools.cache
-def encoder_of_worker(model_name, models_dir):
-    return get_encoder(model_name, models_dir)
+        while True:
+            pipe.send(encode_texts(enc, pipe.recv()))
 
 
 # .npz: a zip file of .npy files
