@@ -227,7 +227,9 @@ def read_vocabulary(path):  # -> dict of symbol → id, not yet checked further
 
 def read_merges(path):  # -> list of tuples of symbols
     """The merges of a vocab.bpe: a line each, two symbols with a space between; a first line #version… is a comment."""
-    lines = read_utf8(path).replace('\r\n', '\n').rstrip('\n').split('\n')
+    text = read_utf8(path)
+    require(text, f'{path} is empty; {REMEDY}')  # one without merges has the line of the version
+    lines = text.replace('\r\n', '\n').rstrip('\n').split('\n')
     start = 1 if lines[0].startswith('#version') or lines == [''] else 0
     merges = [tuple(line.split(' ')) for line in lines[start:]]
     for number, pair in enumerate(merges, start + 1):
@@ -243,14 +245,15 @@ def check_vocabulary(encoder, name):
             f'{REMEDY}')
     for symbol, id in encoder.items():
         if type(id) is not int or not 0 <= id < 2**31:
-            raise InputError(f'{name} gives {symbol!r} the id {str(id)[:40]!r}, which is not a whole number from 0 to '
-                             f'{2**31 - 1}; {REMEDY}')
+            raise InputError(f'{name} gives {symbol[:80]!r} the id {str(id)[:40]!r}, which is not a whole number '
+                             f'from 0 to {2**31 - 1}; {REMEDY}')
     missing = [symbol for symbol in bytes_to_unicode().values() if symbol not in encoder]
     require(not missing, f'{name} lacks {len(missing)} of the 256 byte symbols, the first {missing[:1]}; {REMEDY}')
     owners = {}
     for symbol, id in encoder.items():
         if owners.setdefault(id, symbol) != symbol:
-            raise InputError(f'{name} gives the id {id} to both {owners[id]!r} and {symbol!r}; {REMEDY}')
+            raise InputError(f'{name} gives the id {id} to both {owners[id][:80]!r} and {symbol[:80]!r}; '
+                             f'{REMEDY}')
 
 
 def merge_ids(encoder, merges, names):  # -> list of (first id, second id, merged id)
@@ -261,8 +264,8 @@ def merge_ids(encoder, merges, names):  # -> list of (first id, second id, merge
         try:
             triples.append((encoder[first], encoder[second], encoder[first + second]))
         except KeyError as error:
-            raise InputError(f'{names[1]}: merge {number}, {" ".join(pair)!r}, needs the symbol {error.args[0]!r}, '
-                             f'which {names[0]} does not have; take both files from the same model') from None
+            raise InputError(f'{names[1]}: merge {number}, {" ".join(pair)[:80]!r}, needs the symbol '
+                             f'{error.args[0][:80]!r}, which {names[0]} does not have; take both files from the same model') from None
     return triples
 
 

@@ -33,6 +33,7 @@ import struct
 import tempfile
 import threading
 import zipfile
+import zlib
 
 import numpy as np
 from tqdm import tqdm
@@ -47,6 +48,8 @@ GROUP_CHARACTERS, GROUP_ITEMS = 1 << 20, 1 << 12  # encoded at a time: some 25 m
 GROUPS_AHEAD = 3  # in flight for each process, so that none waits while the next group is read
 SPOOL_BYTES = 1 << 26  # of a growing chunk kept in memory; what is more goes to a temporary file
 CHECKED_TOKENS = 1 << 22  # this many of a file's mapped tokens are searched for negative ids; more would take long
+CHECKSUMMED_BYTES = 1 << 30  # of a file's mapped arrays are compared with its checksums, which takes a second or so
+CHECKSUMMED_TOGETHER = 1 << 26
 HEADER_BYTES = 1 << 14  # more than any header of a one-dimensional array
 RELEASED_ARRAYS = 1 << 10  # whose headers are read before the memory that this takes is given back: some 64 MB
 HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -325,8 +328,9 @@ def npz_arrays(path):
     """Yields the arrays of a .npz in the order of their numbers, those that are not deflated mapped from the file.
 
     Deflated ones are narrowed to uint16 or int32. Raises InputError, naming file and array, unless all are
-    one-dimensional, of integers, not negative (of the mapped ones, only some of the first are searched) and whole.
-    Never loads a pickle.
+    one-dimensional, of integers, not negative and whole, as their checksums tell. Of the mapped ones, only the first
+    CHECKED_TOKENS are searched for negative ids, and the first CHECKSUMMED_BYTES compared with their checksums. Never
+    loads a pickle.
     """
     # Exception is meant: what zipfile and NumPy raise on damaged or hostile files is not documented, and it is much.
     with open(path, 'rb') as file:
@@ -336,13 +340,14 @@ def npz_arrays(path):
             content = content.view(np.ndarray)  # views of a memmap itself take long to make
         except Exception as error:
             raise InputError(f'{path} is not a .npz, or is cut short ({error}); make it anew with encode.py') from None
-        unchecked = CHECKED_TOKENS
+        unchecked, unsummed = CHECKED_TOKENS, CHECKSUMMED_BYTES
         for number, info in enumerate(sorted(archive.infolist(), key=natural_order)):
             if number % RELEASED_ARRAYS == 0:
                 release([content])
             try:
                 if info.compress_type == zipfile.ZIP_STORED:
-                    array = mapped_array(content, info)
+                    array = mapped_array(content, info, checksum=info.file_size <= unsummed)
+                    unsummed -= info.file_size
                     if array.dtype.kind == 'i' and 0 < len(array) <= unchecked:
                         require(array.min() >= 0, f'holds the negative id {array.min()}')
                         unchecked -= len(array)
@@ -359,7 +364,7 @@ def natural_order(info):  # arr_2 before arr_10
     return [int(part) if part.isdigit() else part for part in re.split('([0-9]+)', info.filename)]
 
 
-def mapped_array(content, info):  # uint8 [file size], ZipInfo -> 1-D array, a view of the content
+def mapped_array(content, info, checksum):  # uint8 [file size], ZipInfo, bool -> 1-D array, a view of the content
     header = content[info.header_offset:info.header_offset + LOCAL_HEADER.size].tobytes()
     require(len(header) == LOCAL_HEADER.size, 'is cut short')
     signature, flags, name_length, extra_length = LOCAL_HEADER.unpack(header)
@@ -368,9 +373,19 @@ def mapped_array(content, info):  # uint8 [file size], ZipInfo -> 1-D array, a v
     start = info.header_offset + LOCAL_HEADER.size + name_length + extra_length
     member = content[start:start + info.file_size]
     require(len(member) == info.file_size == info.compress_size, 'is cut short')
+    require(not checksum or crc32(member) == info.CRC, 'is damaged: its checksum is another')
     header_length = 12 + int.from_bytes(member[8:10].tobytes(), 'little')  # 10 in version 1, 12 in version 2
     dtype, data_start = mapped_header(member[:min(header_length, HEADER_BYTES)].tobytes(), info.file_size)
     return member[data_start:].view(dtype)
+
+
+def crc32(member):  # uint8 [n], mapped
+    value = 0
+    for start in range(0, len(member), CHECKSUMMED_TOGETHER):
+        if start:
+            release([member])
+        value = zlib.crc32(member[start:start + CHECKSUMMED_TOGETHER], value)
+    return value
 
 
 def mapped_header(start, size):  # the first bytes of a .npy of `size` bytes -> dtype, offset of the data
