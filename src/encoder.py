@@ -265,7 +265,8 @@ def merge_ids(encoder, merges, names):  # -> list of (first id, second id, merge
             triples.append((encoder[first], encoder[second], encoder[first + second]))
         except KeyError as error:
             raise InputError(f'{names[1]}: merge {number}, {" ".join(pair)[:80]!r}, needs the symbol '
-                             f'{error.args[0][:80]!r}, which {names[0]} does not have; take both files from the same model') from None
+                             f'{error.args[0][:80]!r}, which {names[0]} does not have; take both files '
+                             'from the same model') from None
     return triples
 
 

@@ -197,9 +197,10 @@ def inputs(count: int = 1_000_000, seed: int = 0):
     return {'inputs compared with tiktoken': count, 'characters': n_characters, 'mismatches': 0}
 
 
-PIECES = ("'s", "'S", "'ll", "'", 'the', ' the', ' ', '  ', '\n', '\r\n', '\t', '\u00a0', '\u3000', '\u200b', '\u0085',
-          '1', '²', 'Ⅷ', '٣', 'é', 'e\u0301', 'ß', 'İ', '中', 'ไ', '👩‍👩‍👧', '🇸🇪', '_', '--', '...',
-          '(', '<|endoftext|>', '\0', '\ufeff', '\U0010ffff', 'ſ', "'ſ", '\ufffd', '\x1c', '\u2028', 'ǆ', 'ʰ', '\u0903', '𝟘', '\u180e')
+PIECES = ("'s", "'S", "'ll", "'", 'the', ' the', ' ', '  ', '\n', '\r\n', '\t', '\u00a0', '\u3000', '\u200b',
+          '\u0085', '1', '²', 'Ⅷ', '٣', 'é', 'e\u0301', 'ß', 'İ', '中', 'ไ', '👩‍👩‍👧',
+          '🇸🇪', '_', '--', '...', '(', '<|endoftext|>', '\0', '\ufeff', '\U0010ffff', 'ſ', "'ſ", '\ufffd',
+          '\x1c', '\u2028', 'ǆ', 'ʰ', '\u0903', '𝟘', '\u180e')
 
 
 def awkward(rng):
