@@ -44,33 +44,26 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
         hparams = model.default_hparams().override_from_dict({'n_ctx': n_ctx, 'n_embd': n_embd, 'n_head': n_head,
                                                               'n_layer': n_layer})
         if vocab_from is not None:
-            vocabulary, merges = vocabulary_of(vocab_from, models_dir)
+            encoder.get_encoder(vocab_from, models_dir)  # what cannot be used is refused
+            vocabulary, merges = encoder.load_vocabulary(paths.model_dir(vocab_from, models_dir))
         elif train_vocab is not None:
             vocabulary, merges = trained_vocabulary(train_vocab, corpus, encoding)
         else:
             symbols = [*encoder.bytes_to_unicode().values(), encoder.EOT]
-            vocabulary, merges = {symbol: id for id, symbol in enumerate(symbols)}, []
+            vocabulary, merges = dict(zip(symbols, range(len(symbols)), strict=True)), []
         encoder.write_vocabulary(folder, vocabulary, merges)
         checkpoint.create(folder, hparams.override_from_dict({'n_vocab': max(vocabulary.values()) + 1}), seed)
     print(f'Made {directory}: {sum(map(math.prod, model.weight_shapes(hparams).values())):,} parameters')
 
 
-# Vocabularies: a dict of symbol → id, and a list of pairs of symbols to be merged
-
-def vocabulary_of(model_name, models_dir):
-    encoder.get_encoder(model_name, models_dir)  # what cannot be used is refused
-    names = [os.path.join(paths.model_dir(model_name, models_dir), name) for name in encoder.VOCABULARY_FILES]
-    return encoder.read_vocabulary(names[0]), encoder.read_merges(names[1])
-
-
-def trained_vocabulary(size, corpus, encoding='utf-8'):
-    """The bytes, the merges that byte-pair encoding learns from a corpus (of pairs that occur twice or more), and as the
-    last of `size` tokens <|endoftext|>.
+def trained_vocabulary(size, corpus, encoding='utf-8'):  # -> {symbol: id}, list of pairs of symbols
+    """The bytes, what byte-pair encoding merges in a corpus (pairs that occur twice or more), and as the last of `size`
+    tokens <|endoftext|>.
 
     Raises InputError without the package tokenizers, without text, and where the corpus has not so many pairs.
     """
-    require(size >= SMALLEST_VOCABULARY, f'--train_vocab must be {SMALLEST_VOCABULARY} (the bytes and {encoder.EOT}) or '
-                                         f'more, not {size}')
+    require(size >= SMALLEST_VOCABULARY, f'--train_vocab must be {SMALLEST_VOCABULARY} (the bytes and {encoder.EOT}) '
+                                         f'or more, not {size}')
     try:
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     except ImportError:

@@ -204,8 +204,12 @@ def check_surrogates(text, seen=0):
 def get_encoder(model_name, models_dir='models'):
     """The Encoder of a model's encoder.json and vocab.bpe; InputError if they are missing or damaged."""
     directory = paths.model_dir(model_name, models_dir)
-    names = [os.path.join(directory, name) for name in VOCABULARY_FILES]
-    return Encoder(read_vocabulary(names[0]), read_merges(names[1]), names=names)
+    return Encoder(*load_vocabulary(directory), names=[os.path.join(directory, name) for name in VOCABULARY_FILES])
+
+
+def load_vocabulary(directory, names=VOCABULARY_FILES):  # -> dict of symbol → id, list of pairs of symbols
+    """What stands in a folder's two files; Encoder checks whether it can be used."""
+    return read_vocabulary(os.path.join(directory, names[0])), read_merges(os.path.join(directory, names[1]))
 
 
 def read_utf8(path):
