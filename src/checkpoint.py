@@ -13,10 +13,12 @@ import contextlib
 import filecmp
 import glob
 import json
+import math
 import os
 import re
 import shutil
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import encoder
@@ -306,14 +308,16 @@ def create(directory, hparams, seed=None):
 def write(directory, hparams, weights):
     """Writes hparams.json and a checkpoint of given weights into a model directory.
 
-    weights: an iterable of (name of weight_shapes, float32 array). It is written as it comes, in several files of
-    data, so that no more than the largest weight, or SHARD_BYTES of smaller ones, is in memory.
+    weights: an iterable of (name of weight_shapes, float32 array, best of `aligned`). It is written as it comes, in
+    several files of data, so that no more than the largest weight, or SHARD_BYTES of smaller ones, is in memory.
     """
-    prefix = os.path.join(directory, NEW_CHECKPOINT)
+    prefix, shards = os.path.join(directory, NEW_CHECKPOINT), []
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as session:
         model.weights(hparams)
         tf.train.Saver(model_variables()).export_meta_graph(f'{prefix}.meta')
-        shards = [write_shard(session, f'{prefix}-{number}', shard) for number, shard in enumerate(in_shards(weights))]
+        for shard in in_shards(weights):
+            shards.append(write_shard(session, f'{prefix}-{len(shards)}', shard))
+            del shard  # while the next is read
         session.run(tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=shards, destination_prefix=prefix,
                                                   delete_old_dirs=False))
     describe_new(directory, hparams)
@@ -327,6 +331,14 @@ def in_shards(weights):  # -> dicts of {name: array}, of SHARD_BYTES or a single
             shard, size = {}, 0
         shard[name], size = value, size + value.nbytes
     yield shard
+
+
+def aligned(shape):  # -> float32 array, uninitialized
+    """An array at an address where TensorFlow takes it as it is; of others it makes a copy."""
+    count = math.prod(shape)
+    memory = np.empty(count + 16, np.float32)
+    first = -memory.ctypes.data % 64 // 4
+    return memory[first:first + count].reshape(shape)
 
 
 def write_shard(session, prefix, values):  # -> prefix

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Makes a new model directory with random weights: ./src/create_model.py NAME [flags], see --help."""
 import math
-import os
 import sys
 import tempfile
 
@@ -32,8 +31,8 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
         encoding: of the corpus.
         seed: of the random weights; None for new ones.
     """
-    require(train_vocab is None or vocab_from is None, '--train_vocab and --vocab_from both say what the vocabulary is; '
-                                                       'give one of them')
+    require(train_vocab is None or vocab_from is None, '--train_vocab and --vocab_from both say what the vocabulary '
+                                                       'is; give one of them')
     require((train_vocab is None) == (corpus is None), '--train_vocab and --corpus belong together: the number of '
                                                        'tokens, and the text that they are learned from')
     directory = paths.child(models_dir, name, 'NAME')
@@ -57,8 +56,8 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
 
 
 def trained_vocabulary(size, corpus, encoding='utf-8'):  # -> {symbol: id}, list of pairs of symbols
-    """The bytes, what byte-pair encoding merges in a corpus (pairs that occur twice or more), and as the last of `size`
-    tokens <|endoftext|>.
+    """The bytes, what byte-pair encoding merges in a corpus (pairs that occur twice or more), and <|endoftext|>, which
+    is the last of `size` tokens.
 
     Raises InputError without the package tokenizers, without text, and where the corpus has not so many pairs.
     """

@@ -6,8 +6,8 @@
   vocab.json, merges.txt   what encoder.json and vocab.bpe hold; instead, or besides, tokenizer.json holds it all
   tokenizer_config.json    how they are used
 
-A safetensors file is the length of its header in 8 bytes, the header, which is JSON: {name: type, shape, place}, and the
-data. It is written and read a tensor at a time.
+A safetensors file is the length of its header in 8 bytes, the header, which is JSON ({name: type, shape, place}), and
+the data. It is written and read a tensor at a time.
 
 Tensors have the checkpoint's names in another spelling (h0/ln_1/g is transformer.h.0.ln_1.weight), and matrices are
 [n_in, n_out], without the checkpoint's axis of 1.
@@ -38,7 +38,7 @@ ARCHITECTURE = {  # field of config.json: what it may be here; the first where i
     'quantization_config': (None,)}
 BUFFERS = re.compile(r'h\.\d+\.attn\.(bias|masked_bias)')  # older versions saved the causal mask beside the weights
 DTYPES = {'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), 'BF16': np.dtype(tf.bfloat16.as_numpy_dtype)}
-COMPARED_ROWS = 1 << 12  # of a matrix at a time
+ROWS_AT_A_TIME = 1 << 11  # of a tensor are read
 
 
 def their_name(name):
@@ -58,9 +58,10 @@ def write(folder, directory, checkpoint_name=None):  # -> the checkpoint's path
     prefix = checkpoint.choose(directory, checkpoint_name)
     reader = checkpoint.weights_reader(prefix, hparams)
     encoder.write_vocabulary(folder, *encoder.load_vocabulary(directory), VOCABULARY_FILES)
-    for name, values in (('config.json', config(hparams, enc)), ('tokenizer_config.json', tokenizer_config(hparams, enc)),
-                         ('generation_config.json', {'bos_token_id': enc.eot, 'eos_token_id': enc.eot})):
-        with paths.replacing(os.path.join(folder, name)) as file:
+    ends = {'bos_token_id': enc.eot, 'eos_token_id': enc.eot}
+    for name, values in (('config', {**config(hparams), **ends}), ('generation_config', ends),
+                         ('tokenizer_config', tokenizer_config(hparams, None if enc.eot is None else encoder.EOT))):
+        with paths.replacing(os.path.join(folder, f'{name}.json')) as file:
             json.dump(values, file, indent=2)
     shapes = model.weight_shapes(hparams)
     with checkpoint.readable(prefix):
@@ -84,17 +85,15 @@ def write_safetensors(path, shapes, values):
             file.write(np.ascontiguousarray(value, '<f4').data)
 
 
-def config(hparams, enc):
+def config(hparams):
     sizes = {theirs: getattr(hparams, ours) for ours, theirs in SIZES.items()}
     architecture = {name: allowed[0] for name, allowed in ARCHITECTURE.items() if allowed[0] is not None}
-    # n_ctx and torch_dtype are what older versions and llama.cpp's converter look for.
-    return {'model_type': 'gpt2', 'architectures': ['GPT2LMHeadModel'], **sizes, 'n_ctx': hparams.n_ctx, 'n_inner': None,
-            **architecture, 'tie_word_embeddings': True, 'initializer_range': 0.02, 'bos_token_id': enc.eot,
-            'eos_token_id': enc.eot, 'torch_dtype': 'float32'}
+    # n_ctx and torch_dtype are what older versions, and converters from this format, look for.
+    return {'model_type': 'gpt2', 'architectures': ['GPT2LMHeadModel'], **sizes, 'n_ctx': hparams.n_ctx,
+            'n_inner': None, **architecture, 'tie_word_embeddings': True, 'torch_dtype': 'float32'}
 
 
-def tokenizer_config(hparams, enc):
-    eot = None if enc.eot is None else encoder.EOT
+def tokenizer_config(hparams, eot):
     return {'tokenizer_class': 'GPT2Tokenizer', 'model_max_length': hparams.n_ctx, 'add_prefix_space': False,
             'add_bos_token': False, 'clean_up_tokenization_spaces': False, 'errors': 'replace', 'bos_token': eot,
             'eos_token': eot, 'unk_token': eot}
@@ -138,7 +137,7 @@ def read_object(path):
 def read_config(path):  # -> HParams, whether the output layer is the token embedding
     values = read_object(path)
     kind = values.get('model_type')
-    require(kind == 'gpt2', f'{path} says model_type is {json.dumps(kind)}; only "gpt2" is the architecture of this code')
+    require(kind == 'gpt2', f'{path} says model_type is {json.dumps(kind)[:80]}; the architecture here is "gpt2"')
     missing = [name for name in SIZES.values() if name not in values]
     require(not missing, f'{path} lacks {", ".join(missing)}')
     try:
@@ -159,8 +158,9 @@ def read_vocabulary(source):  # -> {symbol: id}, list of pairs of symbols, the n
         names = [path, path]
     else:
         names = [os.path.join(source, name) for name in VOCABULARY_FILES]
-        require(all(map(os.path.exists, names)), f'{source} has neither tokenizer.json nor {" and ".join(VOCABULARY_FILES)}'
-                                                 ': copy them, if its tokens are those of byte-level BPE; no other are read')
+        require(all(map(os.path.exists, names)),
+                f'{source} has neither tokenizer.json nor {" and ".join(VOCABULARY_FILES)}: copy them from where the '
+                'model came from, if its tokens are those of byte-level BPE; no others are read')
         vocabulary, merges = encoder.load_vocabulary(source, VOCABULARY_FILES)
         encoder.check_vocabulary(vocabulary, names[0])
         path = os.path.join(source, 'added_tokens.json')
@@ -171,22 +171,23 @@ def read_vocabulary(source):  # -> {symbol: id}, list of pairs of symbols, the n
 def read_tokenizer(path):  # -> {symbol: id}, list of pairs of symbols, {added symbol: id}
     """What a tokenizer.json holds. Raises InputError unless it splits and merges as GPT-2 does."""
     values = read_object(path)
-    bpe, splitter = (values.get(name) if isinstance(values.get(name), dict) else {} for name in ('model', 'pre_tokenizer'))
-    byte_level = (bpe.get('type') == 'BPE' and splitter.get('type') == 'ByteLevel' and splitter.get('use_regex', True)
-                  and not (values.get('normalizer') or bpe.get('ignore_merges') or bpe.get('byte_fallback')
-                           or bpe.get('continuing_subword_prefix') or bpe.get('end_of_word_suffix')))
-    require(byte_level, f'{path} is not the byte-level BPE of GPT-2, which is the only one that is read')
-    require(not splitter.get('add_prefix_space'), f'{path} puts a space before each text (add_prefix_space); set that to '
-                                                  'false, and begin prompts with a space')
-    vocabulary, merges, added = bpe.get('vocab'), bpe.get('merges'), values.get('added_tokens') or []
-    encoder.check_vocabulary(vocabulary, path)
-    require(isinstance(merges, list), f'{path} has no list of merges')
-    merges = [tuple(pair.split(' ') if isinstance(pair, str) else pair if isinstance(pair, list) else ()) for pair in merges]
+    bpe, splitter = (values.get(name) or {} for name in ('model', 'pre_tokenizer'))
+    require(isinstance(bpe, dict) and isinstance(splitter, dict) and bpe.get('type') == 'BPE'
+            and splitter.get('type') == 'ByteLevel' and splitter.get('use_regex', True) and not values.get('normalizer')
+            and not any(map(bpe.get, ('ignore_merges', 'continuing_subword_prefix', 'end_of_word_suffix'))),
+            f'{path} is not the byte-level BPE of GPT-2; no other is read')
+    require(not splitter.get('add_prefix_space'), f'{path} puts a space before each text (add_prefix_space); set that '
+                                                  'to false, and begin prompts with a space')
+    encoder.check_vocabulary(bpe.get('vocab'), path)
+    merges, added = bpe.get('merges'), values.get('added_tokens') or []
+    require(isinstance(merges, list) and isinstance(added, list), f'{path}: merges and added_tokens must be lists')
+    merges = [tuple(pair.split(' ')) if isinstance(pair, str) else pair for pair in merges]
     for number, pair in enumerate(merges, 1):
-        require(len(pair) == 2 and all(isinstance(symbol, str) for symbol in pair), f'{path}: merge {number} is not two symbols')
-    require(isinstance(added, list) and all(isinstance(each, dict) and isinstance(each.get('content'), str)
-                                            for each in added), f'{path}: added_tokens is not a list of tokens')
-    return vocabulary, merges, {each['content']: each.get('id') for each in added}
+        require(isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(each, str) for each in pair),
+                f'{path}: merge {number} is not two symbols')
+    require(all(isinstance(each, dict) and isinstance(each.get('content'), str) for each in added),
+            f'{path}: one of added_tokens has no content')
+    return bpe['vocab'], merges, {each['content']: each.get('id') for each in added}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,31 +200,42 @@ class Stored:
     offset: int
     transposed: bool = False
 
-    def read(self, rows=None):  # -> float32 array
-        """All of it, or a slice of its rows (of one that is not transposed)."""
-        start, stop, _ = (rows or slice(None)).indices(self.shape[0])
-        width, dtype = math.prod(self.shape[1:]), DTYPES[self.dtype]
-        value = np.fromfile(self.path, dtype, (stop - start) * width, offset=self.offset + start * width * dtype.itemsize)
-        require(len(value) == (stop - start) * width, f'{self.path} has become shorter while it was read')
-        value = value.reshape([stop - start, *self.shape[1:]])
-        return np.ascontiguousarray(value.T if self.transposed else value, np.float32)
+    def read(self):  # -> float32 array
+        result = checkpoint.aligned(self.shape[::-1] if self.transposed else self.shape)
+        rows = result.T if self.transposed else result
+        for first, some in self.parts():
+            rows[first:first + len(some)] = some
+        return result
+
+    def parts(self):
+        """Yields the number of a first row, and some rows from there on as they are stored, until all have been."""
+        dtype, width = DTYPES[self.dtype], math.prod(self.shape[1:])
+        for first in range(0, self.shape[0], ROWS_AT_A_TIME):
+            n = min(ROWS_AT_A_TIME, self.shape[0] - first)
+            some = np.fromfile(self.path, dtype, n * width, offset=self.offset + first * width * dtype.itemsize)
+            require(len(some) == n * width, f'{self.path} ended early while it was read; copy it again')
+            yield first, some.reshape([n, *self.shape[1:]])
 
 
 def find_weights(source, hparams, tied):  # -> {name of weight_shapes: Stored}
-    """Where each weight is. Raises InputError unless all are there, in the right shapes, and nothing else that counts."""
+    """Where each weight is. Raises InputError unless all are there, in the right shapes, and nothing that is unknown.
+
+    tied: whether config.json says that the output layer is the token embedding.
+    """
     stored = {each.name: each for path in weight_files(source) for each in read_header(path)}
-    require(hparams.n_layer <= len(stored), f'{source}: config.json says n_layer is {hparams.n_layer}, but there are only '
-                                            f'{len(stored)} tensors')
+    require(hparams.n_layer <= len(stored), f'{source}: config.json says n_layer is {hparams.n_layer}, but there are '
+                                            f'only {len(stored)} tensors')
     roots = [name.removesuffix('wte.weight') for name in stored if re.search(r'(^|\.)wte\.weight$', name)]
     require(len(roots) == 1, f'{source} has {len(roots)} tensors named wte.weight; a GPT-2 has one')
     names = {name: roots[0] + their_name(name) for name in model.weight_shapes(hparams)}
     head = roots[0].removesuffix(ROOT) + 'lm_head.weight'
     missing = [name for name in [*names.values(), *([] if tied else [head])] if name not in stored]
-    require(not missing, f'{source} lacks {len(missing)} tensors that config.json asks for, such as {"".join(missing[:1])}')
+    require(not missing, f'{source} lacks {len(missing)} tensors that config.json asks for, such as '
+                         f'{"".join(missing[:1])}')
     unknown = sorted(name for name in stored.keys() - {*names.values(), head}
                      if not BUFFERS.fullmatch(name.removeprefix(roots[0])))
-    require(not unknown, f'{source} has {len(unknown)} tensors that a GPT-2 of the sizes in config.json has not, such as '
-                         f'{"".join(unknown[:1])}')
+    require(not unknown, f'{source} has {len(unknown)} tensors that a GPT-2 of the sizes in config.json has not, such '
+                         f'as {"".join(unknown[:1])}')
     found = in_shape({name: stored[theirs] for name, theirs in names.items()}, hparams)
     if head in stored:
         check_head(stored[head], found['wte'])
@@ -246,13 +258,11 @@ def in_shape(found, hparams):  # {name of weight_shapes: Stored} -> the same, tr
 
 def check_head(head, wte):
     """InputError unless the output layer is the token embedding, as it is in GPT-2."""
-    def alike():
-        for first in range(0, wte.shape[0], COMPARED_ROWS):
-            rows = slice(first, first + COMPARED_ROWS)
-            yield np.array_equal(head.read(rows), wte.read(rows))
-    require((head.shape, head.dtype) == (wte.shape, wte.dtype) and all(alike()),
-            f'{head.path}: {head.name} is not the same as {wte.name}; an output layer of its own (untied) is nothing that '
-            'this model and its checkpoints have')
+    same = (head.shape, head.dtype) == (wte.shape, wte.dtype) and all(
+        np.array_equal(ours, theirs) for (_, ours), (_, theirs) in zip(wte.parts(), head.parts(), strict=True))
+    require(same,
+            f'{head.path}: {head.name} is not the same as {wte.name}; the model of this code has no output layer apart '
+            'from its token embedding (it is tied)')
 
 
 def weight_files(source):  # -> paths
@@ -267,9 +277,9 @@ def weight_files(source):  # -> paths
                 f'{index} has no weight_map of tensors to files *.safetensors')
         return [paths.child(source, name, f'{index}: the file') for name in sorted(set(names))]
     pickled = [name for name in sorted(os.listdir(source)) if name.endswith(('.bin', '.pt', '.pth', '.ckpt', '.pkl'))]
-    require(not pickled, f'{source} has its weights in {"".join(pickled[:1])}, a pickle: reading one runs whatever program '
-                         'it holds, so none is read; have them saved as safetensors, as save_pretrained of transformers '
-                         'does')
+    require(not pickled, f'{source} has its weights in {"".join(pickled[:1])}, a pickle: reading one runs whatever '
+                         'program it holds, so none is read; have them saved as safetensors, as save_pretrained of '
+                         'transformers does')
     raise InputError(f'{source} has neither {SAFETENSORS} nor {INDEX}; give the folder of a model in that format')
 
 
