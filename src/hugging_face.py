@@ -37,7 +37,7 @@ ARCHITECTURE = {  # field of config.json: what it may be here; the first where i
     'scale_attn_weights': (True,), 'scale_attn_by_inverse_layer_idx': (False,), 'add_cross_attention': (False,),
     'quantization_config': (None,)}
 BUFFERS = re.compile(r'h\.\d+\.attn\.(bias|masked_bias)')  # older versions saved the causal mask beside the weights
-DTYPES = {'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), 'BF16': np.dtype(tf.bfloat16.as_numpy_dtype)}
+DTYPES = {'F32': tf.float32, 'F16': tf.float16, 'BF16': tf.bfloat16}
 ROWS_AT_A_TIME = 1 << 11  # of a tensor are read
 
 
@@ -212,7 +212,8 @@ class Stored:
         dtype, width = DTYPES[self.dtype], math.prod(self.shape[1:])
         for first in range(0, self.shape[0], ROWS_AT_A_TIME):
             n = min(ROWS_AT_A_TIME, self.shape[0] - first)
-            some = np.fromfile(self.path, dtype, n * width, offset=self.offset + first * width * dtype.itemsize)
+            some = np.fromfile(self.path, dtype.as_numpy_dtype, n * width,
+                               offset=self.offset + first * width * dtype.size)
             require(len(some) == n * width, f'{self.path} ended early while it was read; copy it again')
             yield first, some.reshape([n, *self.shape[1:]])
 

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import shutil
-import tracemalloc
 import weakref
 
 import numpy as np
@@ -48,7 +47,7 @@ def home(tmp_path_factory):
     hp = toy.hparams(n_vocab=len(tiny_bpe()[0]), n_ctx=96)
     values = toy.weights(hp, scale=0.2)
     # Numbers that only bits tell apart from others, or that arithmetic would not keep.
-    values['model/h1/mlp/c_fc/b'][:4] = [-0.0, 1e-40, np.float32(1) / 3, 3.4e38]
+    values['model/h1/mlp/c_fc/b'][:3] = [-0.0, 1e-40, 1 / 3]
     toy.write_model(home / 'models' / 'toy', hp, values)
     to_hf('toy', str(home / 'hf'), models_dir=str(home / 'models'))
     return home, hp, values
@@ -70,7 +69,8 @@ def theirs(name):
 def tensors(values, prefix='transformer.', dtype=np.float32, transposed=False):
     """A checkpoint's variables as transformers has them."""
     return {prefix + theirs(name.removeprefix('model/')): np.ascontiguousarray(
-        (value[0].T if transposed else value[0]) if value.ndim == 3 else value, dtype) for name, value in values.items()}
+        (value[0].T if transposed else value[0]) if value.ndim == 3 else value, dtype)
+        for name, value in values.items()}
 
 
 def weights(directory):
@@ -262,11 +262,9 @@ def test_names_and_layouts_found_in_the_wild_are_read(home, folder, tmp_path, pr
 
 @pytest.mark.parametrize('dtype', [np.float16, tf.bfloat16.as_numpy_dtype])
 def test_half_precision_is_widened_exactly(home, folder, tmp_path, dtype):
-    values = {name: np.nan_to_num(value, posinf=1, neginf=1) for name, value in home[2].items()}
-    values['model/h1/mlp/c_fc/b'][3] = 1
-    safetensors.numpy.save_file(tensors(values, dtype=dtype), folder / 'model.safetensors')
+    safetensors.numpy.save_file(tensors(home[2], dtype=dtype), folder / 'model.safetensors')
     assert_bits(read_back(folder, tmp_path), {name: value.astype(dtype).astype(np.float32)
-                                              for name, value in values.items()})
+                                              for name, value in home[2].items()})
 
 
 def test_a_file_for_each_few_tensors(home, folder, tmp_path):
@@ -346,9 +344,7 @@ def test_a_model_or_run_is_found_by_name_or_path(home, run, tmp_path, given, fla
     flags = {name: value.format(tmp_path) for name, value in flags.items()}
     to_hf(given.format(tmp_path), str(tmp_path / 'out'), models_dir=str(home[0] / 'models'),
           checkpoint_dir=str(tmp_path / 'checkpoint'), **flags)
-    with np.errstate(over='ignore'):
-        expected = {name: np.ones_like(value) if factor is None else value * np.float32(factor)
-                    for name, value in home[2].items()}
+    expected = {name: np.ones_like(value) if factor is None else value * factor for name, value in home[2].items()}
     assert_bits(safetensors.numpy.load_file(tmp_path / 'out' / 'model.safetensors'), tensors(expected))
 
 
@@ -401,11 +397,6 @@ def test_a_config_that_says_the_same_in_other_words_is_read(home, folder, tmp_pa
     assert_bits(read_back(folder, tmp_path), home[2])
 
 
-def changed(found, **changes):
-    found = {name: value for name, value in found.items() if changes.get(name.rpartition('transformer.')[2], 0) is not None}
-    return found
-
-
 @pytest.mark.parametrize('edit, message', [
     (lambda t: t.pop('transformer.h.1.ln_2.bias'), 'lacks 1 tensors that config.json asks for, such as '
                                                    'transformer.h.1.ln_2.bias'),
@@ -420,7 +411,7 @@ def changed(found, **changes):
     (lambda t: t.update({'transformer.ln_f.weight': np.ones(32, np.int8)}), 'ln_f.weight is I8'),
     # One transposed among others that are not: the square ones could be either.
     (lambda t: t.update({'transformer.h.1.mlp.c_fc.weight': np.ascontiguousarray(
-        t['transformer.h.1.mlp.c_fc.weight'].T)}), 'c_fc.weight has shape [128, 32], but config.json makes it [32, 128]'),
+        t['transformer.h.1.mlp.c_fc.weight'].T)}), 'has shape [128, 32], but config.json makes it [32, 128]'),
     (lambda t: t.clear(), 'config.json says n_layer is 2, but there are only 0 tensors')])
 def test_tensors_that_are_not_a_gpt2s_are_refused(home, folder, tmp_path, edit, message):
     found = tensors(home[2])
@@ -482,9 +473,9 @@ def test_a_missing_file_is_named(folder, tmp_path, name):
     assert name in refusal(folder, tmp_path)
 
 
-@pytest.mark.parametrize('name, content', itertools.product(
-    ['config.json', 'vocab.json', 'added_tokens.json', 'tokenizer.json', 'model.safetensors.index.json'],
-    ['', '{', '[]', 'null', '"x"', '[' * 100_000, '{}']))
+@pytest.mark.parametrize('name', ['config.json', 'vocab.json', 'added_tokens.json', 'tokenizer.json',
+                                  'model.safetensors.index.json'])
+@pytest.mark.parametrize('content', ['', '{', '[]', 'null', '"x"', '[' * 100_000, '{}'])
 def test_json_that_is_not_what_it_should_be_is_refused(folder, tmp_path, name, content):
     if name == 'model.safetensors.index.json':
         os.unlink(folder / 'model.safetensors')
@@ -513,7 +504,8 @@ def test_a_missing_shard_is_named(home, folder, tmp_path):
 
 @pytest.mark.parametrize('edit, message', [
     (lambda t: t['model'].update(type='WordPiece'), 'not the byte-level BPE'),
-    (lambda t: t.update(model=[1]), 'not the byte-level BPE'), (lambda t: t.pop('pre_tokenizer'), 'not the byte-level BPE'),
+    (lambda t: t.update(model=[1]), 'not the byte-level BPE'),
+    (lambda t: t.pop('pre_tokenizer'), 'not the byte-level BPE'),
     (lambda t: t['pre_tokenizer'].update(type='Metaspace'), 'not the byte-level BPE'),
     (lambda t: t['pre_tokenizer'].update(use_regex=False), 'not the byte-level BPE'),
     (lambda t: t['pre_tokenizer'].update(add_prefix_space=True), 'begin prompts with a space'),
@@ -612,16 +604,19 @@ def test_written_tensors_are_not_kept(tmp_path):
     assert {name: value.flat[0] for name, value in found.items()} == {f't{i}': i for i in range(20)}
 
 
-def test_read_tensors_are_not_kept(tmp_path, monkeypatch):
-    """Of 20 MB, of which the largest tensor is 2.3 MB, little more than that is in memory at any time."""
-    hp, _ = toy.write_model(tmp_path / 'all' / 'deep', toy.hparams(n_vocab=4500, n_embd=128, n_layer=22))
-    to_hf('deep', str(tmp_path / 'hf'), models_dir=str(tmp_path / 'all'))
-    assert os.path.getsize(tmp_path / 'hf' / 'model.safetensors') > 19e6
-    monkeypatch.setattr(checkpoint, 'SHARD_BYTES', 1 << 20)
-    tracemalloc.start()
-    try:
-        from_hf(str(tmp_path / 'hf'), 'back', models_dir=str(tmp_path / 'models'))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 2.5 * 4 * hp.n_vocab * hp.n_embd
+def test_of_weights_on_their_way_into_a_checkpoint_few_are_kept(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, 'SHARD_BYTES', 20_000)
+    alive, largest = [], max(value.nbytes for value in home[2].values())
+
+    def values():
+        for name in model.weight_shapes(home[1]):
+            value = checkpoint.aligned(home[2][f'model/{name}'].shape)
+            assert value.ctypes.data % 64 == 0
+            value[...] = home[2][f'model/{name}']
+            alive.append(weakref.ref(value))
+            yield name, value
+            del value
+            assert sum(each().nbytes for each in alive if each() is not None) <= max(20_000, largest)
+
+    checkpoint.write(str(tmp_path), home[1], values())
+    assert_bits(weights(tmp_path), home[2])
