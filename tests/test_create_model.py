@@ -176,8 +176,8 @@ def test_the_models_folder_is_made(tmp_path):
 
 # A vocabulary of one's own
 
-HELD_OUT = ["The keepers' lamps weren't trimmed, they'd said, on 12 November 1986.\n\n", 'def wrapped(text):\n    """Ä"""',
-            'häß 日本 🙂', '   \t\n  x ', 'aaaaaaaaaaaaaaaaa', '<|endoftext|>', '\0\x7f\xad', '']
+HELD_OUT = ["The keepers' lamps weren't trimmed, they'd said, on 12 November 1986.\n\n",
+            'def wrapped(text):\n    """Ä"""', 'häß 日本 🙂', '   \t\n  x ', 'aaaaaaaaaaaaaaaaa', '<|endoftext|>', '\0\x7f\xad', '']
 
 
 @pytest.fixture(scope='module')
@@ -256,8 +256,8 @@ def test_a_vocabulary_that_cannot_be_learned_is_refused(learned, tmp_path, flags
 def test_without_tokenizers_it_is_said_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'tokenizers', None)
     (tmp_path / 'text').write_text(ENGLISH)
-    assert refusal('own', **TOY, models_dir=str(tmp_path / 'models'), train_vocab=300, corpus=str(tmp_path / 'text')) == (
-        '--train_vocab needs the package tokenizers: pip install tokenizers')
+    said = refusal('own', **TOY, models_dir=str(tmp_path / 'models'), train_vocab=300, corpus=str(tmp_path / 'text'))
+    assert said == '--train_vocab needs the package tokenizers: pip install tokenizers'
     assert not os.path.exists(tmp_path / 'models')
 
 
