@@ -176,8 +176,8 @@ def test_the_models_folder_is_made(tmp_path):
 
 # A vocabulary of one's own
 
-HELD_OUT = ["The keepers' lamps weren't trimmed, they'd said, on 12 November 1986.\n\n",
-            'def wrapped(text):\n    """Ä"""', 'häß 日本 🙂', '   \t\n  x ', 'aaaaaaaaaaaaaaaaa', '<|endoftext|>', '\0\x7f\xad', '']
+HELD_OUT = ["The keepers' lamps weren't trimmed, they'd said, on 12 November 1986.\n\n", '   \t\n  x ', '',
+            'def wrapped(text):\n    """Ä"""', 'häß 日本 🙂', 'aaaaaaaaaaaaaaaaa', '<|endoftext|>', '\0\x7f\xad']
 
 
 @pytest.fixture(scope='module')
