@@ -13,10 +13,12 @@ import contextlib
 import filecmp
 import glob
 import json
+import math
 import os
 import re
 import shutil
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import encoder
@@ -25,6 +27,8 @@ import paths
 from errors import InputError, require
 
 KEPT = 5
+NEW_CHECKPOINT = 'model.ckpt'  # as the released ones are named
+SHARD_BYTES = 1 << 26  # of small weights that are written together
 LOADED_TOGETHER = 24  # variables: a run of the session takes its time, and all at once would be in memory twice
 
 
@@ -61,6 +65,17 @@ def find(path):
     return prefix
 
 
+def choose(directory, name=None):
+    """The checkpoint of a model or run: its newest, or the one of a name there, such as model-best.
+
+    A name with a / is the path of any checkpoint, as find takes it: so a run of another code base, which has neither
+    sizes nor vocabulary beside it, is used with those of the model that it was trained from.
+    """
+    if name and os.path.dirname(name):
+        return find(name)
+    return find(paths.child(directory, name, '--checkpoint') if name else directory)
+
+
 def model_variables(scope='model'):
     """The weights' variables; those that an optimizer adds below the same scope are not trainable."""
     return tf.trainable_variables(f'{scope}/')
@@ -79,6 +94,15 @@ def checked_reader(prefix, tensors):
                                        'use the hparams.json that came with the checkpoint')
         require(dtypes[name] == tensor.dtype, f'{prefix}: {name} is {dtypes[name].name}, expected {tensor.dtype.name}')
     return reader
+
+
+def weights_reader(prefix, hparams):
+    """The reader of a checkpoint that holds all weights of these sizes: get_tensor('model/' + a name of weight_shapes).
+
+    Raises InputError where it does not. What get_tensor raises about damage, `readable` makes one line.
+    """
+    return checked_reader(prefix, {f'model/{name}': tf.TensorSpec(shape, tf.float32)
+                                   for name, shape in model.weight_shapes(hparams).items()})
 
 
 @contextlib.contextmanager
@@ -272,12 +296,63 @@ def synchronize(path):
 
 def create(directory, hparams, seed=None):
     """Writes hparams.json and a checkpoint of a new, randomly initialized model into a model directory."""
+    prefix = os.path.join(directory, NEW_CHECKPOINT)
     with tf.Graph().as_default(), tf.Session() as session:
         tf.set_random_seed(seed)
         model.weights(hparams)
         session.run(tf.global_variables_initializer())
-        tf.train.Saver(model_variables()).save(session, os.path.join(directory, 'model.ckpt'), write_state=False)
+        tf.train.Saver(model_variables()).save(session, prefix, write_state=False)
+    describe_new(directory, hparams)
+
+
+def write(directory, hparams, weights):
+    """Writes hparams.json and a checkpoint of given weights into a model directory.
+
+    weights: an iterable of (name of weight_shapes, float32 array, best of `aligned`). It is written as it comes, in
+    several files of data, so that no more than the largest weight, or SHARD_BYTES of smaller ones, is in memory.
+    """
+    prefix, shards = os.path.join(directory, NEW_CHECKPOINT), []
+    with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as session:
+        model.weights(hparams)
+        tf.train.Saver(model_variables()).export_meta_graph(f'{prefix}.meta')
+        for shard in in_shards(weights):
+            shards.append(write_shard(session, f'{prefix}-{len(shards)}', shard))
+            del shard  # while the next is read
+        session.run(tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=shards, destination_prefix=prefix,
+                                                  delete_old_dirs=False))
+    describe_new(directory, hparams)
+
+
+def in_shards(weights):  # -> dicts of {name: array}, of SHARD_BYTES or a single array
+    shard, size = {}, 0
+    for name, value in weights:
+        if shard and size + value.nbytes > SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name], size = value, size + value.nbytes
+    yield shard
+
+
+def aligned(shape):  # -> float32 array, uninitialized
+    """An array at an address where TensorFlow takes it as it is; of others it makes a copy."""
+    count = math.prod(shape)
+    memory = np.empty(count + 16, np.float32)
+    first = -memory.ctypes.data % 64 // 4
+    return memory[first:first + count].reshape(shape)
+
+
+def write_shard(session, prefix, values):  # -> prefix
+    """Writes a checkpoint of {name: float32 array}."""
+    inputs = [tf.placeholder(tf.float32, value.shape) for value in values.values()]
+    saved = tf.raw_ops.SaveV2(prefix=prefix, tensor_names=[f'model/{name}' for name in values],
+                              shape_and_slices=[''] * len(values), tensors=inputs)
+    session.run(saved, dict(zip(inputs, values.values(), strict=True)))
+    return prefix
+
+
+def describe_new(directory, hparams):
+    """Writes hparams.json, and the file `checkpoint` that names NEW_CHECKPOINT."""
     with paths.replacing(os.path.join(directory, 'hparams.json')) as file:
         json.dump(hparams.values(), file)
     with paths.replacing(os.path.join(directory, 'checkpoint')) as file:
-        file.write('model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n')
+        file.write(f'model_checkpoint_path: "{NEW_CHECKPOINT}"\nall_model_checkpoint_paths: "{NEW_CHECKPOINT}"\n')

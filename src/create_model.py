@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
 """Makes a new model directory with random weights: ./src/create_model.py NAME [flags], see --help."""
-import json
 import math
-import os
-import shutil
+import sys
 import tempfile
 
 import cli
 import encoder
+import load_dataset
 import paths
-from errors import require
+from errors import InputError, require
+
+SMALLEST_VOCABULARY = 257  # the bytes and <|endoftext|>
 
 
 def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 768, n_ctx: int = 1024,
-                 models_dir: str = 'models', vocab_from: str | None = None, seed: int | None = None):
+                 models_dir: str = 'models', vocab_from: str | None = None, train_vocab: int | None = None,
+                 corpus: str | None = None, encoding: str = 'utf-8', seed: int | None = None):
     """Makes models_dir/name, a model of these sizes initialized as the paper's, to be trained with train.py.
 
     Args:
@@ -24,39 +26,69 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
         n_ctx: the longest sequence, in tokens.
         models_dir: where models are.
         vocab_from: a model of models_dir whose vocabulary is copied; None for the 256 bytes and <|endoftext|>.
+        train_vocab: learn a vocabulary of so many tokens from the corpus instead; 257 to about 50,000.
+        corpus: the text for train_vocab: a file, a directory, a quoted glob, or several of these with commas between.
+        encoding: of the corpus.
         seed: of the random weights; None for new ones.
     """
+    require(train_vocab is None or vocab_from is None, '--train_vocab and --vocab_from both say what the vocabulary '
+                                                       'is; give one of them')
+    require((train_vocab is None) == (corpus is None), '--train_vocab and --corpus belong together: the number of '
+                                                       'tokens, and the text that they are learned from')
     directory = paths.child(models_dir, name, 'NAME')
-    require(not os.path.exists(directory), f'{directory} exists already; choose another name, or remove it')
-    source = vocab_from is not None and paths.model_dir(vocab_from, models_dir)
-    n_vocab = encoder.get_encoder(vocab_from, models_dir).n_vocab if source else 257  # the bytes and <|endoftext|>
-    cli.load_tensorflow()
-    import checkpoint
-    import model
-    hparams = model.default_hparams().override_from_dict({
-        'n_vocab': n_vocab, 'n_ctx': n_ctx, 'n_embd': n_embd, 'n_head': n_head, 'n_layer': n_layer})
-    os.makedirs(os.path.dirname(directory) or '.', exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(directory) or '.', prefix=f'.{name}.') as temporary:
-        # A folder of its own to the end: a model that is not whole never has a name.
-        whole = os.path.join(temporary, name)
-        os.mkdir(whole)
-        if source:
-            for file in ('encoder.json', 'vocab.bpe'):
-                shutil.copyfile(os.path.join(source, file), os.path.join(whole, file))
+    with paths.making(directory) as folder:
+        cli.load_tensorflow()
+        import checkpoint
+        import model
+        hparams = model.default_hparams().override_from_dict({'n_ctx': n_ctx, 'n_embd': n_embd, 'n_head': n_head,
+                                                              'n_layer': n_layer})
+        if vocab_from is not None:
+            encoder.get_encoder(vocab_from, models_dir)  # what cannot be used is refused
+            vocabulary, merges = encoder.load_vocabulary(paths.model_dir(vocab_from, models_dir))
+        elif train_vocab is not None:
+            vocabulary, merges = trained_vocabulary(train_vocab, corpus, encoding)
         else:
-            write_byte_vocabulary(whole)
-        checkpoint.create(whole, hparams, seed)
-        os.rename(whole, directory)
+            symbols = [*encoder.bytes_to_unicode().values(), encoder.EOT]
+            vocabulary, merges = dict(zip(symbols, range(len(symbols)), strict=True)), []
+        encoder.write_vocabulary(folder, vocabulary, merges)
+        checkpoint.create(folder, hparams.override_from_dict({'n_vocab': max(vocabulary.values()) + 1}), seed)
     print(f'Made {directory}: {sum(map(math.prod, model.weight_shapes(hparams).values())):,} parameters')
 
 
-def write_byte_vocabulary(directory):
-    """encoder.json and vocab.bpe with a token for each byte, in the order of GPT-2's own, and <|endoftext|>."""
-    symbols = [*encoder.bytes_to_unicode().values(), encoder.EOT]
-    with open(os.path.join(directory, 'encoder.json'), 'w', encoding='utf-8') as file:
-        json.dump({symbol: number for number, symbol in enumerate(symbols)}, file)
-    with open(os.path.join(directory, 'vocab.bpe'), 'w', encoding='utf-8') as file:
-        file.write('#version: 0.2\n')
+def trained_vocabulary(size, corpus, encoding='utf-8'):  # -> {symbol: id}, list of pairs of symbols
+    """The bytes, what byte-pair encoding merges in a corpus (pairs that occur twice or more), and <|endoftext|>, which
+    is the last of `size` tokens.
+
+    Raises InputError without the package tokenizers, without text, and where the corpus has not so many pairs.
+    """
+    require(size >= SMALLEST_VOCABULARY, f'--train_vocab must be {SMALLEST_VOCABULARY} (the bytes and {encoder.EOT}) '
+                                         f'or more, not {size}')
+    try:
+        from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    except ImportError:
+        raise InputError('--train_vocab needs the package tokenizers: pip install tokenizers') from None
+    files = load_dataset.find_files(corpus)
+    load_dataset.text_decoder(encoding)  # an unknown one is told before any work
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    texts = load_dataset.Counted(corpus_texts(files, encoding))
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=size - 1, min_frequency=2, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=sys.stderr.isatty()))
+    require(texts.count, f'{corpus} holds no text')
+    with tempfile.TemporaryDirectory() as folder:
+        names = tokenizer.model.save(folder)  # vocab.json, merges.txt
+        vocabulary, merges = encoder.read_vocabulary(names[0]), encoder.read_merges(names[1])
+    require(len(vocabulary) == size - 1, f'{corpus} has pairs for --train_vocab {len(vocabulary) + 1} and no more, not '
+                                         f'{size}; give more text, or that number')
+    return {**vocabulary, encoder.EOT: size - 1}, merges
+
+
+def corpus_texts(files, encoding):
+    """The text of files in parts that can be encoded apart; InputError for what is no text."""
+    for path in files:
+        require(not path.lower().endswith('.npz'), f'{path} holds tokens of another vocabulary; --corpus must be text')
+        yield from load_dataset.separate_document(path, load_dataset.read_text(path, encoding))
 
 
 if __name__ == '__main__':

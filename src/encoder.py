@@ -22,6 +22,7 @@ from merges import Merges
 from pieces import PieceCache, safe_cut, split
 
 EOT = '<|endoftext|>'
+VOCABULARY_FILES = ('encoder.json', 'vocab.bpe')
 PART = 1 << 18  # characters split at a time
 REMEDY = 'fetch it again with ./download_model.py, or copy it from where the model came from'
 
@@ -48,7 +49,7 @@ class Encoder:
     Raises InputError if the vocabulary or the merges cannot be used.
     """
 
-    def __init__(self, encoder, bpe_merges, errors='replace', names=('encoder.json', 'vocab.bpe')):
+    def __init__(self, encoder, bpe_merges, errors='replace', names=VOCABULARY_FILES):
         check_vocabulary(encoder, names[0])
         self.encoder = encoder
         self.decoder = {id: symbol for symbol, id in encoder.items()}
@@ -203,8 +204,12 @@ def check_surrogates(text, seen=0):
 def get_encoder(model_name, models_dir='models'):
     """The Encoder of a model's encoder.json and vocab.bpe; InputError if they are missing or damaged."""
     directory = paths.model_dir(model_name, models_dir)
-    names = [os.path.join(directory, name) for name in ('encoder.json', 'vocab.bpe')]
-    return Encoder(read_vocabulary(names[0]), read_merges(names[1]), names=names)
+    return Encoder(*load_vocabulary(directory), names=[os.path.join(directory, name) for name in VOCABULARY_FILES])
+
+
+def load_vocabulary(directory, names=VOCABULARY_FILES):  # -> dict of symbol → id, list of pairs of symbols
+    """What stands in a folder's two files; Encoder checks whether it can be used."""
+    return read_vocabulary(os.path.join(directory, names[0])), read_merges(os.path.join(directory, names[1]))
 
 
 def read_utf8(path):
@@ -237,6 +242,15 @@ def read_merges(path):  # -> list of tuples of symbols
             raise InputError(f'{path} line {number} is not two symbols with a space between but '
                              f'{" ".join(pair)[:80]!r}; {REMEDY}')
     return merges
+
+
+def write_vocabulary(directory, encoder, merges, names=VOCABULARY_FILES):
+    """Writes what read_vocabulary and read_merges read, in the form of the released files."""
+    with paths.replacing(os.path.join(directory, names[0])) as file:
+        json.dump(encoder, file)
+    with paths.replacing(os.path.join(directory, names[1]), encoding='utf-8') as file:
+        file.write('#version: 0.2\n')
+        file.writelines(f'{first} {second}\n' for first, second in merges)
 
 
 def check_vocabulary(encoder, name):

@@ -14,7 +14,6 @@ import tensorflow.compat.v1 as tf
 import checkpoint
 import fused
 import model
-import paths
 import sample
 from continuation import Continuation
 from errors import require
@@ -28,14 +27,13 @@ SMALLEST_PART = 64  # but not less of a row than this
 def load(model_name='124M', models_dir='models', checkpoint_name=None, precision='float32'):
     """The Generator of a model directory or run, in a session of its own.
 
-    checkpoint_name: None for the newest, or one such as model-best. precision: that of the weights. float32: as they
-    are. bfloat16: rounded. int8: with a scale for each output of a matrix; both are multiplied by activations in
-    bfloat16, and added up in float32. Raises InputError for what is missing, damaged or does not fit.
+    checkpoint_name: see checkpoint.choose. precision: that of the weights. float32: as they are. bfloat16: rounded.
+    int8: with a scale for each output of a matrix; both are multiplied by activations in bfloat16, and added up in
+    float32. Raises InputError for what is missing, damaged or does not fit.
     """
     require(precision in PRECISIONS, f'precision must be one of {", ".join(PRECISIONS)}, not {precision!r}')
     directory, hparams, enc = checkpoint.describe(model_name, models_dir)
-    path = paths.child(directory, checkpoint_name, '--checkpoint') if checkpoint_name else directory
-    prefix = checkpoint.find(path)
+    prefix = checkpoint.choose(directory, checkpoint_name)
     if precision == 'int8' and platform.machine() in ('x86_64', 'AMD64'):
         # XLA's loops for AVX-512 read int8 at half the speed of those for AVX2. This counts if it is set before XLA
         # first compiles something.

@@ -29,7 +29,8 @@ def interact_model(model_name: str = '124M', seed: int | None = None, nsamples: 
         top_k: draw from this many of the likeliest tokens; 0 for all. 40 is a good value.
         top_p: draw from the likeliest tokens that together have this probability; 0 or 1 for all.
         models_dir: where models are.
-        checkpoint: one of the model's checkpoints, such as model-best or model-1000; None for the newest.
+        checkpoint: one of the model's checkpoints, such as model-best or model-1000, or the path of any; None
+            for the newest.
         precision: of the weights: float32, bfloat16 or int8. Less memory, and faster on a CPU.
         repetition_penalty: above 1 what prompt and sample have already becomes less likely, below 1 likelier.
         prompt: continue this text, and end, instead of asking for prompts.

@@ -17,7 +17,6 @@ import tensorflow.compat.v1 as tf
 import checkpoint
 import generator
 import model
-import paths
 from errors import require
 from load_dataset import PADDING
 
@@ -42,7 +41,7 @@ class Scores:
 class Likelihood:
     """The model of a name, or of a training run's directory, in a session of its own.
 
-    checkpoint_name: one of its checkpoints, None for the newest. precision: of matrix products, float32 or bfloat16.
+    checkpoint_name: see checkpoint.choose. precision: of matrix products, float32 or bfloat16.
     batch_size: windows of context tokens in a batch, None for as many as make BATCH_TOKENS. context: the most tokens
     that the model sees, None for n_ctx. Raises InputError for what cannot be loaded, and for values out of range.
     Attributes: prefix (of the checkpoint), hparams, enc, context.
@@ -57,8 +56,7 @@ class Likelihood:
         require(batch_size is None or batch_size >= 1, f'--batch_size must be 1 or more, not {batch_size}')
         require(precision in ('float32', 'bfloat16'), f'--precision must be float32 or bfloat16, not {precision!r}')
         self.batch_size = batch_size or max(1, BATCH_TOKENS // self.context)
-        path = paths.child(directory, checkpoint_name, '--checkpoint') if checkpoint_name else directory
-        self.prefix = checkpoint.find(path)
+        self.prefix = checkpoint.choose(directory, checkpoint_name)
         self.session = tf.Session(graph=tf.Graph(), config=generator.session_config())
         self.batches = {}  # shape -> Batch
         with self.session.graph.as_default():

@@ -158,12 +158,17 @@ def iter_items(enc, files, combine, encoding, advance):
 
 def document_items(enc, path, text):
     """Yields a document's text, cut where that changes no id, and then, unless it is empty, the id of <|endoftext|>."""
-    try:
-        yield from separate_texts(text)
-    except InputError as error:
-        raise InputError(f'{path}: {error}') from None
+    yield from separate_document(path, text)
     if text.count and enc.eot is not None:
         yield enc.eot
+
+
+def separate_document(path, texts):
+    """separate_texts of a file's text, as read_text gives it; what either raises names the file."""
+    try:
+        yield from separate_texts(texts)
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from None
 
 
 def in_groups(items):  # -> lists of items, worth sending to another process; an array ends its list
@@ -237,7 +242,7 @@ def read_text(path, encoding, advance=lambda n_bytes: None):
     """Yields a file's text in pieces, line ends and byte-order mark as they are.
 
     advance: called with the number of bytes read, piece by piece. Raises InputError (without the file's name, which
-    document_items adds) where the file is not so encoded.
+    separate_document adds) where the file is not so encoded.
     """
     decoder = text_decoder(encoding)
     read = 0

@@ -9,6 +9,7 @@ H n_head, D = E / H the size of a head, V n_vocab.
 """
 import dataclasses
 import json
+import os
 import typing
 
 import numpy as np
@@ -55,7 +56,8 @@ def load_hparams(path):
         with open(path, encoding='utf-8') as file:
             values = json.load(file)
     except FileNotFoundError:
-        raise InputError(f'no {path}; a model directory has one: fetch or create the model again') from None
+        raise InputError(f'no {path}; a model directory has one: fetch or create the model again. A run of other code '
+                         f'is used by its model\'s name and --checkpoint {os.path.dirname(path)}/') from None
     except (ValueError, RecursionError) as error:
         raise InputError(f'{path} is not JSON ({error}); fetch or create the model again') from None
     require(isinstance(values, dict), f'{path} must hold an object of sizes, not {type(values).__name__}')

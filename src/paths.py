@@ -1,4 +1,4 @@
-"""Where things are, and how a file is put there: beside its final name first, then renamed.
+"""Where things are, and how a file or folder is put there: beside its final name first, then renamed.
 
 A model directory holds MODEL_FILES. A run directory (checkpoint/<run_name>) holds the same hparams.json, encoder.json
 and vocab.bpe beside its checkpoints, so it is a model directory too: `--models_dir checkpoint --model_name <run_name>`.
@@ -7,6 +7,7 @@ Needs no TensorFlow, so that encoding and downloading do not wait for its import
 """
 import contextlib
 import os
+import tempfile
 
 from errors import InputError, require
 
@@ -48,6 +49,23 @@ def run_dir(run_name, checkpoint_dir='checkpoint'):
     return child(checkpoint_dir, run_name, '--run_name')
 
 
+def model_or_run(given, models_dir='models', checkpoint_dir='checkpoint'):
+    """The existing directory of a model or of a training run: by the name of either, or by its path (with a /).
+
+    Raises InputError where there is none, and where a model and a run have the name.
+    """
+    if os.path.dirname(given):
+        path = os.path.abspath(expand(given))
+        require(os.path.isdir(path), f'no folder {given}; give the name of a model or run, or the path of its folder')
+        return path
+    run = child(checkpoint_dir, given, 'MODEL_OR_RUN')
+    if not os.path.isdir(run):
+        return model_dir(given, models_dir)
+    model = child(models_dir, given, 'MODEL_OR_RUN')
+    require(not os.path.isdir(model), f'{given} is both a model and a run; give the path of one, {model} or {run}')
+    return run
+
+
 @contextlib.contextmanager
 def replacing(path, mode='w', encoding=None):
     """Opens a new file beside `path` for writing; at the end of the block it takes the place of `path`, whole.
@@ -67,3 +85,22 @@ def replacing(path, mode='w', encoding=None):
         if isinstance(error, OSError) and error.filename in (None, temporary):
             error.filename = path  # the name that the caller knows
         raise
+
+
+@contextlib.contextmanager
+def making(folder):
+    """Gives the path of a new, empty folder; at the end of the block it becomes `folder`, whole.
+
+    On an exception nothing is left behind. Raises InputError, before the block, where `folder` exists.
+    """
+    require(not os.path.lexists(folder), f'{folder} exists already; choose another name, or remove it')
+    parent, name = os.path.split(os.path.abspath(folder))
+    beside = parent
+    while not os.path.lexists(beside):  # the folders above are made at the end, too
+        beside = os.path.dirname(beside)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f'.{name}.') as temporary:
+        whole = os.path.join(temporary, name)
+        os.mkdir(whole)
+        yield whole
+        os.makedirs(parent, exist_ok=True)
+        os.rename(whole, folder)

@@ -1,13 +1,17 @@
+import inspect
 import json
 import os
+import sys
+import textwrap
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from tiny_vocab import tiny_bpe, write_vocab
+from tiny_vocab import ENGLISH, tiktoken_encoding, tiny_bpe, write_vocab
 
 import cli
-from create_model import create_model
+import encoder
+from create_model import create_model, trained_vocabulary
 from encoder import get_encoder
 from errors import InputError
 
@@ -157,17 +161,104 @@ def test_without_a_seed_two_models_differ(tmp_path):
 
 def test_the_vocabulary_of_another_model_is_copied(models):
     create_model('wordy', **TOY, models_dir=str(models), vocab_from='words')
-    encoder, _ = tiny_bpe()
+    vocabulary, _ = tiny_bpe()
     for name in ('encoder.json', 'vocab.bpe'):
         assert (models / 'wordy' / name).read_bytes() == (models / 'words' / name).read_bytes()
     assert listing(models / 'wordy') == FILES
-    assert json.loads((models / 'wordy' / 'hparams.json').read_text())['n_vocab'] == len(encoder)
-    assert weights(models / 'wordy')['model/wte'].shape == (len(encoder), 32)
+    assert json.loads((models / 'wordy' / 'hparams.json').read_text())['n_vocab'] == len(vocabulary)
+    assert weights(models / 'wordy')['model/wte'].shape == (len(vocabulary), 32)
 
 
 def test_the_models_folder_is_made(tmp_path):
     create_model('toy', n_layer=1, n_head=1, n_embd=8, n_ctx=8, models_dir=str(tmp_path / 'a' / 'b'))
     assert listing(tmp_path / 'a' / 'b') == ['toy']
+
+
+# A vocabulary of one's own
+
+HELD_OUT = ["The keepers' lamps weren't trimmed, they'd said, on 12 November 1986.\n\n", '   \t\n  x ', '',
+            'def wrapped(text):\n    """Ä"""', 'häß 日本 🙂', 'aaaaaaaaaaaaaaaaa', '<|endoftext|>', '\0\x7f\xad']
+
+
+@pytest.fixture(scope='module')
+def learned(tmp_path_factory):
+    """A model `own` with a vocabulary of 600 learned from two files; also its encoder.json and its merges."""
+    pytest.importorskip('tokenizers', reason='vocabularies are learned by the package tokenizers')
+    folder = tmp_path_factory.mktemp('learned')
+    (folder / 'text').mkdir()
+    (folder / 'text' / 'a.txt').write_text(ENGLISH * 2)
+    (folder / 'text' / 'b.txt').write_text(inspect.getsource(textwrap))
+    create_model('own', **TOY, models_dir=str(folder), train_vocab=600, corpus=str(folder / 'text' / '*.txt'))
+    return (folder, json.loads((folder / 'own' / 'encoder.json').read_text()),
+            encoder.read_merges(folder / 'own' / 'vocab.bpe'))
+
+
+def test_a_learned_vocabulary_is_the_bytes_the_merges_and_the_end_of_text(learned):
+    folder, vocabulary, merges = learned
+    assert sorted(vocabulary.values()) == list(range(600)) and vocabulary['<|endoftext|>'] == 599
+    assert [vocabulary[symbol] for symbol in encoder.bytes_to_unicode().values()] == list(range(256))
+    assert [vocabulary[first + second] for first, second in merges] == list(range(256, 599))
+    assert listing(folder / 'own') == FILES
+    assert weights(folder / 'own')['model/wte'].shape == (600, 32)
+
+
+def test_ids_are_those_of_tokenizers_and_tiktoken(learned):
+    folder, vocabulary, merges = learned
+    import tokenizers
+    reference = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(
+        str(folder / 'own' / 'encoder.json'), str(folder / 'own' / 'vocab.bpe')))
+    reference.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tiktoken, enc = tiktoken_encoding(vocabulary, merges), get_encoder('own', str(folder))
+    for text in [*HELD_OUT, inspect.getsource(inspect)]:
+        ids = enc.encode(text)
+        assert ids == reference.encode(text).ids == tiktoken.encode_ordinary(text)
+        assert enc.decode(ids) == text
+    assert len(enc.encode(ENGLISH)) < len(ENGLISH) / 2
+
+
+def test_the_pairs_that_occur_most_are_merged_first(learned, tmp_path):
+    (tmp_path / 'text').write_text('xyxyxy xyxy zz zz')
+    _, merges = trained_vocabulary(257 + 2, str(tmp_path / 'text'))
+    assert merges == [('x', 'y'), ('xy', 'xy')]
+
+
+def test_a_corpus_is_read_in_its_encoding(learned, tmp_path):
+    (tmp_path / 'text').write_bytes('ßß ßß'.encode('latin-1'))
+    vocabulary, merges = trained_vocabulary(258, str(tmp_path / 'text'), 'latin-1')
+    assert merges == [('Ã', 'Ł')] and vocabulary['ÃŁ'] == 256
+
+
+def test_the_smallest_vocabulary_is_the_one_without_a_corpus(learned, tmp_path):
+    create_model('bytes', n_layer=1, n_head=1, n_embd=8, n_ctx=8, models_dir=str(tmp_path), train_vocab=257,
+                 corpus=str(learned[0] / 'text'))
+    create_model('plain', n_layer=1, n_head=1, n_embd=8, n_ctx=8, models_dir=str(tmp_path))
+    for name in ('encoder.json', 'vocab.bpe'):
+        assert (tmp_path / 'bytes' / name).read_bytes() == (tmp_path / 'plain' / name).read_bytes()
+
+
+@pytest.mark.parametrize('flags, message', [
+    ({'train_vocab': 256}, '--train_vocab must be 257'), ({'train_vocab': -1}, '--train_vocab must be 257'),
+    ({'train_vocab': 50257}, 'has pairs for --train_vocab '), ({'corpus': '{}/none'}, 'nothing matches the path'),
+    ({'corpus': '{}/empty'}, 'empty holds no text'), ({'corpus': '{}/a.npz'}, 'a.npz holds tokens of another'),
+    ({'corpus': '{}/broken'}, 'broken: not utf-8 at byte 3'), ({'encoding': 'utf-99'}, 'utf-99'),
+    ({'corpus': None}, '--train_vocab and --corpus belong together'),
+    ({'train_vocab': None}, '--train_vocab and --corpus belong together'),
+    ({'vocab_from': 'x'}, '--train_vocab and --vocab_from both say'), ({'n_head': 3}, 'must be divisible by n_head')])
+def test_a_vocabulary_that_cannot_be_learned_is_refused(learned, tmp_path, flags, message):
+    for name, content in (('text', ENGLISH.encode()), ('empty', b''), ('a.npz', b'PK'), ('broken', b'abc\xff')):
+        (tmp_path / name).write_bytes(content)
+    flags = {name: value.format(tmp_path) if isinstance(value, str) else value for name, value in flags.items()}
+    assert message in refusal('own', **{**TOY, 'models_dir': str(tmp_path / 'models'), 'train_vocab': 300,
+                                        'corpus': str(tmp_path / 'text'), **flags})
+    assert not os.path.exists(tmp_path / 'models')
+
+
+def test_without_tokenizers_it_is_said_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tokenizers', None)
+    (tmp_path / 'text').write_text(ENGLISH)
+    said = refusal('own', **TOY, models_dir=str(tmp_path / 'models'), train_vocab=300, corpus=str(tmp_path / 'text'))
+    assert said == '--train_vocab needs the package tokenizers: pip install tokenizers'
+    assert not os.path.exists(tmp_path / 'models')
 
 
 # What is refused

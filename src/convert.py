@@ -1,0 +1,54 @@
+#!/usr/bin/env python3
+"""Converts models to and from the format of Hugging Face's transformers. ./src/convert.py --help
+
+    ./src/convert.py to_hf novels novels-hf/
+    ./src/convert.py from_hf novels-hf/ novels2
+"""
+import math
+
+import cli
+import paths
+
+
+def to_hf(model_or_run: str, out: str, models_dir: str = 'models', checkpoint_dir: str = 'checkpoint',
+          checkpoint: str | None = None):
+    """Writes a model, or a training run's, into a folder that transformers and what reads its format take.
+
+    Args:
+        model_or_run: the name of a directory of models_dir or checkpoint_dir, or the path of one.
+        out: the new folder, which must not exist yet.
+        models_dir: where models are.
+        checkpoint_dir: where runs are.
+        checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of any; None
+            for the newest.
+    """
+    out = paths.expand(out)
+    with paths.making(out) as folder:
+        directory = paths.model_or_run(model_or_run, models_dir, checkpoint_dir)
+        cli.load_tensorflow()
+        import hugging_face
+        prefix = hugging_face.write(folder, directory, checkpoint)
+    print(f'Wrote {prefix} to {out}')
+
+
+def from_hf(directory: str, name: str, models_dir: str = 'models'):
+    """Makes a model of models_dir from a folder in the format of transformers, with its weights in safetensors.
+
+    Args:
+        directory: the folder, which holds config.json, the vocabulary and the weights.
+        name: the new directory below models_dir, which must not exist yet.
+        models_dir: where models are.
+    """
+    target = paths.child(models_dir, name, 'NAME')
+    with paths.making(target) as folder:
+        cli.load_tensorflow()
+        import hugging_face
+        import model
+        hparams = hugging_face.read(directory, folder)
+    print(f'Made {target}: {sum(map(math.prod, model.weight_shapes(hparams).values())):,} parameters')
+
+
+COMMANDS = {'to_hf': to_hf, 'from_hf': from_hf}
+
+if __name__ == '__main__':
+    cli.run(COMMANDS)
