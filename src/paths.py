@@ -1,4 +1,4 @@
-"""Where things are, and how a file is put there: beside its final name first, then renamed.
+"""Where things are, and how a file or folder is put there: beside its final name first, then renamed.
 
 A model directory holds MODEL_FILES. A run directory (checkpoint/<run_name>) holds the same hparams.json, encoder.json
 and vocab.bpe beside its checkpoints, so it is a model directory too: `--models_dir checkpoint --model_name <run_name>`.
@@ -7,6 +7,7 @@ Needs no TensorFlow, so that encoding and downloading do not wait for its import
 """
 import contextlib
 import os
+import tempfile
 
 from errors import InputError, require
 
@@ -67,3 +68,22 @@ def replacing(path, mode='w', encoding=None):
         if isinstance(error, OSError) and error.filename in (None, temporary):
             error.filename = path  # the name that the caller knows
         raise
+
+
+@contextlib.contextmanager
+def making(folder):
+    """Gives the path of a new, empty folder; at the end of the block it becomes `folder`, whole.
+
+    On an exception nothing is left behind. Raises InputError, before the block, where `folder` exists.
+    """
+    require(not os.path.lexists(folder), f'{folder} exists already; choose another name, or remove it')
+    parent, name = os.path.split(os.path.abspath(folder))
+    beside = parent
+    while not os.path.lexists(beside):  # the folders above are made at the end, too
+        beside = os.path.dirname(beside)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f'.{name}.') as temporary:
+        whole = os.path.join(temporary, name)
+        os.mkdir(whole)
+        yield whole
+        os.makedirs(parent, exist_ok=True)
+        os.rename(whole, folder)
