@@ -61,6 +61,17 @@ def find(path):
     return prefix
 
 
+def choose(directory, name=None):
+    """The checkpoint of a model or run: its newest, or the one of a name there, such as model-best.
+
+    A name with a / is the path of any checkpoint, as find takes it: so a run of another code base, which has neither
+    sizes nor vocabulary beside it, is used with those of the model that it was trained from.
+    """
+    if name and os.path.dirname(name):
+        return find(name)
+    return find(paths.child(directory, name, '--checkpoint') if name else directory)
+
+
 def model_variables(scope='model'):
     """The weights' variables; those that an optimizer adds below the same scope are not trainable."""
     return tf.trainable_variables(f'{scope}/')

@@ -81,7 +81,7 @@ def in_kernel():
 
 def compile_nothing():
     """From here on, the default graph gets plain operations alone, for programs that have no XLA to run it."""
-    tf.add_to_collection('plain', True)
+    tf.add_to_collection('plain', 1)
 
 
 def without_kernels():

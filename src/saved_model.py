@@ -17,7 +17,6 @@ import tensorflow.compat.v1 as tf
 import checkpoint
 import fused
 import model
-import paths
 import sample
 
 
@@ -26,11 +25,10 @@ def write(folder, model_name, models_dir='models', checkpoint_name=None):
 
     Its variables are those of the checkpoint, in float32. Sizes and vocabulary are in the folder's assets.extra, which
     is for clients: what loads the model does not look there.
-    checkpoint_name: None for the newest, or one such as model-best. Raises InputError for what is missing, damaged or
-    does not fit.
+    checkpoint_name: see checkpoint.choose. Raises InputError for what is missing, damaged or does not fit.
     """
     directory, hparams, _ = checkpoint.describe(model_name, models_dir)
-    prefix = checkpoint.find(paths.child(directory, checkpoint_name, '--checkpoint') if checkpoint_name else directory)
+    prefix = checkpoint.choose(directory, checkpoint_name)
     # No GPU is needed to write files, and one may be in use.
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as session:
         fused.compile_nothing()  # TensorFlow Serving's XLA is off unless it is asked for
