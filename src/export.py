@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes a model for TensorFlow Serving, or any TensorFlow without this code: ./src/export.py MODEL_OR_RUN OUT [flags]."""
+"""Writes a model for TensorFlow Serving, and for TensorFlow without this code: ./src/export.py MODEL_OR_RUN OUT."""
 import cli
 import paths
 

@@ -17,9 +17,9 @@ SMALLEST = 1 << 14  # numbers in a row of the batch; to compile for less takes l
 def fused(function=None, *, gradient=None):
     """Decorates a function of tensors, with one tensor as result.
 
-    It is compiled where that pays, unless compile_nothing says otherwise: where all sizes but the first of each argument are known when the graph is made
+    It is compiled where that pays: where all sizes but the first of each argument are known when the graph is made
     (those of a prompt are not: each length would be compiled anew), and make at least SMALLEST numbers. It is not
-    compiled for a GPU.
+    compiled for a GPU, nor after compile_nothing.
 
     The backward pass computes the function again from its arguments, so that these are all that is kept for it.
     gradient: instead, a function of the result's gradient, the result, and as many of the arguments as it takes; it

@@ -22,8 +22,8 @@ def check_controls(*, length, temperature=1, top_k=0, top_p=1, repetition_penalt
 
 
 def check(condition, *message):  # -> operations, to be control dependencies of what needs the condition
-    """Raises InputError(message) unless the condition holds. Of a tensor this is only known when the graph is run: it is
-    an operation then, which fails with the message. message: words, and numbers or tensors to be put between them."""
+    """Raises InputError(message) unless the condition holds. Of a tensor this is known when the graph is run: then it
+    is an operation, which fails with the message. message: words, and numbers or tensors to be put between them."""
     if tf.is_tensor(condition):
         return [tf.debugging.Assert(condition, message)]
     require(condition, ' '.join(map(str, message)))
@@ -144,7 +144,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         context = tf.fill([batch_size, 1], start_token)
     else:
         T = model.shape_list(context)[1]
-        assertions += check(T + length <= n_ctx, 'a context of', T, 'tokens and', length, f'more exceed n_ctx, {n_ctx}')
+        assertions += check(length <= n_ctx - T, 'a context of', T, 'tokens and', length, f'more exceed n_ctx, {n_ctx}')
     with tf.name_scope('sample_sequence'), tf.control_dependencies(assertions):
         # Read here, once: a variable that is read inside the loop is copied at every step.
         w = model.weights(hparams, scope)
