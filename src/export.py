@@ -4,20 +4,24 @@ import cli
 import paths
 
 
-def export(model_name: str, out: str, models_dir: str = 'models', checkpoint: str | None = None):
+def export(model_or_run: str, out: str, models_dir: str = 'models', checkpoint_dir: str = 'checkpoint',
+           checkpoint: str | None = None):
     """Writes a SavedModel with the signatures `logits` and `generate`; README.md shows how they are called.
 
     Args:
-        model_name: a directory of models_dir; of a training run with --models_dir checkpoint.
+        model_or_run: the name of a directory of models_dir or checkpoint_dir, or the path of one.
         out: the new folder. TensorFlow Serving wants its name to be a number, the version: served/gpt2/1.
         models_dir: where models are.
-        checkpoint: one of the model's checkpoints, such as model-best or model-1000; None for the newest.
+        checkpoint_dir: where runs are.
+        checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of any; None
+            for the newest.
     """
     out = paths.expand(out)
     with paths.making(out) as folder:
+        directory = paths.model_or_run(model_or_run, models_dir, checkpoint_dir)
         cli.load_tensorflow()
         import saved_model
-        prefix = saved_model.write(folder, model_name, models_dir, checkpoint)
+        prefix = saved_model.write(folder, directory, checkpoint)
     print(f'Wrote {prefix} to {out}')
 
 

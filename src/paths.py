@@ -49,6 +49,24 @@ def run_dir(run_name, checkpoint_dir='checkpoint'):
     return child(checkpoint_dir, run_name, '--run_name')
 
 
+def model_or_run(given, models_dir='models', checkpoint_dir='checkpoint'):
+    """The existing directory of a model or of a training run: by the name of either, or by its path (with a /).
+
+    Raises InputError where there is none, and where a model and a run have the name.
+    """
+    if os.path.dirname(given):
+        path = os.path.abspath(expand(given))
+        require(os.path.isdir(path), f'no folder {given}; give the name of a model or run, or the path of its folder')
+        return path
+    run = child(checkpoint_dir, given, 'MODEL_OR_RUN')
+    if not os.path.isdir(run):
+        return model_dir(given, models_dir)
+    model = child(models_dir, given, 'MODEL_OR_RUN')
+    require(not os.path.isdir(model) or os.path.samefile(model, run),
+            f'{given} is both a model and a run; give the path of one, {model} or {run}')
+    return run
+
+
 @contextlib.contextmanager
 def replacing(path, mode='w', encoding=None):
     """Opens a new file beside `path` for writing; at the end of the block it takes the place of `path`, whole.

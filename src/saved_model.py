@@ -20,14 +20,14 @@ import model
 import sample
 
 
-def write(folder, model_name, models_dir='models', checkpoint_name=None):
-    """Writes the SavedModel of a model directory or run into an empty folder; returns the checkpoint's path.
+def write(folder, directory, checkpoint_name=None):
+    """Writes the SavedModel of the model or run in a directory into an empty folder; returns the checkpoint's path.
 
     Its variables are those of the checkpoint, in float32. Sizes and vocabulary are in the folder's assets.extra, which
     is for clients: what loads the model does not look there.
     checkpoint_name: see checkpoint.choose. Raises InputError for what is missing, damaged or does not fit.
     """
-    directory, hparams, _ = checkpoint.describe(model_name, models_dir)
+    _, hparams, _ = checkpoint.describe(os.path.basename(directory), os.path.dirname(directory))
     prefix = checkpoint.choose(directory, checkpoint_name)
     # No GPU is needed to write files, and one may be in use.
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as session:

@@ -267,7 +267,7 @@ def test_of_a_run_the_checkpoint_that_is_asked_for_is_written(models, capfd, tmp
         s.run(tf.global_variables_initializer())
         tf.train.Saver().save(s, str(run_directory / 'model-best'), write_state=False)
     out = tmp_path / 'new' / 'served' / '1'
-    assert run(capfd, 'mine', out, '--models_dir', tmp_path / 'checkpoint', '--checkpoint=model-best') == (
+    assert run(capfd, 'mine', out, '--checkpoint_dir', tmp_path / 'checkpoint', '--checkpoint=model-best') == (
         0, f'Wrote {run_directory}/model-best to {out}\n', '')
     reader = tf.train.load_checkpoint(str(out / 'variables' / 'variables'))
     assert (reader.get_tensor('model/wte') == best['model/wte']).all()
@@ -305,6 +305,14 @@ def test_of_a_damaged_model_nothing_is_written(models, capfd, tmp_path, damage, 
     assert (status, out) == (2, '') and err.count('\n') == 1
     assert named in err and str(tmp_path / 'models' / 'toy') in err
     assert contents(tmp_path / 'out') == {}
+
+
+def test_a_model_is_named_as_by_the_sampling_scripts_or_by_its_path(models, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(models[0].parent)
+    for number, argv in enumerate((['toy', '--models_dir', models[0]], [f'{models[0].name}/toy'],
+                                   ['toy', '--models_dir', models[0], '--checkpoint_dir', models[0]])):
+        assert run(capfd, argv[0], tmp_path / str(number), *argv[1:]) == (
+            0, f'Wrote {models[0]}/toy/model.ckpt to {tmp_path}/{number}\n', '')
 
 
 def test_a_checkpoint_that_is_not_there_is_named(models, capfd, tmp_path):
