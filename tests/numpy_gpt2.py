@@ -52,7 +52,7 @@ def mean_loss(weights, windows, n_head):
 
 
 def truncated(p, top_k, top_p):
-    """Probabilities [n_vocab] of which only the top_k likeliest (0: all), and of these those that make up top_p, stay."""
+    """Probabilities [n_vocab] of which only the top_k likeliest (0: all), and of these those of the top_p, stay."""
     order = np.argsort(-p)
     chosen = order[:top_k or len(p)]
     share = p[chosen] / p[chosen].sum()
