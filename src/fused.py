@@ -19,7 +19,7 @@ def fused(function=None, *, gradient=None):
 
     It is compiled where that pays: where all sizes but the first of each argument are known when the graph is made
     (those of a prompt are not: each length would be compiled anew), and make at least SMALLEST numbers. It is not
-    compiled for a GPU.
+    compiled for a GPU, nor after compile_nothing.
 
     The backward pass computes the function again from its arguments, so that these are all that is kept for it.
     gradient: instead, a function of the result's gradient, the result, and as many of the arguments as it takes; it
@@ -48,7 +48,7 @@ def fused(function=None, *, gradient=None):
     @functools.wraps(function)
     def call(*args):
         sizes = [x.shape[1:].num_elements() for x in args]
-        if in_kernel() or None in sizes or max(sizes) < SMALLEST or on_gpu():
+        if in_kernel() or None in sizes or max(sizes) < SMALLEST or without_kernels():
             return function(*args)
         result = forward(*args)
         with tf.get_default_graph().gradient_override_map({'IdentityN': name}):
@@ -60,7 +60,7 @@ def kernel(function):
     """Decorates a function of tensors (and of dicts, lists and named tuples of them) that no gradient is taken of.
 
     It is compiled as a whole, once for each set of shapes that it is run with; but not for a GPU, nor where the sizes
-    known when the graph is made add up to less than SMALLEST.
+    known when the graph is made add up to less than SMALLEST, nor after compile_nothing.
     """
     def marked(*args):
         tf.add_to_collection('kernel', function)
@@ -70,13 +70,22 @@ def kernel(function):
     @functools.wraps(function)
     def call(*args):
         size = sum(x.shape.num_elements() or 0 for x in tf2.nest.flatten(args) if tf.is_tensor(x))
-        return (function if in_kernel() or size < SMALLEST or on_gpu() else compiled)(*args)
+        return (function if in_kernel() or size < SMALLEST or without_kernels() else compiled)(*args)
     return call
 
 
 def in_kernel():
     """Whether the graph that is being made is that of a kernel."""
     return bool(tf.get_collection('kernel'))
+
+
+def compile_nothing():
+    """From here on, the default graph gets plain operations alone, for programs that have no XLA to run it."""
+    tf.add_to_collection('plain', 1)
+
+
+def without_kernels():
+    return bool(tf.get_collection('plain')) or on_gpu()
 
 
 def apart(x):

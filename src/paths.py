@@ -62,7 +62,8 @@ def model_or_run(given, models_dir='models', checkpoint_dir='checkpoint'):
     if not os.path.isdir(run):
         return model_dir(given, models_dir)
     model = child(models_dir, given, 'MODEL_OR_RUN')
-    require(not os.path.isdir(model), f'{given} is both a model and a run; give the path of one, {model} or {run}')
+    require(not os.path.isdir(model) or os.path.samefile(model, run),
+            f'{given} is both a model and a run; give the path of one, {model} or {run}')
     return run
 
 

@@ -12,13 +12,22 @@ from fused import fused
 ONE = 0x3f800000  # the bits of 1.0 in float32
 
 
-def check_controls(*, length, temperature=1, top_k=0, top_p=1, repetition_penalty=1):
-    """Raises InputError where a control is outside its range."""
-    require(length > 0, f'length must be 1 or more, not {length}')
-    require(temperature >= 0, f'temperature must be 0 (greedy) or more, not {temperature}')
-    require(top_k >= 0, f'top_k must be 0 (off) or more, not {top_k}')
-    require(0 <= top_p <= 1, f'top_p must be from 0 to 1 (both: off), not {top_p}')
-    require(repetition_penalty > 0, f'repetition_penalty must be above 0 (1: none), not {repetition_penalty}')
+def check_controls(*, length, temperature=1, top_k=0, top_p=1, repetition_penalty=1):  # -> assertions
+    """As check, of each control and its range."""
+    return [*check(length > 0, 'length must be 1 or more, not', length),
+            *check(temperature >= 0, 'temperature must be 0 (greedy) or more, not', temperature),
+            *check(top_k >= 0, 'top_k must be 0 (off) or more, not', top_k),
+            *check((0 <= top_p) & (top_p <= 1), 'top_p must be from 0 to 1 (both: off), not', top_p),
+            *check(repetition_penalty > 0, 'repetition_penalty must be above 0 (1: none), not', repetition_penalty)]
+
+
+def check(condition, *message):  # -> operations, to be control dependencies of what needs the condition
+    """Raises InputError(message) unless the condition holds. Of a tensor this is known when the graph is run: then it
+    is an operation, which fails with the message. message: words, and numbers or tensors to be put between them."""
+    if tf.is_tensor(condition):
+        return [tf.debugging.Assert(condition, message)]
+    require(condition, ' '.join(map(str, message)))
+    return []
 
 
 def either(condition, then, otherwise):
@@ -114,26 +123,29 @@ def random_keys(seed, batch_size):  # -> int64 [B, 2]
 
 
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1, top_k=0,
-                    top_p=1, seed=None, stop_token=None, scope='model'):
+                    top_p=1, seed=None, stop_token=None, padded=False, scope='model'):
     """Adds to the graph the sampling of `length` tokens after a context, as one operation; generator.Generator goes
     token by token.
 
     start_token, batch_size: for a context of this one token, batch_size times; or
-    context: int32 [B, T]; T and length together may not exceed n_ctx.
+    context: int32 [B, T]; T and length together may not exceed n_ctx. padded: whether it may have -1 at the left of
+    rows that are shorter than others.
     temperature: 0 is greedy. top_k, top_p: see their functions; both may be given, top-k applies first.
     seed: see random_keys. stop_token: after it a row goes on with nothing but stop_token; all rows stopped end the run.
-    Returns int32 [B, T + length], the context included. Raises InputError for values out of range.
+    Returns int32 [B, T + length], the context included. length and the controls are numbers, or scalar tensors. Raises
+    InputError for numbers out of range; with tensors that are, running the operation fails.
     """
     controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
-    check_controls(length=length, **controls)
-    require(length <= hparams.n_ctx, f'length must be from 1 to n_ctx, {hparams.n_ctx}, not {length}')
+    n_ctx = hparams.n_ctx
+    assertions = [*check_controls(length=length, **controls),
+                  *check(length <= n_ctx, f'length must be from 1 to n_ctx, {n_ctx}, not', length)]
     require((start_token is None) != (context is None), 'give start_token or context, one of them')
     if context is None:
         context = tf.fill([batch_size, 1], start_token)
     else:
-        T = context.shape.with_rank(2)[1] or 0
-        require(T + length <= hparams.n_ctx, f'a context of {T} tokens and {length} more exceed n_ctx, {hparams.n_ctx}')
-    with tf.name_scope('sample_sequence'):
+        T = model.shape_list(context)[1]
+        assertions += check(length <= n_ctx - T, 'a context of', T, 'tokens and', length, f'more exceed n_ctx, {n_ctx}')
+    with tf.name_scope('sample_sequence'), tf.control_dependencies(assertions):
         # Read here, once: a variable that is read inside the loop is copied at every step.
         w = model.weights(hparams, scope)
         uniforms = tf.map_fn(lambda key: tf.random.stateless_uniform([length], key, dtype=tf.float64),
@@ -142,7 +154,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         def choose(h, i):  # the hidden states [B, T, E], the number of the step -> int32 [B]
             return sample_token(model.next_logits(w, h), uniforms[:, i], **controls)
 
-        continuation = decode(hparams, w, context, length, choose, stop_token)
+        continuation = decode(hparams, w, context, length, choose, stop_token, padded)
         return tf.concat([context, continuation], axis=1)
 
 
@@ -154,10 +166,20 @@ def write_at(buffer, new, position):  # [B, H, S, D], [B, H, 1, D], scalar -> [B
     return tf.reshape(flat, [B, H, S, D])
 
 
-def decode(hparams, w, context, length, choose, stop_token):  # int32 [B, T] -> int32 [B, length]
+def encode(hparams, w, context, padded):  # int32 [B, T] -> [B, T, E], presents, int32 [B] or None
+    """The context in one pass: what model.transformer returns, and the `start` that is to go on with it."""
+    if not padded:
+        return *model.transformer(hparams, w, context), None
+    start = tf.reduce_sum(tf.cast(context < 0, tf.int32), axis=1)
+    nothing = tf.zeros([tf.shape(context)[0], hparams.n_head, 0, hparams.n_embd // hparams.n_head])
+    past = [(nothing, nothing)] * hparams.n_layer  # `start` is for attention to a past
+    return *model.transformer(hparams, w, tf.maximum(context, 0), past, 0, start), start
+
+
+def decode(hparams, w, context, length, choose, stop_token, padded):  # int32 [B, T] -> int32 [B, length]
     """The context in one pass, then one token a step; keys and values are kept in buffers of T + length - 1."""
     B, T = model.shape_list(context)
-    h, presents = model.transformer(hparams, w, context)
+    h, presents, start = encode(hparams, w, context, padded)
     cache = [tuple(tf.pad(each, [[0, 0], [0, 0], [0, length - 1], [0, 0]]) for each in pair) for pair in presents]
     token = choose(h, 0)
     stop = -1 if stop_token is None else stop_token
@@ -168,7 +190,7 @@ def decode(hparams, w, context, length, choose, stop_token):  # int32 [B, T] -> 
 
     def step(i, token, tokens, cache):
         n_past = T + i - 1
-        h, presents = model.transformer(hparams, w, token[:, None], past=cache, n_past=n_past)
+        h, presents = model.transformer(hparams, w, token[:, None], past=cache, n_past=n_past, start=start)
         cache = [tuple(write_at(*each, n_past) for each in zip(*pairs, strict=True))
                  for pairs in zip(cache, presents, strict=True)]
         token = tf.where(tf.equal(token, stop), token, choose(h, i))

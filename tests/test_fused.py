@@ -88,3 +88,21 @@ def test_a_gradient_from_the_result_is_the_only_one():
         step[i] = 1e-6
         expected[i] = (reference(scores + step) - reference(scores - step)) / 2e-6
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_graph_in_which_nothing_is_to_be_compiled_has_no_kernels_in_loops_and_functions_either():
+    double = fused.kernel(lambda x: 2 * x)
+
+    def both(x):
+        return double(scaled_sine(x, tf.ones([3]), tf.ones([2], tf.int32)))
+    results = []
+    for nothing in (False, True):
+        with toy.session() as s:
+            if nothing:
+                fused.compile_nothing()
+            y = both(tf.ones([2, 3]))
+            looped = tf.while_loop(lambda i, x: i < 1, lambda i, x: (i + 1, both(x)), (0, tf.ones([2, 3])))[1]
+            assert (b'_XlaMustCompile' in s.graph.as_graph_def().SerializeToString()) != nothing
+            assert (len(calls(s.graph)) == 2) != nothing
+            results += s.run([y, looped])
+    np.testing.assert_allclose(results, [np.full([2, 3], 2 * np.sin(1))] * 4, rtol=1e-6)

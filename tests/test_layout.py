@@ -43,13 +43,15 @@ MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
                        'optimizer', 'tensorflow', 'tqdm'},
     'src/convert.py': {'cli', 'hugging_face', 'model'},
     'src/create_model.py': {'checkpoint', 'cli', 'encoder', 'load_dataset', 'model', 'tokenizers'},
+    'src/saved_model.py': {'checkpoint', 'fused', 'model', 'sample', 'tensorflow'},
     'src/evaluate.py': {'cli', 'corpora', 'figures', 'likelihood', 'load_dataset', 'tqdm'},
+    'src/export.py': {'cli', 'saved_model'},
     'src/generate_unconditional_samples.py': {'cli', 'samples'},
     'src/interactive_conditional_samples.py': {'cli', 'samples'},
 }
 TENSORFLOW_FREE = ['continuation', 'encoder', 'load_dataset', 'paths', 'errors', 'cli', 'flags', 'encode',
                    'download_model', 'train', 'convert', 'create_model', 'generate_unconditional_samples',
-                   'interactive_conditional_samples', 'corpora', 'figures', 'evaluate']
+                   'interactive_conditional_samples', 'corpora', 'figures', 'evaluate', 'export']
 CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'Corpus'}
 
 
@@ -173,7 +175,8 @@ def test_a_script_is_executable_and_ends_in_cli_run(name):
 
 def test_all_root_files_and_five_of_src_are_scripts():
     assert {name for name in NAMES if '/' not in name} <= set(SCRIPTS)
-    assert {'src/convert.py', 'src/create_model.py', 'src/evaluate.py', 'src/generate_unconditional_samples.py',
+    assert {'src/convert.py', 'src/create_model.py', 'src/evaluate.py', 'src/export.py',
+            'src/generate_unconditional_samples.py',
             'src/interactive_conditional_samples.py'} <= set(SCRIPTS)
 
 

@@ -148,3 +148,40 @@ def test_a_folder_that_is_not_there_is_an_error_naming_the_path(tmp_path):
 def test_the_files_of_a_model_are_the_seven_released():
     assert sorted(paths.MODEL_FILES) == ['checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001',
                                          'model.ckpt.index', 'model.ckpt.meta', 'vocab.bpe']
+
+
+# making
+
+def test_a_new_folder_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with paths.making(os.path.join('new', 'folder')) as folder:
+        assert os.listdir(folder) == []
+        with open(os.path.join(folder, 'file'), 'w') as file:
+            file.write('whole')
+        assert not os.path.exists('new')
+    assert os.listdir(tmp_path) == ['new'] and os.listdir('new') == ['folder']
+    assert (tmp_path / 'new' / 'folder' / 'file').read_text() == 'whole'
+
+
+@pytest.mark.parametrize('error', [ValueError, OSError, KeyboardInterrupt, SystemExit])
+def test_on_an_exception_there_is_no_new_folder(tmp_path, error):
+    with pytest.raises(error), paths.making(str(tmp_path / 'new' / 'folder')) as folder:
+        with open(os.path.join(folder, 'file'), 'w') as file:
+            file.write('half')
+        raise error()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('make', [os.mkdir, lambda path: os.symlink('nowhere', path),
+                                  lambda path: open(path, 'w').close()])
+def test_a_folder_that_exists_is_refused_before_any_work(tmp_path, make):
+    make(str(tmp_path / 'old'))
+    with pytest.raises(InputError, match='old exists already'), paths.making(str(tmp_path / 'old')):
+        pytest.fail('the block was entered')
+    assert os.listdir(tmp_path) == ['old']
+
+
+def test_a_folder_below_a_file_cannot_be_made(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(NotADirectoryError), paths.making(str(tmp_path / 'file' / 'folder')):
+        pytest.fail('the block was entered')

@@ -235,6 +235,54 @@ def test_controls_out_of_range_are_refused(arguments, message):
         draw(None, context=CONTEXT, **arguments)
 
 
+@pytest.mark.parametrize('controls', [{'temperature': 0}, {'temperature': 1, 'seed': 4, 'top_k': 20, 'top_p': 0.9}])
+def test_rows_of_several_lengths_and_controls_as_tensors(monkeypatch, controls):
+    monkeypatch.setattr(fused, 'SMALLEST', 1 << 60)  # compiling would take seconds
+    values = toy.weights(toy.hparams(), scale=0.4)
+    padded = [[3, 1, 4, 1, 5], [-1, -1, 9, 2, 6], [-1, -1, -1, -1, 7]]
+    inputs = {'length': 12, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, **controls}
+    with toy.session() as s:
+        given = {name: tf.placeholder(tf.float32 if name in ('temperature', 'top_p') else tf.int32, [])
+                 for name in inputs}
+        context = tf.placeholder(tf.int32, [None, None])
+        tokens = sample.sample_sequence(hparams=toy.hparams(), context=context, padded=True, **given)
+        toy.assign(s, values)
+        together = s.run(tokens, {context: padded, **{given[name]: value for name, value in inputs.items()}})
+    assert together[:, :5].tolist() == padded
+    for i, row in enumerate(padded):
+        real = [token for token in row if token >= 0]
+        seed = np.array([[controls['seed'], i]]) if 'seed' in controls else None
+        alone = draw(values, context=[real], length=12, **{**controls, 'seed': seed})
+        assert together[i, 5:].tolist() == alone[0, len(real):].tolist()
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'length': 0}, r'\[length must be 1 or more, not\] \[0\]'), ({'length': 2 ** 31 - 1}, 'n_ctx, 32'),
+    ({'length': 28}, r'\[a context of\] \[5\] \[tokens and\] \[28\] \[more exceed n_ctx, 32\]'),
+    ({'temperature': -1}, 'temperature must be 0'), ({'top_k': -1}, 'top_k must be 0'),
+    ({'top_p': 1.1}, 'top_p must be from 0')])
+def test_tensors_out_of_range_end_the_run(monkeypatch, changes, message):
+    monkeypatch.setattr(fused, 'SMALLEST', 1 << 60)
+    inputs = {'length': 5, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, **changes}
+    with toy.session() as s:
+        given = {name: tf.placeholder(tf.float32 if name in ('temperature', 'top_p') else tf.int32, [])
+                 for name in inputs}
+        tokens = sample.sample_sequence(hparams=toy.hparams(), context=tf.constant(CONTEXT), **given)
+        toy.assign(s, toy.weights(toy.hparams()))
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            s.run(tokens, {given[name]: value for name, value in inputs.items()})
+
+
+def test_a_context_of_a_length_unknown_beforehand_may_not_exceed_the_window():
+    with toy.session() as s:
+        context = tf.placeholder(tf.int32, [None, None])
+        tokens = sample.sample_sequence(hparams=toy.hparams(), context=context, length=28)
+        toy.assign(s, toy.weights(toy.hparams()))
+        assert s.run(tokens, {context: [[1] * 4]}).shape == (1, 32)
+        with pytest.raises(tf.errors.InvalidArgumentError, match='more exceed n_ctx, 32'):
+            s.run(tokens, {context: [[1] * 5]})
+
+
 def test_the_cache_is_of_fixed_size():
     """Nothing in the loop may concatenate: the buffers' shapes stay what they were before it."""
     with toy.session() as s:

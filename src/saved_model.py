@@ -1,0 +1,74 @@
+"""A model as a SavedModel: a folder that TensorFlow and TensorFlow Serving load and run with none of this code.
+
+Signature `logits`: the logits of the token that comes next.
+    tokens int32 [B, T] -> logits float32 [B, V]
+Signature `generate`: what sample.sample_sequence draws.
+    tokens int32 [B, T], length int32, temperature float32, top_k int32, top_p float32, seed int64, all five scalars
+    -> tokens int32 [B, T + length], those that were given first
+In both, rows that are shorter than others have -1 at their left. Values that cannot be used end a run with a message.
+
+Dimensions: those of sample.py.
+"""
+import os
+import shutil
+
+import tensorflow.compat.v1 as tf
+
+import checkpoint
+import fused
+import model
+import sample
+
+
+def write(folder, directory, checkpoint_name=None):
+    """Writes the SavedModel of the model or run in a directory into an empty folder; returns the checkpoint's path.
+
+    Its variables are those of the checkpoint, in float32. Sizes and vocabulary are in the folder's assets.extra, which
+    is for clients: what loads the model does not look there.
+    checkpoint_name: see checkpoint.choose. Raises InputError for what is missing, damaged or does not fit.
+    """
+    _, hparams, _ = checkpoint.describe(os.path.basename(directory), os.path.dirname(directory))
+    prefix = checkpoint.choose(directory, checkpoint_name)
+    # No GPU is needed to write files, and one may be in use.
+    with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as session:
+        fused.compile_nothing()  # TensorFlow Serving's XLA is off unless it is asked for
+        signatures = {'logits': logits_signature(hparams), 'generate': generate_signature(hparams)}
+        checkpoint.restore(session, prefix, checkpoint.model_variables())
+        builder = tf.saved_model.Builder(folder)
+        builder.add_meta_graph_and_variables(session, [tf.saved_model.tag_constants.SERVING], signatures,
+                                             strip_default_attrs=True)  # older versions know fewer of them
+        builder.save()
+    extra = os.path.join(folder, 'assets.extra')
+    os.mkdir(extra)
+    for name in ('hparams.json', 'encoder.json', 'vocab.bpe'):
+        shutil.copyfile(os.path.join(directory, name), os.path.join(extra, name))
+    return prefix
+
+
+def logits_signature(hparams):
+    tokens = tf.placeholder(tf.int32, [None, None], 'tokens')
+    T = tf.shape(tokens)[1]
+    too_long = sample.check(T <= hparams.n_ctx, T, f'tokens are more than n_ctx, {hparams.n_ctx}')
+    with tf.control_dependencies([*too_long, *check_tokens(tokens, hparams)]):
+        w = model.weights(hparams)
+        h, *_ = sample.encode(hparams, w, tokens, padded=True)
+    return tf.saved_model.predict_signature_def({'tokens': tokens}, {'logits': model.next_logits(w, h)})
+
+
+def generate_signature(hparams):
+    controls = {'length': tf.int32, 'temperature': tf.float32, 'top_k': tf.int32, 'top_p': tf.float32, 'seed': tf.int64}
+    with tf.name_scope('generate'):
+        tokens = tf.placeholder(tf.int32, [None, None], 'tokens')
+        inputs = {name: tf.placeholder(dtype, [], name) for name, dtype in controls.items()}
+    with tf.control_dependencies(check_tokens(tokens, hparams)):
+        drawn = sample.sample_sequence(hparams=hparams, context=tokens, padded=True, **inputs)
+    return tf.saved_model.predict_signature_def({'tokens': tokens, **inputs}, {'tokens': drawn})
+
+
+def check_tokens(tokens, hparams):  # int32 [B, T] -> assertions
+    known = (tokens >= -1) & (tokens < hparams.n_vocab)
+    at_left = (tokens[:, 1:] >= 0) | (tokens[:, :-1] < 0)
+    return [*sample.check(tf.reduce_all(known), f'tokens must be from 0 to {hparams.n_vocab - 1}, or -1 at the left of '
+                          'shorter rows; they are from', tf.reduce_min(tokens), 'to', tf.reduce_max(tokens)),
+            *sample.check(tf.reduce_all(tf.reduce_max(tokens, axis=1) >= 0) & tf.reduce_all(at_left),
+                          'each row must have a token, and -1 at its left alone; they are', tokens)]
