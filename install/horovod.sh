@@ -30,7 +30,7 @@ if ((${#missing[@]})); then
     printf -v names '%s, ' "${missing[@]}"
     fail 2 "Horovod cannot be built without ${names%, }: apt-get install ${packages[*]}$without"
 fi
-tensorflow=$(pip freeze | sed -En 's/^(tensorflow([-_]cpu)?)==/\1-/p')
+tensorflow=$(pip list --format=freeze | sed -En 's/^(tensorflow([-_]cpu)?)==/\1-/p')
 test "$tensorflow" || fail 2 "Horovod is built against TensorFlow, and $(command -v python3) has none: make install"
 
 unset HOROVOD_WITHOUT_TENSORFLOW HOROVOD_WITHOUT_GLOO HOROVOD_WITH_MPI HOROVOD_WITHOUT_MPI
