@@ -1,6 +1,7 @@
 # make demo    from nothing to samples of a fine-tuned model
 # make test    all tests; make test-peers: with those that compare with transformers (and torch, which is large)
 # make bench   speed and memory, beside those of benchmarks/requirements.txt that are installed; some ten minutes
+# make horovod training on many processes, beside Debian's packages of install/horovod-debian.txt; MPI=0: without MPI
 # make lint    what must hold before a change is proposed
 # make clean   removes what the demo made
 
@@ -13,7 +14,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
 .NOTPARALLEL:
-.PHONY: demo test test-peers bench lint install clean
+.PHONY: demo test test-peers bench lint install horovod clean
 
 demo: install models/demo data/demo.npz
 	./train.py --dataset data/demo.npz --model_name demo --run_name demo --steps $(DEMO_STEPS) --batch_size 8 \
@@ -47,6 +48,17 @@ PIP = python3 -m pip install --disable-pip-version-check --requirement
 .venv/installed-peers: tests/requirements-peers.txt .venv/installed-tests
 	$(PIP) $<
 	touch $@
+
+horovod: .venv/installed-horovod
+
+.venv/installed-horovod: install/horovod.sh .venv/installed
+	./install/horovod.sh
+	touch $@
+
+# Where an option is named, what was installed may be of another.
+ifneq ($(MPI)$(HOROVOD_GPU_OPERATIONS),)
+.PHONY: .venv/installed-horovod
+endif
 
 test: .venv/installed-tests
 	python3 -m pytest
