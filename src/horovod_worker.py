@@ -114,8 +114,9 @@ class HorovodWorker(trainer.Worker):
 
     def wait_for_rank_0(self):
         """A launcher ends all processes once one has ended with an error: rank 0 has its say, and its save, first."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow reports the operation that fails
         with contextlib.suppress(tf.errors.OpError):
-            self.gather(None)  # which it does not join, but ends
+            self.gather(None)  # which rank 0 does not join, but ends
 
 
 @contextlib.contextmanager

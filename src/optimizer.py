@@ -71,8 +71,8 @@ class Update:
     weight_decay: matrices are first multiplied by 1 - learning_rate * weight_decay (Loshchilov & Hutter 2019,
         "Decoupled weight decay regularization"); None for 0.01 with adamw and 0 with the others.
 
-    reduce: a function of the list of gradients (their sums, where there are several batches) that gives their means over
-        all processes; None where there is one.
+    reduce: a function that is given the list of gradients (where there are several batches, of their sums), and returns
+        a list of their means over all processes; None where there is one.
 
     norm: scalar, the norm before clipping; fetch it with the update's last operation or not at all.
     """

@@ -262,9 +262,9 @@ class Trainer:
         self.worker.agree(lambda: self.data.start(self.seed, self.position))
 
     def state(self):
-        return {'step': self.step, 'position': self.position * self.worker.size, 'seed': self.seed, 'tokens': self.data.size,
-                'loss': self.loss, 'average': self.average, 'best': self.best, 'worse': self.worse,
-                'flags': dataclasses.asdict(self.flags)}
+        return {'step': self.step, 'position': self.position * self.worker.size, 'seed': self.seed,
+                'tokens': self.data.size, 'loss': self.loss, 'average': self.average, 'best': self.best,
+                'worse': self.worse, 'flags': dataclasses.asdict(self.flags)}
 
     def save(self):
         if self.worker.rank == 0 and self.run.saved_step != self.step:
