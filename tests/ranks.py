@@ -10,11 +10,9 @@ def runs(path):
     """Trains once for each of the flags in a JSON file, all with the same processes."""
     import json
 
-    import fused
     import horovod_worker
     import trainer
     from flags import HorovodFlags
-    fused.SMALLEST = 0  # kernels as larger models have them
     with open(path) as file:
         several = json.load(file)
     for flags in several:
