@@ -215,10 +215,12 @@ def test_n_ranks_give_the_updates_of_one_process_with_n_times_the_batch(flags, t
         assert (state['position'], state['step']) == (expected_state['position'], 3)
         for name in filter(start.has_tensor, expected):
             moved, should = (each[name] - start.get_tensor(name) for each in (tensors, expected))
-            # Adam's first updates are by the sign of a gradient, also of one that is next to nothing.
-            far = np.abs(moved - should) > 20 * rounding * np.abs(should).max()
-            assert np.mean(far) <= 0.01 * made['optimizer'].startswith('ada'), (made, name)
-            assert np.abs(should).max() > 0
+            if name.endswith('c_attn/b'):
+                # Nothing depends on the keys' part, whose gradient is what rounding leaves; some optimizers would
+                # make it as large as any.
+                moved, should = (np.delete(each, np.s_[len(each) // 3:2 * len(each) // 3]) for each in (moved, should))
+            np.testing.assert_allclose(moved, should, rtol=0, atol=20 * rounding * np.abs(should).max(),
+                                       err_msg=f'{made} {name}')
 
 
 # Resuming
