@@ -207,7 +207,7 @@ def test_n_ranks_give_the_updates_of_one_process_with_n_times_the_batch(flags, t
         alone = {name: value for name, value in made.items() if name != 'compression'}
         alone.update(batch_size=n * made['batch_size'], run_name=f'alone{made["run_name"]}')
         single(alone)
-        rounding = 1e-2 if {'compression', 'precision'} & made.keys() else 1e-4
+        rounding = 2e-3 if {'compression', 'precision'} & made.keys() else 1e-4
         for tag in ('loss', 'val_loss', 'gradient_norm'):
             np.testing.assert_allclose(list(events(made, tag).values()), list(events(alone, tag).values()),
                                        rtol=rounding, err_msg=f'{made} {tag}')
@@ -243,8 +243,8 @@ def test_a_run_goes_on_with_as_many_ranks_to_the_bit_and_with_others(flags, tmp_
     assert final(flags(run_name='alone'))[1]['position'] == 6 + 12
     single(flags(run_name='alone', steps=6))
     assert final(flags(run_name='alone'))[1]['position'] == 20
-    single(flags(run_name='again', steps=6, restore_from=os.path.join(flags()['checkpoint_dir'], 'parts', 'model-8')))
-    assert final(flags(run_name='again'))[1]['position'] == 8 * 2 * 2 * 3  # nothing left to do, nothing lost
+    single(flags(run_name='again', steps=9, restore_from=os.path.join(flags()['checkpoint_dir'], 'parts', 'model-8')))
+    assert final(flags(run_name='again'))[1]['position'] == 8 * 2 * 2 * 3 + 2
 
 
 # Ends
