@@ -243,7 +243,8 @@ def test_a_run_goes_on_with_as_many_ranks_to_the_bit_and_with_others(flags, tmp_
     assert final(flags(run_name='alone'))[1]['position'] == 6 + 12
     single(flags(run_name='alone', steps=6))
     assert final(flags(run_name='alone'))[1]['position'] == 20
-    single(flags(run_name='again', steps=9, restore_from=os.path.join(flags()['checkpoint_dir'], 'parts', 'model-8')))
+    single(flags(run_name='again', steps=9, val_every=3, val_batch_count=3,  # with the same data held out
+                 restore_from=os.path.join(flags()['checkpoint_dir'], 'parts', 'model-8')))
     assert final(flags(run_name='again'))[1]['position'] == 8 * 2 * 2 * 3 + 2
 
 
