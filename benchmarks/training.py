@@ -88,8 +88,9 @@ def ours(directory, size, batch_size, sequence, precision, saving):
     flags = TrainFlags(dataset=os.path.join(directory, 'tokens.npz'), model_name=size, models_dir=directory,
                        checkpoint_dir=os.path.join(directory, 'runs'), batch_size=batch_size, sample_every=0,
                        save_every=0, precision=precision, memory_saving_gradients=saving)
-    with tf.Graph().as_default(), tf.Session(config=trainer.session_config()) as session:
-        yield from measure.seconds(trainer.Trainer(flags, trainer.Worker(), session, trainer.Signals()).advance)
+    worker = trainer.Worker()
+    with tf.Graph().as_default(), tf.Session(config=trainer.session_config(worker)) as session:
+        yield from measure.seconds(trainer.Trainer(flags, worker, session, trainer.Signals()).advance)
 
 
 def peer(size, batch_size, sequence, precision, dropout):

@@ -3,6 +3,8 @@ import dataclasses
 
 from errors import require
 
+COMPRESSIONS = ('none', 'float16', 'bfloat16')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainFlags:
@@ -106,3 +108,19 @@ class TrainFlags:
 
     def check(self, name, valid, expected):
         require(valid, f'--{name} must be {expected}, not {getattr(self, name)!r}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HorovodFlags(TrainFlags):
+    """Fine-tunes a model on text in several processes: N of them with batches of B are one with batches of N·B.
+
+    Every other flag is train.py's, and a run can go on with either script and with any number of processes.
+
+    Args:
+        compression: what gradients are sent as: none (float32), float16 or bfloat16, half the bytes.
+    """
+    compression: str = 'none'
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check('compression', self.compression in COMPRESSIONS, f'one of {", ".join(COMPRESSIONS)}')

@@ -21,6 +21,7 @@ import glob
 import hashlib
 import io
 import itertools
+import json
 import math
 import mmap
 import multiprocessing
@@ -57,6 +58,7 @@ PLAIN_HEADER = re.compile(rb"\x93NUMPY\x01\0..\{'descr': '([<>|][iu][1248])', 'f
                           rb"'shape': \((\d{1,18}),\), \} *\n", re.DOTALL)
 LOCAL_HEADER = struct.Struct('<4s2xH18xHH')  # of a zip member: signature, flags, lengths of name and extra field
 ROUNDS, MASK = 6, (1 << 64) - 1
+FINGERPRINTED = 64  # windows
 
 
 def load_dataset(enc, path, combine=50000, encoding='utf-8'):  # -> list of 1-D integer arrays
@@ -67,6 +69,37 @@ def load_dataset(enc, path, combine=50000, encoding='utf-8'):  # -> list of 1-D 
     anything but one-dimensional integer arrays.
     """
     return [joined(list(chunk)) for chunk in iter_chunks(enc, find_files(path), combine, encoding or 'utf-8')]
+
+
+def encoded(enc, path, directory, combine=50000, encoding='utf-8'):  # -> a path
+    """Where the same chunks can be mapped from: the path itself where it means .npz files, else one in the directory.
+
+    It is encoded if it is not there, under a name that changes with the text files, their times and the vocabulary.
+    """
+    files = find_files(path)
+    if all(name.lower().endswith('.npz') for name in files):
+        return path
+    described = [[os.path.abspath(name), os.path.getsize(name), os.stat(name).st_mtime_ns] for name in files]
+    made_from = json.dumps([described, combine, encoding, fingerprint(enc)])
+    target = os.path.join(directory, f'dataset-{hashlib.blake2b(made_from.encode(), digest_size=8).hexdigest()}.npz')
+    if not os.path.exists(target):
+        os.makedirs(directory, exist_ok=True)
+        write_npz(target, iter_chunks(enc, files, combine, encoding or 'utf-8'), len(enc))
+    return target
+
+
+def fingerprint(enc, *data, length=1024):
+    """16 digits, others for another vocabulary, and in all likelihood for other data (each a list of chunks).
+
+    Of the data count the sizes, and some windows of this length.
+    """
+    digest = hashlib.blake2b(json.dumps(enc.encoder, sort_keys=True).encode(), digest_size=8)
+    for chunks in data:
+        digest.update(f'{[len(chunk) for chunk in chunks]}'.encode())
+        sampler = Sampler(chunks, seed=0)
+        for _ in range(FINGERPRINTED):
+            digest.update(sampler.sample(length).tobytes())
+    return digest.hexdigest()
 
 
 def joined(parts):  # a lone part stays itself: it may be a memory map

@@ -71,10 +71,14 @@ class Update:
     weight_decay: matrices are first multiplied by 1 - learning_rate * weight_decay (Loshchilov & Hutter 2019,
         "Decoupled weight decay regularization"); None for 0.01 with adamw and 0 with the others.
 
+    reduce: a function that is given the list of gradients (where there are several batches, of their sums), and returns
+        a list of their means over all processes; None where there is one.
+
     norm: scalar, the norm before clipping; fetch it with the update's last operation or not at all.
     """
 
-    def __init__(self, gradients, variables, *, optimizer, learning_rate, batches=1, clip_norm=0.0, weight_decay=None):
+    def __init__(self, gradients, variables, *, optimizer, learning_rate, batches=1, clip_norm=0.0, weight_decay=None,
+                 reduce=None):
         pairs = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
         gradients, variables = zip(*pairs, strict=True)
         opt = OPTIMIZERS[optimizer](learning_rate)
@@ -83,6 +87,8 @@ class Update:
             accumulating = AccumulatingOptimizer(opt, variables)
             self.before, self.batch = [accumulating.reset()], accumulating.add(gradients)
             gradients, scale = [total.read_value() for total in accumulating.sums], 1 / accumulating.count
+        if reduce:
+            gradients = reduce(gradients)
         # Nothing below waits for the norm without need: a gradient is applied, and its memory free, when it is there.
         self.norm = scale * tf.linalg.global_norm(gradients)
         if clip_norm:

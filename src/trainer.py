@@ -21,18 +21,52 @@ import model
 import optimizer
 import paths
 from errors import InputError, require
-from load_dataset import Sampler, hold_out, load_dataset, release
+from load_dataset import Sampler, encoded, fingerprint, hold_out, load_dataset, release
 
 FEWEST_TOKENS = 16  # of a dataset: less is a mistake, such as an empty file or a wrong path
 RELEASE_EVERY = 256  # batches between giving back the memory of the data that were read
 HELD_OUT = 0.05  # the share of the dataset's tokens that validates where no --val_dataset is given
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Worker:
-    """The part of one process among `size` that train together; only rank 0 writes and prints."""
+    """The part of one process among `size` that train together; only rank 0 writes and prints.
+
+    What is here is for a process alone; a subclass joins several. All of them must call a method at the same point.
+    """
     rank: int = 0
     size: int = 1
+    gpu: int | None = None  # the number of the one to use; None for those that there are
+
+    def gather(self, value):
+        """The values of all ranks, in a list. value: of JSON's types."""
+        return [value]
+
+    def agree(self, function):
+        """What function() returns, which is called on all ranks; an InputError of one of them is raised on all."""
+        return function()
+
+    def once(self, function):
+        """What function() returns (of JSON's types) on rank 0, which alone calls it; an InputError is raised on all."""
+        return function()
+
+    def check_same(self, function):
+        """Refuses where what function() returns, a dict by name, is not the same on all ranks."""
+
+    def refuse(self, message):
+        """Raises InputError, which all ranks do, and one of them tells."""
+        raise InputError(message)
+
+    def broadcast(self, session, variables):
+        """Gives the variables the values that they have on rank 0."""
+
+    def reduce(self, gradients):
+        """The means over all ranks of gradients, which are tensors; a list."""
+        return gradients
+
+    def lost(self, error):
+        """Whether the error came of the end of another process: then an update may have been applied in part."""
+        return False
 
 
 class Stopped(Exception):
@@ -66,7 +100,8 @@ class Signals:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def check(self):
+    def check(self, worker):
+        self.received = next(filter(None, worker.gather(self.received)), None)
         if self.received:
             raise Stopped(signal.Signals(self.received).name)
 
@@ -75,17 +110,27 @@ class Data:
     """Batches of training windows, and the fixed windows of validation."""
 
     def __init__(self, flags, enc, hparams, worker):
-        self.flags, self.hparams, self.worker = flags, hparams, worker
-        self.training = load_dataset(enc, paths.expand(flags.dataset), flags.combine, encoding=flags.encoding)
+        self.flags, self.enc, self.hparams, self.worker = flags, enc, hparams, worker
+        found = [flags.dataset] + [flags.val_dataset] * bool(flags.val_every and flags.val_dataset)
+        if worker.size > 1:  # text is encoded once, and what comes of it is in memory once on each machine
+            directory = paths.run_dir(flags.run_name, flags.checkpoint_dir)
+            found = worker.once(lambda: [encoded(enc, path, directory, flags.combine, flags.encoding)
+                                         for path in found])
+        worker.agree(lambda: self.load(*found))
+        worker.check_same(lambda: {'the dataset (its fingerprint)': fingerprint(
+            enc, *filter(None, (self.training, self.validation)), length=hparams.n_ctx)})
+
+    def load(self, path, val_path=None):
+        flags = self.flags
+        self.training = load_dataset(self.enc, paths.expand(path), flags.combine, encoding=flags.encoding)
         self.validation = []
-        if flags.val_every and flags.val_dataset:
-            self.validation = load_dataset(enc, paths.expand(flags.val_dataset), flags.combine,
-                                           encoding=flags.encoding)
+        if val_path:
+            self.validation = load_dataset(self.enc, paths.expand(val_path), flags.combine, encoding=flags.encoding)
         elif flags.val_every:
             self.training, self.validation = hold_out(self.training, HELD_OUT)
         self.size = sum(len(chunk) for chunk in self.training)
         require(self.size >= FEWEST_TOKENS, f'--dataset {flags.dataset} has {self.size} tokens to train on, but '
-                f'at least {FEWEST_TOKENS} are needed (and {hparams.n_ctx} for one full window); give more text')
+                f'at least {FEWEST_TOKENS} are needed (and {self.hparams.n_ctx} for one full window); give more text')
 
     def start(self, seed, position):
         """From here on next_batch follows the stream of this seed from this position."""
@@ -125,10 +170,15 @@ class Data:
         return np.maximum(tokens, 0), tokens
 
     def validation_batches(self):
-        """The same windows at every call, as next_batch gives them."""
+        """The same windows at every call, as next_batch gives them; each rank has its share of the batches.
+
+        Where they do not come out even, the last is None for some ranks.
+        """
         sampler = Sampler(self.validation, seed=1)
-        for _ in range(self.flags.val_batch_count):
-            yield self.batch(sampler, self.flags.val_batch_size)
+        for first in range(0, self.flags.val_batch_count, self.worker.size):
+            number = first + self.worker.rank
+            sampler.position = number * self.flags.val_batch_size
+            yield self.batch(sampler, self.flags.val_batch_size) if number < self.flags.val_batch_count else None
 
 
 class Trainer:
@@ -136,7 +186,11 @@ class Trainer:
 
     def __init__(self, flags, worker, session, signals):
         self.flags, self.worker, self.session, self.signals = flags, worker, session, signals
-        self.model_dir, self.hparams, self.enc = checkpoint.describe(flags.model_name, flags.models_dir)
+        worker.check_same(lambda: {f'--{name}': value for name, value in dataclasses.asdict(flags).items()})
+        self.model_dir, self.hparams, self.enc = worker.agree(
+            lambda: checkpoint.describe(flags.model_name, flags.models_dir))
+        worker.check_same(lambda: {'hparams.json': self.hparams.values(),
+                                   'the vocabulary (its fingerprint)': fingerprint(self.enc)})
         self.data = Data(flags, self.enc, self.hparams, worker)
         self.build()
         self.run = checkpoint.Run(paths.run_dir(flags.run_name, flags.checkpoint_dir), self.model_dir)
@@ -164,7 +218,7 @@ class Trainer:
                                   (self.batch_total, self.batch_count))
         self.update = optimizer.Update(gradients, variables, optimizer=self.flags.optimizer, learning_rate=self.rate,
                                        batches=self.flags.accumulate_gradients, clip_norm=self.flags.clip_norm,
-                                       weight_decay=self.flags.weight_decay)
+                                       weight_decay=self.flags.weight_decay, reduce=self.worker.reduce)
         if self.flags.sample_every and self.flags.sample_num:
             require(self.enc.eot is not None, 'samples start with <|endoftext|>, which encoder.json has not: '
                                               'add it, or use --sample_every 0')
@@ -191,21 +245,26 @@ class Trainer:
     # The state
 
     def resume(self):
-        state = self.run.restore(self.session, self.flags.restore_from, self.say)
-        self.step, self.position = state['step'], state.get('position', 0)
-        kept_seed = state.get('seed', generator.new_seed())
+        state = self.worker.once(lambda: {**self.run.restore(self.session, self.flags.restore_from, self.say),
+                                          'new_seed': generator.new_seed(), 'has_best': self.run.has_best()})
+        self.worker.broadcast(self.session, [*self.run.model_variables, *self.run.state_variables])
+        self.step = state['step']
+        # Kept is how many windows were drawn in all. If these processes draw another number at a time, those up to
+        # its next multiple are left out.
+        self.position = -(-state.get('position', 0) // self.worker.size)
+        kept_seed = state.get('seed', state['new_seed'])
         self.seed = kept_seed if self.flags.seed is None else self.flags.seed
         if 'seed' in state and (self.seed, self.data.size) != (state['seed'], state['tokens']):
             self.say('The seed or the dataset is not that of the checkpoint: the order of the data starts anew')
             self.position = 0
         self.loss, self.average = state.get('loss'), state.get('average', [0.0, 0.0])
-        self.best, self.worse = (state.get('best'), state.get('worse', 0)) if self.run.has_best() else (None, 0)
-        self.data.start(self.seed, self.position)
+        self.best, self.worse = (state.get('best'), state.get('worse', 0)) if state['has_best'] else (None, 0)
+        self.worker.agree(lambda: self.data.start(self.seed, self.position))
 
     def state(self):
-        return {'step': self.step, 'position': self.position, 'seed': self.seed, 'tokens': self.data.size,
-                'loss': self.loss, 'average': self.average, 'best': self.best, 'worse': self.worse,
-                'flags': dataclasses.asdict(self.flags)}
+        return {'step': self.step, 'position': self.position * self.worker.size, 'seed': self.seed,
+                'tokens': self.data.size, 'loss': self.loss, 'average': self.average, 'best': self.best,
+                'worse': self.worse, 'flags': dataclasses.asdict(self.flags)}
 
     def save(self):
         if self.worker.rank == 0 and self.run.saved_step != self.step:
@@ -219,7 +278,7 @@ class Trainer:
         flags = self.flags
         try:
             while not self.finished():
-                self.signals.check()
+                self.signals.check(self.worker)
                 self.advance()
                 for every, action in ((flags.val_every, self.validate), (flags.save_every, self.save),
                                       (flags.sample_every, self.write_samples)):
@@ -228,7 +287,8 @@ class Trainer:
         except FloatingPointError:
             raise  # the weights are spoilt: the last save is the one to keep
         except BaseException as error:
-            self.save_after(error)
+            if not self.worker.lost(error):
+                self.save_after(error)
             raise
         self.save()
 
@@ -255,7 +315,7 @@ class Trainer:
             total, count = total + batch_total, count + batch_count
         if update.after:
             *_, norm = self.session.run([*update.after, [update.norm]], rate)
-        loss = float(total / count)
+        loss = self.mean_of_all(total, count)
         if not np.isfinite(loss):
             raise FloatingPointError(loss)
         self.step, self.position, self.loss = self.step + 1, self.data.position, loss
@@ -287,11 +347,18 @@ class Trainer:
 
     def validation_loss(self):
         total = count = 0.0
-        for inputs, tokens in self.data.validation_batches():
-            self.signals.check()
-            batch = self.session.run([self.total, self.count], {self.inputs: inputs, self.tokens: tokens})
-            total, count = total + batch[0], count + batch[1]
-        return float(total / count)
+        for batch in self.data.validation_batches():
+            self.signals.check(self.worker)
+            if batch:
+                losses = self.session.run([self.total, self.count], dict(zip((self.inputs, self.tokens), batch,
+                                                                             strict=True)))
+                total, count = total + losses[0], count + losses[1]
+        return self.mean_of_all(total, count)
+
+    def mean_of_all(self, total, count):
+        """The mean loss of all ranks' tokens."""
+        totals, counts = zip(*self.worker.gather([total, count]), strict=True)
+        return float(sum(totals) / sum(counts))
 
     def write_samples(self):
         """Samples to samples_dir/<run_name>/samples-<step>, the last also to the terminal."""
@@ -305,7 +372,8 @@ class Trainer:
     def try_samples(self):
         texts = []
         for first in range(0, self.flags.sample_num, self.flags.batch_size):
-            self.signals.check()
+            if self.signals.received:
+                return  # the loop asks all ranks before the next update
             numbers = range(first, min(first + self.flags.batch_size, self.flags.sample_num))
             rows = self.generator.complete(
                 [[self.enc.eot]] * len(numbers), [[self.seed + self.step, number] for number in numbers],
@@ -398,8 +466,10 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
-def session_config():
+def session_config(worker):
     config = generator.session_config()
+    if worker.gpu is not None:
+        config.gpu_options.visible_device_list = str(worker.gpu)
     # What is constant in the training graph are the zeros that the optimizer's variables start from. Folded, these
     # would be kept beside the variables, for Adam twice the model's size; equal ones found to be one and the same,
     # variables would share their memory until the first update, and then be copied to between its activations.
@@ -416,7 +486,7 @@ def train(flags, worker=None):
     cannot be used. Ctrl-C, SIGTERM and SIGHUP save and then end the process, with status 128 + the signal's number.
     """
     worker = worker or Worker()
-    with Signals() as signals, tf.Graph().as_default(), tf.Session(config=session_config()) as session:
+    with Signals() as signals, tf.Graph().as_default(), tf.Session(config=session_config(worker)) as session:
         trainer = Trainer(flags, worker, session, signals)
         try:
             trainer.train()
@@ -424,8 +494,8 @@ def train(flags, worker=None):
             trainer.say(f'Stopped by {signal_name} at step {trainer.step}; the same command continues from there')
             sys.exit(128 + signals.received)
         except FloatingPointError as loss:
-            raise InputError(f'the loss is {loss} after step {trainer.step}; the last save is kept as it is: '
-                             'start again with a lower --learning_rate') from None
+            worker.refuse(f'the loss is {loss} after step {trainer.step}; the last save is kept as it is: '
+                          'start again with a lower --learning_rate')
         finally:
             trainer.log.close()
         trainer.say(f'{trainer.step} steps done, {trainer.losses() or "nothing trained"}: {trainer.run.directory}')

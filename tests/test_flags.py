@@ -4,7 +4,7 @@ import re
 import pytest
 
 from errors import InputError
-from flags import TrainFlags
+from flags import HorovodFlags, TrainFlags
 
 FORK = {  # the fine-tuning fork's train.py
     'model_name': '124M', 'models_dir': 'models', 'combine': 50000, 'encoding': 'utf-8', 'batch_size': 1,
@@ -77,3 +77,12 @@ def test_flags_that_need_another_name_it(changes, message):
     with pytest.raises(InputError, match=message):
         TrainFlags(dataset='x', **changes)
     TrainFlags(dataset='x', steps=10, val_every=5, **changes)
+
+
+def test_those_of_several_processes_are_the_same_and_how_gradients_are_sent():
+    several, alone = (dataclasses.asdict(made(dataset='x')) for made in (HorovodFlags, TrainFlags))
+    assert several == {**alone, 'compression': 'none'}
+    with pytest.raises(InputError, match=r"--compression must be one of none, float16, bfloat16, not 'zip'"):
+        HorovodFlags(dataset='x', compression='zip')
+    with pytest.raises(InputError, match='--batch_size must be 1 or more'):
+        HorovodFlags(dataset='x', batch_size=0)

@@ -1,0 +1,70 @@
+"""What tests of several processes start in each of them: ranks.py NAME ARGUMENT, a function below and what it takes."""
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [os.path.join(ROOT, 'src'), os.path.join(ROOT, 'tests')]
+
+
+def runs(path):
+    """Trains once for each of the flags in a JSON file, all with the same processes."""
+    import json
+
+    import horovod_worker
+    import trainer
+    from flags import HorovodFlags
+    with open(path) as file:
+        several = json.load(file)
+    for flags in several:
+        flags = HorovodFlags(**flags)
+        with horovod_worker.started(flags.compression) as worker:
+            trainer.train(flags, worker)
+
+
+def raises(path):
+    """As runs, but rank 1 raises in its fifth update."""
+    import trainer
+    draw = trainer.Data.next_batch
+
+    def fails(self):
+        if self.worker.rank == 1 and self.position >= 8:
+            raise ZeroDivisionError('from within')
+        return draw(self)
+    trainer.Data.next_batch = fails
+    runs(path)
+
+
+def disagrees(path):
+    """As runs, but with another learning rate on rank 1."""
+    import flags
+    made = flags.HorovodFlags.__post_init__
+
+    def other(self):
+        made(self)
+        if os.environ.get('OMPI_COMM_WORLD_RANK', os.environ.get('HOROVOD_RANK')) == '1':
+            object.__setattr__(self, 'learning_rate', 0.5)
+    flags.HorovodFlags.__post_init__ = other
+    runs(path)
+
+
+def disagrees_in_data(path):
+    """As runs, but rank 1 reads another token in one place."""
+    import trainer
+    load = trainer.Data.load
+
+    def other(self, *found):
+        load(self, *found)
+        if self.worker.rank == 1:
+            self.training[0] = self.training[0][::-1]
+    trainer.Data.load = other
+    runs(path)
+
+
+if __name__ == '__main__':
+    import cli
+    functions = {function.__name__: function for function in (runs, raises, disagrees, disagrees_in_data)}
+
+    def main(name: str, path: str):
+        cli.load_tensorflow()
+        functions[name](path)
+    cli.run(main)

@@ -1,0 +1,33 @@
+#!/usr/bin/env python3
+"""Fine-tunes a model in many processes, one for each GPU or machine, which Horovod joins: train.py's flags, and one.
+
+    mpirun -np 4 ./train-horovod.py --dataset novels.npz
+    horovodrun -np 4 --gloo ./train-horovod.py --dataset novels.npz
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))
+
+import cli
+from errors import require
+from flags import HorovodFlags
+
+
+@cli.takes(HorovodFlags)
+def train(**flags):
+    flags = HorovodFlags(**flags)
+    cli.load_tensorflow()
+    try:
+        import horovod_worker
+    except ModuleNotFoundError as error:
+        require(error.name.partition('.')[0] != 'horovod', 'Horovod is not installed for this Python: make horovod '
+                'installs it into .venv; or use ./train.py, which trains in one process without it')
+        raise
+    import trainer
+    with horovod_worker.started(flags.compression) as worker:
+        trainer.train(flags, worker)
+
+
+if __name__ == '__main__':
+    cli.run(train)
