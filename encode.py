@@ -36,7 +36,7 @@ def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str
         workers: how many processes encode; 0 for one a core. The result is the same
     """
     require(workers >= 0, f'--workers must be 0 (one a core) or more, not {workers}')
-    workers = workers or cores()
+    workers = workers or load_dataset.cores()
     enc = encoder.get_encoder(model_name, models_dir)
     files = load_dataset.find_files(in_text)
     out = paths.expand(out_npz)
@@ -53,11 +53,6 @@ def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str
         os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
         n_tokens, n_chunks = load_dataset.write_npz(out, itertools.chain([first], chunks), len(enc), compress)
     print(f'{n_tokens} tokens in {n_chunks} chunks, {os.path.getsize(out)} bytes, written to {out}', file=sys.stderr)
-
-
-def cores():
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ import tensorflow.compat.v1 as tf
 
 import trainer
 from errors import InputError
+from load_dataset import cores
 
 STATUS_LOST = 1  # of a process that ends because another one has
 BROADCAST_TOGETHER = 24  # variables: all at once would be in memory twice
@@ -30,7 +31,9 @@ class HorovodWorker(trainer.Worker):
     def __init__(self, compression='none'):
         """compression: what gradients are sent as: none (float32), float16 or bfloat16."""
         gpus = tf.config.experimental.list_physical_devices('GPU')
-        super().__init__(hvd.rank(), hvd.size(), hvd.local_rank() % len(gpus) if gpus else None)
+        # Processes that the launcher has not bound to cores of their own share those that there are.
+        threads = min(cores(), max(1, os.cpu_count() // hvd.local_size())) if hvd.local_size() > 1 else 0
+        super().__init__(hvd.rank(), hvd.size(), hvd.local_rank() % len(gpus) if gpus else None, threads)
         self.compression = compression
         # Not the trainer's graph and session: these come and go, and may be on a GPU.
         with tf.Graph().as_default(), tf.device('/cpu:0'):

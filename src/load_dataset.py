@@ -309,6 +309,11 @@ def text_decoder(encoding):  # -> an incremental decoder; InputError if there is
 # Several processes
 
 
+def cores():
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
 @contextlib.contextmanager
 def worker_processes(count, model_name, models_dir='models'):
     """Processes that encode for iter_chunks: `with worker_processes(2, '124M') as encode_groups: …`.

@@ -37,6 +37,7 @@ class Worker:
     rank: int = 0
     size: int = 1
     gpu: int | None = None  # the number of the one to use; None for those that there are
+    threads: int = 0  # for an operation; 0 for one a core
 
     def gather(self, value):
         """The values of all ranks, in a list. value: of JSON's types."""
@@ -101,9 +102,10 @@ class Signals:
             signal.signal(number, handler)
 
     def check(self, worker):
-        self.received = next(filter(None, worker.gather(self.received)), None)
-        if self.received:
-            raise Stopped(signal.Signals(self.received).name)
+        received = next(filter(None, worker.gather(self.received)), None)
+        if received:  # else what has come meanwhile is for the next time
+            self.received = received
+            raise Stopped(signal.Signals(received).name)
 
 
 class Data:
@@ -192,6 +194,7 @@ class Trainer:
         worker.check_same(lambda: {'hparams.json': self.hparams.values(),
                                    'the vocabulary (its fingerprint)': fingerprint(self.enc)})
         self.data = Data(flags, self.enc, self.hparams, worker)
+        self.whole = True  # False while an update is applied: some variables may have it then, and others not
         self.build()
         self.run = checkpoint.Run(paths.run_dir(flags.run_name, flags.checkpoint_dir), self.model_dir)
         # Not the weights, which are about to be loaded: what random numbers need in passing would stay allocated.
@@ -284,10 +287,8 @@ class Trainer:
                                       (flags.sample_every, self.write_samples)):
                     if every and self.step % every == 0:
                         action()
-        except FloatingPointError:
-            raise  # the weights are spoilt: the last save is the one to keep
         except BaseException as error:
-            if not self.worker.lost(error):
+            if self.whole and not self.worker.lost(error):
                 self.save_after(error)
             raise
         self.save()
@@ -309,15 +310,18 @@ class Trainer:
         last = [] if update.after else [update.norm]
         for _ in range(self.flags.accumulate_gradients):
             inputs, tokens = self.data.next_batch()
+            self.whole = bool(update.after)
             _, batch_total, batch_count, *norm = self.session.run(
                 [update.batch, self.batch_total, self.batch_count, *last],
                 {self.inputs: inputs, self.tokens: tokens, **rate})
             total, count = total + batch_total, count + batch_count
         if update.after:
+            self.whole = False
             *_, norm = self.session.run([*update.after, [update.norm]], rate)
         loss = self.mean_of_all(total, count)
         if not np.isfinite(loss):
-            raise FloatingPointError(loss)
+            raise FloatingPointError(loss)  # the weights are spoilt: the last save is the one to keep
+        self.whole = True
         self.step, self.position, self.loss = self.step + 1, self.data.position, loss
         self.average = [0.99 * self.average[0] + loss, 0.99 * self.average[1] + 1]
         self.log.update(self.step, self.losses(), loss=loss, learning_rate=rate[self.rate], gradient_norm=norm[0])
@@ -470,6 +474,7 @@ def session_config(worker):
     config = generator.session_config()
     if worker.gpu is not None:
         config.gpu_options.visible_device_list = str(worker.gpu)
+    config.intra_op_parallelism_threads = worker.threads
     # What is constant in the training graph are the zeros that the optimizer's variables start from. Folded, these
     # would be kept beside the variables, for Adam twice the model's size; equal ones found to be one and the same,
     # variables would share their memory until the first update, and then be copied to between its activations.

@@ -182,7 +182,7 @@ def test_a_lone_surrogate_has_its_offset_in_the_file_with_workers(corpus):
 
 
 def test_all_cores():
-    assert 1 <= encode.cores() <= os.cpu_count()
+    assert 1 <= dataset.cores() <= os.cpu_count()
 
 
 def test_workers_must_not_be_negative(corpus):

@@ -45,7 +45,7 @@ MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
     'src/convert.py': {'cli', 'hugging_face', 'model'},
     'src/create_model.py': {'checkpoint', 'cli', 'encoder', 'load_dataset', 'model', 'tokenizers'},
     'src/saved_model.py': {'checkpoint', 'fused', 'model', 'sample', 'tensorflow'},
-    'src/horovod_worker.py': {'horovod', 'numpy', 'tensorflow', 'trainer'},
+    'src/horovod_worker.py': {'horovod', 'load_dataset', 'numpy', 'tensorflow', 'trainer'},
     'src/evaluate.py': {'cli', 'corpora', 'figures', 'likelihood', 'load_dataset', 'tqdm'},
     'src/export.py': {'cli', 'saved_model'},
     'src/generate_unconditional_samples.py': {'cli', 'samples'},
