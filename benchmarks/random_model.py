@@ -1,6 +1,5 @@
 """Models of the released sizes with random weights, for those who have not downloaded any."""
 import itertools
-import json
 import os
 import string
 
@@ -8,6 +7,7 @@ import measure  # before the project's own: it makes their import possible
 import numpy as np
 
 import cli
+import encoder
 from errors import require
 
 SIZES = {  # layers, heads, width
@@ -31,18 +31,13 @@ def make(directory, size, n_ctx=1024):
 def write(directory, size, n_ctx):
     cli.load_tensorflow()
     import checkpoint
-    import create_model
     import model
     n_layer, n_head, n_embd = SIZES[size]
     path = os.path.join(directory, size)
     os.mkdir(path)
-    create_model.write_byte_vocabulary(path)
     words = map(''.join, itertools.product(string.ascii_letters, repeat=3))
-    with open(os.path.join(path, 'encoder.json'), 'r+', encoding='utf-8') as file:
-        vocabulary = json.load(file)
-        vocabulary.update(zip(words, range(len(vocabulary), N_VOCAB), strict=False))
-        file.seek(0)
-        json.dump(vocabulary, file)
+    symbols = itertools.chain(encoder.bytes_to_unicode().values(), [encoder.EOT], words)
+    encoder.write_vocabulary(path, dict(zip(symbols, range(N_VOCAB), strict=False)), [])
     checkpoint.create(path, model.default_hparams().override_from_dict(
         {'n_vocab': N_VOCAB, 'n_ctx': n_ctx, 'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd}))
     tokens = np.random.default_rng(1).integers(N_VOCAB, size=256 * n_ctx, dtype=np.uint16)
