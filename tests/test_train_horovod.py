@@ -66,7 +66,8 @@ def launched(launcher, n, *words):
     if not shutil.which(command[0]):
         pytest.skip(f'{command[0]} is not installed')
     process = subprocess.Popen([*command, str(n), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               stdin=subprocess.DEVNULL, start_new_session=True)
+                               stdin=subprocess.DEVNULL, start_new_session=True,
+                               env={**os.environ, 'HOROVOD_CYCLE_TIME': '1'})  # for updates as short as these
     try:
         yield process
     finally:
