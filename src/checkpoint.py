@@ -10,6 +10,7 @@ A run directory holds, for an update number N,
 The training state is kept for the newest checkpoint only; the weights of the last KEPT stay.
 """
 import contextlib
+import errno
 import filecmp
 import glob
 import json
@@ -30,6 +31,10 @@ KEPT = 5
 NEW_CHECKPOINT = 'model.ckpt'  # as the released ones are named
 SHARD_BYTES = 1 << 26  # of small weights that are written together
 LOADED_TOGETHER = 24  # variables: a run of the session takes its time, and all at once would be in memory twice
+
+
+class NotSaved(InputError):
+    """A checkpoint could not be written. Those that were there before are whole."""
 
 
 def latest(directory):
@@ -209,13 +214,18 @@ class Run:
     def save(self, session, state):
         """Writes a checkpoint; state: what `restore` is to return, JSON's types, with 'step'.
 
-        Raises OSError or tf.errors.OpError if it cannot be written; the last one is then still whole.
+        Raises NotSaved if it cannot be written; the last one is then still whole.
         """
-        os.makedirs(self.directory, exist_ok=True)
-        self.remove_remains()
-        self.copy_model_files()
-        step = state['step']
-        prefix = os.path.join(self.directory, f'model-{step}')
+        prefix = os.path.join(self.directory, f'model-{state["step"]}')
+        try:
+            with writing(prefix):
+                self.write(session, prefix, state)
+        except OSError as error:
+            self.discard(prefix)
+            raise not_saved(prefix, error) from error
+
+    def write(self, session, prefix, state):
+        self.make_directory()
         if self.state_saver:
             self.state_saver.save(session, state_prefix(prefix), write_meta_graph=False, write_state=False)
         with paths.replacing(f'{state_prefix(prefix)}.json') as file:
@@ -224,23 +234,40 @@ class Run:
         for path in [*glob.glob(f'{glob.escape(prefix)}.*'), *glob.glob(f'{glob.escape(state_prefix(prefix))}.*')]:
             synchronize(path)
         with paths.replacing(os.path.join(self.directory, 'counter')) as file:
-            file.write(f'{step}\n')
+            file.write(f'{state["step"]}\n')
         kept = [*(p for p in self.kept if p != prefix), prefix]
         self.commit(kept[-KEPT:])
         self.remove(kept[:-KEPT], kept[-KEPT:-1])
-        self.kept, self.saved_step = kept[-KEPT:], step
+        self.kept, self.saved_step = kept[-KEPT:], state['step']
+
+    def make_directory(self):
+        os.makedirs(self.directory, exist_ok=True)
+        self.remove_remains()
+        self.copy_model_files()
+
+    def discard(self, prefix):
+        """Removes what has been written of a checkpoint, unless it is committed: the space may be all there is."""
+        with contextlib.suppress(OSError):
+            self.remove_remains()
+            if prefix not in all_named(self.directory):
+                self.remove([prefix], [])
 
     def has_best(self):
         return os.path.exists(os.path.join(self.directory, 'model-best.index'))
 
     def save_best(self, session):
         """Writes the weights as model-best, beside the checkpoints. Raises as save does."""
-        os.makedirs(self.directory, exist_ok=True)
-        self.copy_model_files()
         prefix = os.path.join(self.directory, 'model-best')
-        self.model_saver.save(session, prefix, write_state=False, write_meta_graph=False)
-        for path in glob.glob(f'{glob.escape(prefix)}.*'):
-            synchronize(path)
+        try:
+            self.make_directory()
+            with writing(prefix):
+                self.model_saver.save(session, prefix, write_state=False, write_meta_graph=False)
+            for path in glob.glob(f'{glob.escape(prefix)}.*'):
+                synchronize(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.remove_remains()
+            raise not_saved(prefix, error) from error
 
     def commit(self, prefixes):
         names = [os.path.basename(prefix) for prefix in prefixes]
@@ -272,6 +299,23 @@ class Run:
                     shutil.copyfileobj(original, copy)
 
 
+def not_saved(prefix, error):  # str, OSError -> NotSaved
+    return NotSaved(f'{prefix} could not be saved ({error.strerror or error}); those before it are as they were, and '
+                    'the same command goes on from the last: make room on its disk')
+
+
+@contextlib.contextmanager
+def writing(path):
+    """What TensorFlow raises where files at or below a path cannot be written, as OSError."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        # Which file it was, and why, stands somewhere in the many lines about the operation.
+        found = re.search(f'{re.escape(os.path.dirname(path))}.*; (.+)', str(error))
+        reason = found[1] if found else str(error).strip().partition('\n')[0]
+        raise OSError(errno.EIO, reason, path) from error
+
+
 def state_prefix(prefix):
     """The training state's path for a checkpoint's: …/model-7 → …/training-7."""
     directory, name = os.path.split(prefix)
@@ -279,9 +323,12 @@ def state_prefix(prefix):
 
 
 def all_named(directory):
-    """All checkpoints that the directory's `checkpoint` file names, oldest first."""
-    with open(os.path.join(directory, 'checkpoint'), encoding='utf-8', errors='replace') as file:
-        names = re.findall(r'^all_model_checkpoint_paths: "(.+)"\s*$', file.read(), re.MULTILINE)
+    """All checkpoints that the directory's `checkpoint` file names, oldest first; none without that file."""
+    try:
+        with open(os.path.join(directory, 'checkpoint'), encoding='utf-8', errors='replace') as file:
+            names = re.findall(r'^all_model_checkpoint_paths: "(.+)"\s*$', file.read(), re.MULTILINE)
+    except FileNotFoundError:
+        return []
     return [os.path.join(directory, os.path.basename(name)) for name in names]
 
 
@@ -301,7 +348,8 @@ def create(directory, hparams, seed=None):
         tf.set_random_seed(seed)
         model.weights(hparams)
         session.run(tf.global_variables_initializer())
-        tf.train.Saver(model_variables()).save(session, prefix, write_state=False)
+        with writing(prefix):
+            tf.train.Saver(model_variables()).save(session, prefix, write_state=False)
     describe_new(directory, hparams)
 
 
@@ -312,7 +360,8 @@ def write(directory, hparams, weights):
     several files of data, so that no more than the largest weight, or SHARD_BYTES of smaller ones, is in memory.
     """
     prefix, shards = os.path.join(directory, NEW_CHECKPOINT), []
-    with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as session:
+    config = tf.ConfigProto(device_count={'GPU': 0})
+    with tf.Graph().as_default(), tf.Session(config=config) as session, writing(prefix):
         model.weights(hparams)
         tf.train.Saver(model_variables()).export_meta_graph(f'{prefix}.meta')
         for shard in in_shards(weights):

@@ -102,6 +102,11 @@ def making(folder):
     with tempfile.TemporaryDirectory(dir=beside, prefix=f'.{name}.') as temporary:
         whole = os.path.join(temporary, name)
         os.mkdir(whole)
-        yield whole
+        try:
+            yield whole
+        except OSError as error:
+            if error.filename is None or str(error.filename).startswith(temporary):
+                error.filename = folder  # the name that the caller knows
+            raise
         os.makedirs(parent, exist_ok=True)
         os.rename(whole, folder)

@@ -35,9 +35,10 @@ def write(folder, directory, checkpoint_name=None):
         signatures = {'logits': logits_signature(hparams), 'generate': generate_signature(hparams)}
         checkpoint.restore(session, prefix, checkpoint.model_variables())
         builder = tf.saved_model.Builder(folder)
-        builder.add_meta_graph_and_variables(session, [tf.saved_model.tag_constants.SERVING], signatures,
-                                             strip_default_attrs=True)  # older versions know fewer of them
-        builder.save()
+        with checkpoint.writing(folder):
+            builder.add_meta_graph_and_variables(session, [tf.saved_model.tag_constants.SERVING], signatures,
+                                                 strip_default_attrs=True)  # older versions know fewer of them
+            builder.save()
     extra = os.path.join(folder, 'assets.extra')
     os.mkdir(extra)
     for name in ('hparams.json', 'encoder.json', 'vocab.bpe'):

@@ -195,6 +195,7 @@ class Trainer:
                                    'the vocabulary (its fingerprint)': fingerprint(self.enc)})
         self.data = Data(flags, self.enc, self.hparams, worker)
         self.whole = True  # False while an update is applied: some variables may have it then, and others not
+        self.best_lost = None  # the error where the best weights could not be saved
         self.build()
         self.run = checkpoint.Run(paths.run_dir(flags.run_name, flags.checkpoint_dir), self.model_dir)
         # Not the weights, which are about to be loaded: what random numbers need in passing would stay allocated.
@@ -270,9 +271,17 @@ class Trainer:
                 'worse': self.worse, 'flags': dataclasses.asdict(self.flags)}
 
     def save(self):
+        """Saves, unless it has been done at this step. Raises NotSaved."""
         if self.worker.rank == 0 and self.run.saved_step != self.step:
             self.say(f'Saving {os.path.join(self.run.directory, f"model-{self.step}")}')
             self.run.save(self.session, self.state())
+
+    def try_save(self):
+        """Saves; where that fails (the disk may be full for a while), training goes on to the next time."""
+        try:
+            self.save()
+        except checkpoint.NotSaved as error:
+            warn(f'{error}. Training goes on, and tries again at the next save')
 
     # The loop
 
@@ -283,7 +292,7 @@ class Trainer:
             while not self.finished():
                 self.signals.check(self.worker)
                 self.advance()
-                for every, action in ((flags.val_every, self.validate), (flags.save_every, self.save),
+                for every, action in ((flags.val_every, self.validate), (flags.save_every, self.try_save),
                                       (flags.sample_every, self.write_samples)):
                     if every and self.step % every == 0:
                         action()
@@ -292,6 +301,8 @@ class Trainer:
                 self.save_after(error)
             raise
         self.save()
+        if self.best_lost:
+            raise self.best_lost
 
     def finished(self):
         if self.flags.patience and self.worse >= self.flags.patience:
@@ -337,17 +348,25 @@ class Trainer:
         except Exception as second:
             if isinstance(error, Stopped):
                 raise
-            self.say(f'Could not save: {second}')
+            warn(f'Could not save: {second}')
 
     def validate(self):
         loss = self.validation_loss()
         self.log.validation(self.step, loss)
-        if self.best is None or loss < self.best[0]:
-            self.best, self.worse = [loss, self.step], 0
-            if self.worker.rank == 0:
-                self.run.save_best(self.session)
-        else:
+        if self.best is not None and not loss < self.best[0]:
             self.worse += 1
+        elif self.worker.once(self.save_best):  # else model-best, and what is said of it, stay as they are
+            self.best, self.worse = [loss, self.step], 0
+
+    def save_best(self):
+        """Whether the weights could be saved as model-best."""
+        self.best_lost = None
+        try:
+            self.run.save_best(self.session)
+        except checkpoint.NotSaved as error:
+            self.best_lost = error
+            warn(f'{error}. Training goes on')
+        return not self.best_lost
 
     def validation_loss(self):
         total = count = 0.0
@@ -371,7 +390,7 @@ class Trainer:
         try:
             self.try_samples()
         except (OSError, InputError) as error:
-            self.say(f'The samples could not be written: {error}')
+            warn(f'The samples could not be written: {error}')
 
     def try_samples(self):
         texts = []
@@ -405,6 +424,24 @@ def say(line):
         sys.stdout.flush()
 
 
+def warn(line):
+    """A line on stderr, past the progress bar."""
+    with contextlib.suppress(OSError):
+        tqdm.write(' '.join(line.split()), file=sys.stderr)
+
+
+class Bar(tqdm):
+    """A progress bar that goes unseen where it cannot be written: its log may be on the disk that is full."""
+
+    def display(self, *arguments, **options):
+        with contextlib.suppress(OSError):
+            super().display(*arguments, **options)
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 class Log:
     """What is seen of training: a progress bar on stderr, lines on stdout, TensorBoard events in the run directory."""
 
@@ -412,7 +449,7 @@ class Log:
         """step: updates done; tokens: of an update."""
         self.silent, self.started, self.tokens = worker.rank != 0, time.time(), tokens
         self.last = self.started
-        self.bar = tqdm(initial=step, total=flags.steps, unit='step', disable=self.silent, dynamic_ncols=True,
+        self.bar = Bar(initial=step, total=flags.steps, unit='step', disable=self.silent, dynamic_ncols=True,
                         mininterval=0.1 if sys.stderr.isatty() else 10)
         self.events = None
         with self.unharmed():
@@ -429,7 +466,7 @@ class Log:
             yield
         except (OSError, tf.errors.OpError) as error:
             self.events = None
-            self.bar.write(f'TensorBoard events could not be written: {error}', file=sys.stderr)
+            warn(f'TensorBoard events could not be written: {error}')
 
     def scalars(self, step, **values):
         if self.events:

@@ -206,8 +206,9 @@ def test_a_save_that_fails_leaves_the_last_one_whole(graph, made, tmp_path, monk
     graph.run(graph.update)
     target = run if moment == 'commit' else getattr(run, moment)
     monkeypatch.setattr(target, 'commit' if moment == 'commit' else 'save', fail)
-    with pytest.raises(OSError, match='No space left'):
+    with pytest.raises(checkpoint.NotSaved, match=r'run/model-2 could not be saved \(No space left'):
         run.save(graph, {'step': 2})
+    assert not [name for name in os.listdir(run.directory) if '-2.' in name]
     assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 1}
     assert_same(values(graph, tf.global_variables()), expected)
 

@@ -172,6 +172,14 @@ def test_on_an_exception_there_is_no_new_folder(tmp_path, error):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize('make', [
+    lambda folder: os.mkdir(os.path.join(folder, 'none', 'file')), lambda folder: os.fsync(1 << 20)])
+def test_an_error_of_the_disk_names_the_folder_that_was_to_be(tmp_path, make):
+    with pytest.raises(OSError) as error, paths.making(str(tmp_path / 'new')) as folder:
+        make(folder)
+    assert error.value.filename == str(tmp_path / 'new')
+
+
 @pytest.mark.parametrize('make', [os.mkdir, lambda path: os.symlink('nowhere', path),
                                   lambda path: open(path, 'w').close()])
 def test_a_folder_that_exists_is_refused_before_any_work(tmp_path, make):

@@ -4,6 +4,7 @@ import os
 import pathlib
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -140,6 +141,65 @@ def test_a_second_signal_does_not_cut_the_save_off(flags, monkeypatch):
     assert final(flags())[1]['step'] == 5
 
 
+@pytest.fixture
+def room():
+    """A function that bounds the bytes of a file that this process writes; None: not any more."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size is None else size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+TOO_SMALL = 50_000  # bytes: for weights, not for the other files
+
+
+def test_training_goes_on_past_a_save_that_fails(flags, monkeypatch, room, capsys):
+    options = {'save_every': 2, 'val_every': 4}
+    scripted_validation(monkeypatch, [0, 0, 0, 4.0, 0, 0, 0, 5.0])
+    trainer.train(flags(run_name='whole', **options))
+    at_step(monkeypatch, {3: lambda: room(TOO_SMALL), 5: lambda: room(None)})
+    assert trainer.train(flags(**options)) == 8
+    told = capsys.readouterr().err
+    assert re.findall(r'run1/(\S+) could not be saved \(.*?\); those before it are as they were', told) == [
+        'model-best', 'model-4']
+    assert final(flags()) == final(flags(run_name='whole'))
+    directory = os.path.join(flags().checkpoint_dir, 'run1')
+    assert sorted(name for name in os.listdir(directory) if name.endswith('.index')) == [
+        'model-2.index', 'model-6.index', 'model-8.index', 'model-best.index', 'training-8.index']
+    assert weights_of(directory, 'model-best') == weights_of(directory, 'model-8')
+
+
+@pytest.mark.parametrize('end', ['steps', 'signal'])
+def test_a_run_whose_last_save_fails_says_so_and_goes_on_from_the_one_before(flags, monkeypatch, room, end):
+    trainer.train(flags(run_name='whole'))
+    stop = {5: lambda: os.kill(os.getpid(), signal.SIGTERM)} if end == 'signal' else {}
+    at_step(monkeypatch, {4: lambda: room(TOO_SMALL), **stop})
+    with pytest.raises(InputError, match=r'run1/model-\d could not be saved .* goes on from the last'):
+        trainer.train(flags(save_every=3))
+    assert final(flags())[1]['step'] == 3
+    room(None)
+    monkeypatch.undo()
+    trainer.train(flags())
+    assert final(flags()) == final(flags(run_name='whole'))
+
+
+def test_best_weights_that_are_lost_are_an_error_at_the_end(flags, monkeypatch, room):
+    scripted_validation(monkeypatch, [4.0, 3.0, 3.5])
+    save_best = trainer.checkpoint.Run.save_best
+
+    def without_room(self, session):
+        room(TOO_SMALL if os.path.exists(os.path.join(self.directory, 'model-best.index')) else None)
+        try:
+            save_best(self, session)
+        finally:
+            room(None)
+    monkeypatch.setattr(trainer.checkpoint.Run, 'save_best', without_room)
+    with pytest.raises(InputError, match=r'run1/model-best could not be saved'):
+        trainer.train(flags(val_every=1, save_every=1, steps=3))
+    assert final(flags())[1]['step'] == 3
+    directory = os.path.join(flags().checkpoint_dir, 'run1')
+    assert weights_of(directory, 'model-best') == weights_of(directory, 'model-1')
+
+
 def test_what_is_ignored_stays_ignored(flags, monkeypatch):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     at_step_5(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGHUP))
@@ -147,12 +207,15 @@ def test_what_is_ignored_stays_ignored(flags, monkeypatch):
 
 
 def at_step_5(monkeypatch, action):
+    at_step(monkeypatch, {5: action})
+
+
+def at_step(monkeypatch, actions):  # {step: function}
     log = trainer.Log.update
 
     def update(self, step, *values, **scalars):
         log(self, step, *values, **scalars)
-        if step == 5:
-            action()
+        actions.get(step, lambda: None)()
     monkeypatch.setattr(trainer.Log, 'update', update)
 
 
@@ -412,7 +475,7 @@ def test_samples_and_events_that_cannot_be_written_do_not_stop_training(flags, t
     trainer.train(flags(steps=4, sample_every=2))
     output = capsys.readouterr()
     assert final(flags())[1]['step'] == 4
-    assert 'The samples could not be written' in output.out and output.err.count('events could not be written') == 1
+    assert all(output.err.count(f'{what} could not be written') == n for what, n in (('samples', 2), ('events', 1)))
 
 
 def test_a_loss_that_is_no_number_ends_training_and_spoils_no_checkpoint(flags):
@@ -487,6 +550,10 @@ def test_a_terminal_that_is_gone_does_not_stop_training(flags, monkeypatch):
 
         def flush(self):
             pass
+
+        def isatty(self):
+            return False
     monkeypatch.setattr(sys, 'stdout', Closed())
+    monkeypatch.setattr(sys, 'stderr', Closed())
     trainer.train(flags(save_every=4, val_every=4, sample_every=4))
     assert final(flags())[1]['step'] == 8
