@@ -81,6 +81,18 @@ def choose(directory, name=None):
     return find(paths.child(directory, name, '--checkpoint') if name else directory)
 
 
+def source(restore_from, run_directory, model_directory):
+    """The checkpoint that a run begins with, and whether training has written it (the model's has no steps).
+
+    restore_from: latest (the run's newest, else the model's), fresh (the model's), or what `find` takes.
+    """
+    if restore_from == 'latest':
+        trained = latest(run_directory)
+    else:
+        trained = None if restore_from == 'fresh' else find(restore_from)
+    return trained or find(model_directory), bool(trained)
+
+
 def model_variables(scope='model'):
     """The weights' variables; those that an optimizer adds below the same scope are not trainable."""
     return tf.trainable_variables(f'{scope}/')
@@ -169,11 +181,8 @@ class Run:
         without a training state (released, or written by other code) gives its weights, and the step of its name.
         """
         last = latest(self.directory)
-        if restore_from == 'fresh' or (restore_from == 'latest' and last is None):
-            prefix, state = find(self.model_directory), {'step': 0}
-        else:
-            prefix = last if restore_from == 'latest' else find(restore_from)
-            state = self.read_state(prefix)
+        prefix, trained = source(restore_from, self.directory, self.model_directory)
+        state = self.read_state(prefix) if trained else {'step': 0}
         restore(session, prefix, self.model_variables)
         say(f'Loaded {prefix}')
         if state.pop('complete', False):

@@ -191,18 +191,24 @@ class Trainer:
         worker.check_same(lambda: {f'--{name}': value for name, value in dataclasses.asdict(flags).items()})
         self.model_dir, self.hparams, self.enc = worker.agree(
             lambda: checkpoint.describe(flags.model_name, flags.models_dir))
+        directory = paths.run_dir(flags.run_name, flags.checkpoint_dir)
+        worker.once(lambda: self.check_sizes(checkpoint.source(flags.restore_from, directory, self.model_dir)[0]))
         worker.check_same(lambda: {'hparams.json': self.hparams.values(),
                                    'the vocabulary (its fingerprint)': fingerprint(self.enc)})
         self.data = Data(flags, self.enc, self.hparams, worker)
         self.whole = True  # False while an update is applied: some variables may have it then, and others not
         self.best_lost = None  # the error where the best weights could not be saved
         self.build()
-        self.run = checkpoint.Run(paths.run_dir(flags.run_name, flags.checkpoint_dir), self.model_dir)
+        self.run = checkpoint.Run(directory, self.model_dir)
         # Not the weights, which are about to be loaded: what random numbers need in passing would stay allocated.
         session.run([tf.variables_initializer(self.run.state_variables), tf.local_variables_initializer()])
         self.resume()
         self.log = Log(flags, worker, self.run.directory, self.step,
                        tokens=flags.batch_size * flags.accumulate_gradients * self.hparams.n_ctx * worker.size)
+
+    def check_sizes(self, prefix):
+        """Raises InputError unless the checkpoint is of a model of these sizes: before a graph is made of them."""
+        checkpoint.weights_reader(prefix, self.hparams)
 
     # The graph
 

@@ -5,6 +5,7 @@ import pathlib
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -557,3 +558,13 @@ def test_a_terminal_that_is_gone_does_not_stop_training(flags, monkeypatch):
     monkeypatch.setattr(sys, 'stderr', Closed())
     trainer.train(flags(save_every=4, val_every=4, sample_every=4))
     assert final(flags())[1]['step'] == 8
+
+
+def test_sizes_that_are_not_the_checkpoints_are_refused_before_memory_is_taken(flags, world, tmp_path):
+    shutil.copytree(world / 'models', tmp_path / 'models')
+    sizes = tmp_path / 'models' / 'toy' / 'hparams.json'
+    sizes.write_text(json.dumps({**json.loads(sizes.read_text()), 'n_ctx': 1 << 24, 'n_embd': 2048}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=r'has shape .* but hparams.json makes it'):
+        trainer.train(flags(models_dir=str(tmp_path / 'models')))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KB; Adam's would be 256 GB
