@@ -70,6 +70,8 @@ bench: install
 
 lint: .venv/installed-tests
 	ruff check .
+	mypy
+	mypy --platform win32
 
 clean:
 	rm -rf models/demo data/demo.npz checkpoint/demo samples/demo

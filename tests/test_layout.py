@@ -37,7 +37,7 @@ MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
     'src/hugging_face.py': {'checkpoint', 'encoder', 'model', 'numpy', 'safetensors', 'tensorflow'},
     'src/generator.py': {'checkpoint', 'continuation', 'fused', 'model', 'numpy', 'sample', 'tensorflow'},
     'src/samples.py': {'encoder', 'generator', 'sample', 'tqdm'},
-    'src/corpora.py': {'load_dataset'},
+    'src/corpora.py': {'load_dataset', 'numpy'},
     'src/figures.py': {'numpy'},
     'src/likelihood.py': {'checkpoint', 'generator', 'load_dataset', 'model', 'numpy', 'tensorflow'},
     'src/trainer.py': {'checkpoint', 'generator', 'load_dataset', 'memory_saving_gradients', 'model', 'numpy',
@@ -54,7 +54,7 @@ MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
 TENSORFLOW_FREE = ['continuation', 'encoder', 'load_dataset', 'paths', 'errors', 'cli', 'flags', 'encode',
                    'download_model', 'train', 'convert', 'create_model', 'generate_unconditional_samples',
                    'interactive_conditional_samples', 'corpora', 'figures', 'evaluate', 'export']
-CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'Corpus'}
+CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'Corpus', 'typing.TypeVar'}
 
 
 def tree(name):
