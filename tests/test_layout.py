@@ -206,6 +206,21 @@ def test_numpy_is_never_allowed_to_unpickle(name):
         assert keyword.arg != 'shell' or ast.unparse(keyword.value) == 'False'
 
 
+def text_opens(name):
+    """(line, modes, names of the keywords) of each call that opens a file, unless the modes named are binary."""
+    for node in ast.walk(PARSED[name]):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ('open', 'os.fdopen'):
+            modes = re.findall(r"'(\w+[+]?)'", ast.unparse(node.args[1])) if len(node.args) > 1 else ['r']
+            if not (modes and all('b' in mode for mode in modes)):
+                yield node.lineno, modes, {each.arg for each in node.keywords}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_text_files_have_the_same_bytes_on_every_system(name):
+    for line, modes, given in text_opens(name):
+        assert {'encoding'} | ({'newline'} if modes != ['r'] else set()) <= given, f'{name}:{line}'
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_no_bare_except(name):
     assert [node.lineno for node in ast.walk(PARSED[name])
