@@ -188,6 +188,31 @@ def test_a_root_script_finds_src_through_a_symbolic_link(name):
     assert line == "sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))"
 
 
+# What is said of a function
+
+def used_of(module):
+    """The names of a module's that other files use."""
+    found = set()
+    for tree in (PARSED[name] for name in NAMES if module_of(name) != module):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == module:
+                found.add(node.attr)
+            elif isinstance(node, ast.ImportFrom) and node.module == module:
+                found |= {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if '/' in name])
+def test_what_other_files_call_has_a_docstring_or_shapes_on_its_first_line(name):
+    with open(os.path.join(ROOT, name), encoding='utf-8') as file:
+        lines = file.read().split('\n')
+    used = used_of(module_of(name))
+    for node in PARSED[name].body:
+        if isinstance(node, ast.FunctionDef) and node.name in used:
+            signature = lines[node.lineno - 1:max(node.lineno, node.body[0].lineno - 1)]
+            assert ast.get_docstring(node) or any('  # ' in line for line in signature), f'{name}: {node.name}'
+
+
 # What is nowhere
 
 @pytest.mark.parametrize('name', NAMES)
