@@ -70,6 +70,10 @@ bench: install
 
 lint: .venv/installed-tests
 	ruff check .
+	mypy
+	mypy --platform win32
+	hadolint Dockerfile.cpu Dockerfile.gpu
+	shellcheck .ci/run install/horovod.sh
 
 clean:
 	rm -rf models/demo data/demo.npz checkpoint/demo samples/demo

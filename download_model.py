@@ -372,7 +372,7 @@ def digest(path, algorithm):  # -> hashlib object
 
 def write_record(file, response):
     """Keeps what only the first answer tells: which version file.part holds, and the MD5 of the whole."""
-    with open(file.record, 'w', encoding='latin-1') as record:
+    with open(file.record, 'w', encoding='latin-1', newline='\n') as record:
         record.write(f'{validator_of(response)}\n{header(response, "Content-MD5")}\n')
 
 

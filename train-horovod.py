@@ -15,14 +15,14 @@ from flags import HorovodFlags
 
 
 @cli.takes(HorovodFlags)
-def train(**flags):
-    flags = HorovodFlags(**flags)
+def train(**given):
+    flags = HorovodFlags(**given)
     cli.load_tensorflow()
     try:
         import horovod_worker
     except ModuleNotFoundError as error:
-        require(error.name.partition('.')[0] != 'horovod', 'Horovod is not installed for this Python: make horovod '
-                'installs it into .venv; or use ./train.py, which trains in one process without it')
+        require((error.name or '').partition('.')[0] != 'horovod', 'Horovod is not installed for this Python: make '
+                'horovod installs it into .venv; or use ./train.py, which trains in one process without it')
         raise
     import trainer
     with horovod_worker.started(flags.compression) as worker:

@@ -13,8 +13,8 @@ from flags import TrainFlags
 
 
 @cli.takes(TrainFlags)
-def train(**flags):
-    flags = TrainFlags(**flags)
+def train(**given):
+    flags = TrainFlags(**given)
     cli.load_tensorflow()
     import trainer
     trainer.train(flags)

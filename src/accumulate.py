@@ -21,6 +21,7 @@ class AccumulatingOptimizer:
         self.count = local_zeros([], 'count')
 
     def reset(self):
+        """The operation that begins an update."""
         return tf.group(*(v.initializer for v in [*self.sums, self.total_loss, self.count]))
 
     def compute_gradients(self, loss, gradients=tf.gradients):

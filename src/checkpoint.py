@@ -18,6 +18,8 @@ import math
 import os
 import re
 import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -37,7 +39,7 @@ class NotSaved(InputError):
     """A checkpoint could not be written. Those that were there before are whole."""
 
 
-def latest(directory):
+def latest(directory: str) -> str | None:
     """The checkpoint (a path without suffix) that the directory's `checkpoint` file names, or None without that file.
 
     A name that is an absolute path no longer there is read as one beside the file, so that directories can be moved.
@@ -49,8 +51,8 @@ def latest(directory):
             named = re.search(r'^model_checkpoint_path: "(.+)"\s*$', file.read(), re.MULTILINE)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    require(named, f'{index} does not name a checkpoint (model_checkpoint_path: "…"); write the name of one there, or '
-                   'fetch the model again')
+    named = require(named, f'{index} does not name a checkpoint (model_checkpoint_path: "…"); write the name of one '
+                           'there, or fetch the model again')
     for prefix in (os.path.join(directory, named[1]), os.path.join(directory, os.path.basename(named[1]))):
         if os.path.exists(f'{prefix}.index'):
             return prefix
@@ -58,19 +60,18 @@ def latest(directory):
                      'fetch the model again, or write the name of a checkpoint that is there')
 
 
-def find(path):
+def find(path: str) -> str:
     """The checkpoint at a path given by a user: a directory, a checkpoint's path, or one of its files."""
     path = paths.expand(path)
     if os.path.isdir(path):
-        prefix = latest(path)
-        require(prefix, f'{path} holds no file named checkpoint; give the path of one, like {path}/model-1000')
-        return prefix
+        return require(latest(path), f'{path} holds no file named checkpoint; give the path of one, like '
+                                     f'{path}/model-1000')
     prefix = re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', path)
     require(os.path.exists(f'{prefix}.index'), f'no checkpoint {path}: there is no {prefix}.index')
     return prefix
 
 
-def choose(directory, name=None):
+def choose(directory: str, name: str | None = None) -> str:
     """The checkpoint of a model or run: its newest, or the one of a name there, such as model-best.
 
     A name with a / is the path of any checkpoint, as find takes it: so a run of another code base, which has neither
@@ -81,7 +82,7 @@ def choose(directory, name=None):
     return find(paths.child(directory, name, '--checkpoint') if name else directory)
 
 
-def source(restore_from, run_directory, model_directory):
+def source(restore_from: str, run_directory: str, model_directory: str) -> tuple[str, bool]:
     """The checkpoint that a run begins with, and whether training has written it (the model's has no steps).
 
     restore_from: latest (the run's newest, else the model's), fresh (the model's), or what `find` takes.
@@ -123,7 +124,7 @@ def weights_reader(prefix, hparams):
 
 
 @contextlib.contextmanager
-def readable(prefix):
+def readable(prefix: str) -> Iterator[None]:
     """What TensorFlow raises about a damaged checkpoint, as one line."""
     try:
         yield
@@ -150,7 +151,7 @@ def load(session, prefix, sources):
                         {tensor: reader.get_tensor(name) for name, (tensor, _) in some.items()})
 
 
-def describe(model_name, models_dir='models'):  # -> path, HParams, Encoder
+def describe(model_name: str, models_dir: str = 'models') -> tuple[str, model.HParams, encoder.Encoder]:
     """The directory of a model or run, its sizes and its vocabulary. Raises InputError where they do not fit."""
     directory = paths.model_dir(model_name, models_dir)
     hparams = model.load_hparams(os.path.join(directory, 'hparams.json'))
@@ -163,7 +164,7 @@ def describe(model_name, models_dir='models'):  # -> path, HParams, Encoder
 class Run:
     """Saves and resumes one training run. Make it after the graph's variables, so that it knows them all."""
 
-    def __init__(self, directory, model_directory):
+    def __init__(self, directory: str, model_directory: str):
         self.directory = directory
         self.model_directory = model_directory
         self.model_variables = model_variables()
@@ -172,9 +173,9 @@ class Run:
         self.model_saver = tf.train.Saver(self.model_variables, max_to_keep=0)
         self.state_saver = tf.train.Saver(self.state_variables, max_to_keep=0) if self.state_variables else None
         self.kept = []
-        self.saved_step = None
+        self.saved_step: int | None = None
 
-    def restore(self, session, restore_from, say):
+    def restore(self, session, restore_from: str, say: Callable[[str], None]) -> dict:
         """Loads what `restore_from` asks for: 'latest', 'fresh' or a checkpoint's path.
 
         say: called with a line for the user. Returns the state given to `save`, with at least 'step'; a checkpoint
@@ -220,7 +221,7 @@ class Run:
         else:
             restore(session, prefix, self.state_variables)
 
-    def save(self, session, state):
+    def save(self, session, state: dict):
         """Writes a checkpoint; state: what `restore` is to return, JSON's types, with 'step'.
 
         Raises NotSaved if it cannot be written; the last one is then still whole.
@@ -261,7 +262,8 @@ class Run:
             if prefix not in all_named(self.directory):
                 self.remove([prefix], [])
 
-    def has_best(self):
+    def has_best(self) -> bool:
+        """Whether there is a model-best."""
         return os.path.exists(os.path.join(self.directory, 'model-best.index'))
 
     def save_best(self, session):
@@ -341,16 +343,18 @@ def all_named(directory):
     return [os.path.join(directory, os.path.basename(name)) for name in names]
 
 
-def synchronize(path):
-    """Has the operating system write a file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def synchronize(path: str):
+    """Has the operating system write a file or directory to the disk; a directory not on Windows, which opens none."""
+    if sys.platform == 'win32' and os.path.isdir(path):
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)  # Windows wants it to be writable
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def create(directory, hparams, seed=None):
+def create(directory: str, hparams: model.HParams, seed: int | None = None):
     """Writes hparams.json and a checkpoint of a new, randomly initialized model into a model directory."""
     prefix = os.path.join(directory, NEW_CHECKPOINT)
     with tf.Graph().as_default(), tf.Session() as session:
@@ -362,7 +366,7 @@ def create(directory, hparams, seed=None):
     describe_new(directory, hparams)
 
 
-def write(directory, hparams, weights):
+def write(directory: str, hparams: model.HParams, weights: Iterable[tuple[str, np.ndarray]]):
     """Writes hparams.json and a checkpoint of given weights into a model directory.
 
     weights: an iterable of (name of weight_shapes, float32 array, best of `aligned`). It is written as it comes, in
@@ -391,7 +395,7 @@ def in_shards(weights):  # -> dicts of {name: array}, of SHARD_BYTES or a single
     yield shard
 
 
-def aligned(shape):  # -> float32 array, uninitialized
+def aligned(shape: Sequence[int]) -> np.ndarray:  # float32, uninitialized
     """An array at an address where TensorFlow takes it as it is; of others it makes a copy."""
     count = math.prod(shape)
     memory = np.empty(count + 16, np.float32)

@@ -4,12 +4,15 @@ fire calls a function before it complains about a flag that the function does no
 value (`--run_name 2019` is an int to it). Here names and types are checked against the signature first, and fire is
 handed values that it cannot misread.
 """
+import collections.abc
 import contextlib
 import dataclasses
 import difflib
 import errno
 import inspect
+import io
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -20,9 +23,10 @@ import fire
 from errors import InputError, require
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # told without the file's name
+Function = collections.abc.Callable[..., None]
 
 
-def takes(fields):  # a dataclass -> a decorator
+def takes(fields: type) -> collections.abc.Callable[[Function], Function]:
     """Gives a function that takes **flags the signature and help of a dataclass, so that flags are listed once.
 
     A function with a docstring keeps it, and of the dataclass's help only what it says of the flags is added.
@@ -40,12 +44,12 @@ def documentation(function, fields):
     their fields."""
     if not function.__doc__:
         return fields.__doc__
-    described = [inspect.cleandoc(each.__doc__).partition('Args:\n')[2].rstrip()
+    described = [inspect.cleandoc(each.__doc__ or '').partition('Args:\n')[2].rstrip()
                  for each in reversed(fields.__mro__) if dataclasses.is_dataclass(each)]
     return '\n'.join([f'{inspect.cleandoc(function.__doc__)}\n\nArgs:', *filter(None, described)])
 
 
-def run(function, argv=None):
+def run(function: Function | dict[str, Function], argv: list[str] | None = None):
     """Runs function(**flags) for a script. Exit status: 0, or 2 for a mistake of the user's, told in one line.
 
     The function's parameters are the script's flags, their annotations the types (str, int, float, bool, or one of
@@ -55,13 +59,13 @@ def run(function, argv=None):
     """
     script = os.path.basename(sys.argv[0])
     argv = sys.argv[1:] if argv is None else argv
-    with contextlib.suppress(AttributeError):  # a replaced stdout need not have it
-        sys.stdout.reconfigure(errors='replace')  # a terminal that cannot show a character is no reason to stop
+    set_encoding(sys.stdout, 'replace')  # a terminal that cannot show a character is no reason to stop
     try:
         if isinstance(function, dict):
-            commands, name, argv = function, *(argv[:1] or ['']), argv[1:]
+            commands, name, argv = function, ''.join(argv[:1]), argv[1:]
             if name in ('--help', '-h'):
-                return print(listing(commands, script))
+                print(listing(commands, script))
+                return
             require(name in commands, unknown_command(name, commands, script))
             function, script = commands[name], f'{script} {name}'
         fire.Fire(function, command=arguments(function, argv, script), name=script)
@@ -77,6 +81,15 @@ def run(function, argv=None):
         if not error.filename and error.errno not in DISK_ERRORS:
             raise
         fail(script, f'{error.filename or "writing"}: {error.strerror}')
+
+
+def set_encoding(stream: typing.TextIO, errors: str):
+    """Has standard input or output treat what cannot be decoded or encoded as `errors` says.
+
+    What is no terminal is UTF-8 on Windows too, where it would otherwise be in one of the system's older encodings.
+    """
+    if isinstance(stream, io.TextIOWrapper):  # a replaced one need not be
+        stream.reconfigure(encoding='utf-8' if sys.platform == 'win32' and not stream.isatty() else None, errors=errors)
 
 
 def fail(script, error):
@@ -127,7 +140,7 @@ def arguments(function, argv, script):
 def listing(commands, script):
     """What `script --help` prints for a dict of commands: each with the first line of its docstring."""
     width = max(map(len, commands))
-    lines = [f'  {name:{width}}  {inspect.getdoc(each).splitlines()[0]}' for name, each in commands.items()]
+    lines = [f'  {name:{width}}  {(inspect.getdoc(each) or name).splitlines()[0]}' for name, each in commands.items()]
     return '\n'.join([f'{script} COMMAND [flags]; {script} COMMAND --help lists the flags of one', '', *lines])
 
 
@@ -162,7 +175,7 @@ def convert(name, kind, text):
         if each in allowed:
             with contextlib.suppress(ValueError):
                 value = each(text)
-                if each is not float or abs(value) < float('inf'):  # neither infinite nor NaN
+                if not isinstance(value, float) or math.isfinite(value):
                     return value
     words = {int: 'a whole number', float: 'a number', bool: 'true or false'}
     raise InputError(f'--{name} must be {words[allowed[0]]}, not {text!r}')
@@ -191,7 +204,7 @@ def caught_stderr(function):  # -> lines
     """Calls the function with file descriptor 2 led to a file (the lines come from C++), and returns what it got."""
     sys.stderr.flush()
     terminal = os.dup(2)
-    with tempfile.TemporaryFile('w+', errors='replace') as caught:
+    with tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace') as caught:
         os.dup2(caught.fileno(), 2)
         try:
             function()

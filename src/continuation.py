@@ -1,5 +1,6 @@
 """The text of a sample while its tokens come: whole characters, and nothing of what ends it."""
 import codecs
+from collections.abc import Sequence
 
 
 class Continuation:
@@ -9,13 +10,15 @@ class Continuation:
     two complete at once, where the earlier begins). This is the same however the text falls into tokens.
     """
 
-    def __init__(self, enc, stop=()):
+    def __init__(self, enc, stop: Sequence[str] = ()):
         self.enc, self.stop = enc, stop
-        self.text, self.tokens, self.logprobs, self.finished = '', [], [], False
+        self.text, self.finished = '', False
+        self.tokens: list[int] = []
+        self.logprobs: list[float | None] = []
         self.decoder = codecs.getincrementaldecoder('utf-8')(enc.errors)
         self.read = 0  # characters that read_new has given out
 
-    def add(self, token, logprob=None):
+    def add(self, token: int, logprob: float | None = None):
         """A token, unless the text is finished; the one that completes a stop string is the last."""
         if self.finished:
             return
@@ -28,7 +31,7 @@ class Continuation:
         if not self.finished:
             self.append(self.decoder.decode(b'', final=True))
 
-    def append(self, characters):
+    def append(self, characters: str):
         before = len(self.text)
         self.text += characters
         ends = []
@@ -39,7 +42,7 @@ class Continuation:
         if ends:
             self.text, self.finished = self.text[:min(ends)[1]], True
 
-    def read_new(self, whole=False):
+    def read_new(self, whole: bool = False) -> str:
         """The text since the last call; but, unless it is whole, not its end if that may be the beginning of a stop."""
         end = len(self.text)
         if not (whole or self.finished):

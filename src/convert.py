@@ -48,7 +48,7 @@ def from_hf(directory: str, name: str, models_dir: str = 'models'):
     print(f'Made {target}: {sum(map(math.prod, model.weight_shapes(hparams).values())):,} parameters')
 
 
-COMMANDS = {'to_hf': to_hf, 'from_hf': from_hf}
+COMMANDS: dict[str, cli.Function] = {'to_hf': to_hf, 'from_hf': from_hf}
 
 if __name__ == '__main__':
     cli.run(COMMANDS)

@@ -14,12 +14,14 @@ whatever it is given; how good its rules are decides only how natural the result
 
 Needs no TensorFlow.
 """
-import collections.abc
 import dataclasses
 import itertools
 import json
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
 
 import load_dataset
 import paths
@@ -155,10 +157,11 @@ class Detokenizer:
     def __init__(self, *steps):
         self.steps = steps
 
-    def detokenize(self, text):
+    def detokenize(self, text: str) -> str:
+        """The text as people write it."""
         return self.through(text, [there for there, _ in self.steps])
 
-    def tokenize(self, text):
+    def tokenize(self, text: str) -> str:
         """What detokenize was given."""
         return self.through(text, [back for _, back in reversed(self.steps)])
 
@@ -211,7 +214,7 @@ class Document:
     words: int
     lines: int
     bytes: int
-    tokens: object = None
+    tokens: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,14 +225,14 @@ class Corpus:
     makes one; by_line: each line is a document; part: of a file's bytes, those to be scored.
     """
     title: str
-    files: tuple
+    files: tuple[str, ...]
     source: str
-    detokenizer: collections.abc.Callable
+    detokenizer: Callable[[], Detokenizer]
     by_line: bool = False
-    part: collections.abc.Callable = bytes
+    part: Callable[[bytes], bytes] = bytes
 
 
-def last_bytes(data):
+def last_bytes(data: bytes) -> bytes:
     """The test part of enwik8 and text8, by common use the last 5 of their 100 million bytes; of other files, all.
 
     What a cut within a character leaves of it is not part of it.
@@ -261,7 +264,7 @@ CBT_SOURCE = ('cbtest_CN_valid_2500ex.txt or cbtest_NE_valid_2500ex.txt of CBTes
               'huggingface.co/datasets/cam-cst/cbt')
 
 
-def corpus_documents(name, data):  # -> iterator of Document
+def corpus_documents(name: str, data: str) -> Iterator[Document]:
     """The documents of a published test set in the files that `data` means, detokenised, and counted as published."""
     corpus = CORPORA[name]
     detokenizer = corpus.detokenizer()
@@ -272,12 +275,12 @@ def corpus_documents(name, data):  # -> iterator of Document
             yield counted(part, detokenizer.detokenize(part))
 
 
-def parts(text, by_line):
+def parts(text: str, by_line: bool) -> list[str]:
     """The text, or its lines with their ends."""
     return re.findall('[^\n]*\n|[^\n]+', text) if by_line else [text]
 
 
-def corpus_files(data, names, source):  # -> list of paths
+def corpus_files(data: str, names: tuple[str, ...], source: str) -> list[str]:
     """The files that `data` means; of a directory, the first of `names`. InputError, with the source, without one."""
     path = paths.expand(data)
     if names and os.path.isdir(path):
@@ -304,7 +307,7 @@ def counted(original, text=None):
                     bytes=len(original.encode()))
 
 
-def text_documents(enc, files, encoding='utf-8'):  # -> iterator of Document
+def text_documents(enc, files: Iterable[str], encoding: str = 'utf-8') -> Iterator[Document]:
     """The documents of what training reads: a file is one, and in a .npz what lies between two <|endoftext|>."""
     load_dataset.text_decoder(encoding)  # an unknown one is told before any work
     for path in files:
@@ -329,8 +332,9 @@ def between(array, separator):  # -> iterator of arrays, none empty
 
 # Lines, LAMBADA and the Children's Book Test
 
-def records(data, source=None):  # -> iterator of (place, dict)
-    """The objects of JSON lines (in files .jsonl or .json), or {'text': line} for each line of other files."""
+def records(data: str, source: str | None = None) -> Iterator[tuple[str, dict]]:
+    """The objects of JSON lines (in files .jsonl or .json), or {'text': line} for each line of other files; before each
+    the place where it stands."""
     for path in corpus_files(data, (), source) if source else load_dataset.find_files(data):
         is_json = path.lower().endswith(('.jsonl', '.json'))
         with open(path, 'rb') as file:
@@ -353,8 +357,8 @@ def json_record(line, place):
     return record
 
 
-def lambada_passages(data, detokenize=False):  # -> iterator of (context, last word with what separates it)
-    """The passages of LAMBADA, a line or JSON object each."""
+def lambada_passages(data: str, detokenize: bool = False) -> Iterator[tuple[str, str]]:
+    """The passages of LAMBADA, a line or JSON object each: the context, and the last word with what separates it."""
     detokenizer = book_detokenizer() if detokenize else no_detokenizer()
     for place, record in records(data, f'LAMBADA is {LAMBADA_SOURCE}'):
         text = detokenizer.detokenize(record['text'].strip())
@@ -373,11 +377,11 @@ class Question:
     context: str
     before: str
     after: str
-    candidates: tuple
+    candidates: tuple[str, ...]
     answer: str
 
 
-def cbt_questions(data):  # -> iterator of Question
+def cbt_questions(data: str) -> Iterator[Question]:
     """The questions of a file, detokenised: lines '1 …' to '20 …', then '21 … XXXXX …', a tab, the answer, two tabs,
     the choices with | between. Raises InputError for another format."""
     detokenizer = book_detokenizer()
@@ -390,8 +394,9 @@ def cbt_questions(data):  # -> iterator of Question
                 continue
             place = f'{path} line {number}'
             match = re.fullmatch(r'(\d+) (.*?)\r?', line)
-            require(match and int(match[1]) == len(sentences) + 1,
-                    f'{place} does not begin with {len(sentences) + 1} and a space; lines are numbered from 1 to 21')
+            if not match or int(match[1]) != len(sentences) + 1:
+                raise InputError(f'{place} does not begin with {len(sentences) + 1} and a space; lines are numbered '
+                                 'from 1 to 21')
             if int(match[1]) < 21:
                 sentences.append(detokenizer.detokenize(match[2]))
                 continue

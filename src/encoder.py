@@ -13,6 +13,7 @@ each of its versions: for characters newer than both libraries' tables, the inst
 """
 import json
 import os
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -27,7 +28,7 @@ PART = 1 << 18  # characters split at a time
 REMEDY = 'fetch it again with ./download_model.py, or copy it from where the model came from'
 
 
-def bytes_to_unicode():
+def bytes_to_unicode() -> dict[int, str]:
     """A dict of 256: each byte's value → the one character that stands for it in encoder.json and vocab.bpe.
 
     Printable characters of Latin-1 stand for themselves and come first, in the order of GPT-2's ids 0…255; the others
@@ -49,7 +50,8 @@ class Encoder:
     Raises InputError if the vocabulary or the merges cannot be used.
     """
 
-    def __init__(self, encoder, bpe_merges, errors='replace', names=VOCABULARY_FILES):
+    def __init__(self, encoder: dict[str, int], bpe_merges: Sequence[Sequence[str]], errors: str = 'replace',
+                 names: Sequence[str] = VOCABULARY_FILES):
         check_vocabulary(encoder, names[0])
         self.encoder = encoder
         self.decoder = {id: symbol for symbol, id in encoder.items()}
@@ -66,7 +68,7 @@ class Encoder:
     def __len__(self):
         return self.n_vocab
 
-    def encode(self, text, allowed_special=False):  # str -> list of int
+    def encode(self, text: str, allowed_special: bool = False) -> list[int]:
         """The token ids of a text. <|endoftext|> in it is text like any other, unless allowed_special: then its id.
 
         Raises InputError for a lone surrogate (half a UTF-16 pair), which has no UTF-8 form.
@@ -75,15 +77,15 @@ class Encoder:
         if allowed_special and self.eot is not None:
             check_surrogates(text)  # here, so that the offset counts from the start of the whole text
             texts = text.split(EOT)
-        ids = []
+        ids: list[int] = []
         for i, each in enumerate(texts):
             if i:
-                ids.append(self.eot)
+                ids.append(self.encoder[EOT])
             for some in self.encode_stream([each]):
                 ids += some.tolist()
         return ids
 
-    def encode_stream(self, texts):  # iterable of str -> arrays, int32 [n_tokens]
+    def encode_stream(self, texts: Iterable[str]) -> Iterator[np.ndarray]:  # each int32 [n_tokens]
         """Yields, an array at a time, the ids that encode gives for the strings joined; they may be cut anywhere.
 
         Memory is bounded by the longest piece (a run of letters, of digits, of other signs or of white space), not
@@ -108,7 +110,7 @@ class Encoder:
         data, bounds, rest = split(text, whole)
         return self._cache.ids(data, bounds)[0], rest
 
-    def encode_each(self, texts):  # list of str, none empty -> list of arrays, int32 [n_tokens]
+    def encode_each(self, texts: Sequence[str]) -> list[np.ndarray]:  # none empty -> each int32 [n_tokens]
         """What encode gives for each text; for many short ones, in a fraction of the time.
 
         Raises InputError for a lone surrogate.
@@ -137,14 +139,14 @@ class Encoder:
         pieces_before = np.searchsorted(bounds, byte_starts)
         return np.split(ids, np.append(0, np.cumsum(counts))[pieces_before])
 
-    def decode(self, ids):  # sequence of int -> str
+    def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids: a list, a NumPy array, any iterable of integers.
 
         Ids that end within a character decode to U+FFFD there. Raises InputError for what is not an id here.
         """
         return self.decode_bytes(ids).decode('utf-8', errors=self.errors)
 
-    def decode_bytes(self, ids):  # sequence of int -> bytes
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of token ids, which need not begin and end between characters. Raises InputError as decode does."""
         ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
         for kind in set(map(type, ids)):
@@ -169,7 +171,7 @@ def checked_parts(texts):
             yield part
 
 
-def separate_texts(texts):  # iterable of str -> iterator of str, none empty
+def separate_texts(texts: Iterable[str]) -> Iterator[str]:  # none empty
     """The strings joined, and cut anew where a cut changes no id: each can be encoded for itself.
 
     A text of up to PART characters stays whole. Memory is bounded by the longest piece. Raises InputError for a lone
@@ -187,7 +189,8 @@ def separate_texts(texts):  # iterable of str -> iterator of str, none empty
         yield ''.join(held)
 
 
-def check_surrogates(text, seen=0):
+def check_surrogates(text: str, seen: int = 0):
+    """InputError, with its offset and those `seen` before the text, for a lone surrogate."""
     if text.isascii():
         return
     try:
@@ -201,14 +204,17 @@ def check_surrogates(text, seen=0):
 # Loading
 
 
-def get_encoder(model_name, models_dir='models'):
+def get_encoder(model_name: str, models_dir: str = 'models') -> Encoder:
     """The Encoder of a model's encoder.json and vocab.bpe; InputError if they are missing or damaged."""
     directory = paths.model_dir(model_name, models_dir)
-    return Encoder(*load_vocabulary(directory), names=[os.path.join(directory, name) for name in VOCABULARY_FILES])
+    vocabulary, merges = load_vocabulary(directory)
+    return Encoder(vocabulary, merges, names=[os.path.join(directory, name) for name in VOCABULARY_FILES])
 
 
-def load_vocabulary(directory, names=VOCABULARY_FILES):  # -> dict of symbol → id, list of pairs of symbols
-    """What stands in a folder's two files; Encoder checks whether it can be used."""
+def load_vocabulary(directory: str, names: Sequence[str] = VOCABULARY_FILES
+                    ) -> tuple[dict[str, int], list[tuple[str, ...]]]:
+    """Ids by symbol, and pairs of symbols, as they stand in a folder's two files; Encoder checks whether they can be
+    used."""
     return read_vocabulary(os.path.join(directory, names[0])), read_merges(os.path.join(directory, names[1]))
 
 
@@ -222,7 +228,8 @@ def read_utf8(path):
         raise InputError(f'{path} is not UTF-8 at byte {error.start}; {REMEDY}') from None
 
 
-def read_vocabulary(path):  # -> dict of symbol → id, not yet checked further
+def read_vocabulary(path: str) -> dict[str, int]:
+    """What should be ids by symbol; check_vocabulary tells. Raises InputError for what is not JSON."""
     text = read_utf8(path)
     try:
         return json.loads(text)
@@ -230,7 +237,7 @@ def read_vocabulary(path):  # -> dict of symbol → id, not yet checked further
         raise InputError(f'{path} is not JSON: {error}; {REMEDY}') from None
 
 
-def read_merges(path):  # -> list of tuples of symbols
+def read_merges(path: str) -> list[tuple[str, ...]]:
     """The merges of a vocab.bpe: a line each, two symbols with a space between; a first line #version… is a comment."""
     text = read_utf8(path)
     require(text, f'{path} is empty; {REMEDY}')  # one without merges has the line of the version
@@ -244,16 +251,17 @@ def read_merges(path):  # -> list of tuples of symbols
     return merges
 
 
-def write_vocabulary(directory, encoder, merges, names=VOCABULARY_FILES):
+def write_vocabulary(directory: str, encoder: dict[str, int], merges: Iterable[Sequence[str]],
+                     names: Sequence[str] = VOCABULARY_FILES):
     """Writes what read_vocabulary and read_merges read, in the form of the released files."""
     with paths.replacing(os.path.join(directory, names[0])) as file:
         json.dump(encoder, file)
-    with paths.replacing(os.path.join(directory, names[1]), encoding='utf-8') as file:
+    with paths.replacing(os.path.join(directory, names[1])) as file:
         file.write('#version: 0.2\n')
         file.writelines(f'{first} {second}\n' for first, second in merges)
 
 
-def check_vocabulary(encoder, name):
+def check_vocabulary(encoder, name: str):
     """InputError unless encoder is a dict of str → id, all ids different, with a symbol for each of the 256 bytes."""
     require(isinstance(encoder, dict), f'{name} must hold an object of symbol: id, not a {type(encoder).__name__}; '
             f'{REMEDY}')

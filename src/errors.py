@@ -1,4 +1,7 @@
 """The one exception that means "what the caller gave cannot be used"."""
+import typing
+
+T = typing.TypeVar('T')
 
 
 class InputError(ValueError):
@@ -9,7 +12,8 @@ class InputError(ValueError):
     """
 
 
-def require(condition, message):
-    """Raises InputError(message) unless condition holds."""
+def require(condition: T | None, message: str) -> T:
+    """The condition, where it holds, as what is looked for and must be there. Raises InputError(message) if not."""
     if not condition:
         raise InputError(message)
+    return condition

@@ -129,60 +129,60 @@ class LineFlags(TextFlags):
 # Commands
 
 @cli.takes(FileFlags)
-def perplexity(**flags):
+def perplexity(**given):
     """Perplexity of any text, or of a .npz of encode.py: per token and word, and bits per byte."""
-    flags = FileFlags(**flags)
+    flags = FileFlags(**given)
     files = load_dataset.find_files(flags.data)
     text_figures('perplexity', flags, lambda enc: corpora.text_documents(enc, files, flags.encoding))
 
 
-def corpus(name, flags):
-    flags = TextFlags(**flags)
+def corpus(name, given):
+    flags = TextFlags(**given)
     # Whether the file is there is told before TensorFlow is loaded.
     documents = list(corpora.corpus_documents(name, flags.data))
     text_figures(name, flags, lambda enc: documents, lines=name in ('wikitext2', 'wikitext103', 'ptb', '1bw'))
 
 
 @cli.takes(TextFlags)
-def wikitext2(**flags):
+def wikitext2(**given):
     """WikiText-2: perplexity of wiki.test.tokens (or .raw), detokenised."""
-    corpus('wikitext2', flags)
+    corpus('wikitext2', given)
 
 
 @cli.takes(TextFlags)
-def wikitext103(**flags):
+def wikitext103(**given):
     """WikiText-103: the same test set as WikiText-2's, under its own name."""
-    corpus('wikitext103', flags)
+    corpus('wikitext103', given)
 
 
 @cli.takes(TextFlags)
-def ptb(**flags):
+def ptb(**given):
     """Penn Treebank: perplexity of ptb.test.txt, detokenised."""
-    corpus('ptb', flags)
+    corpus('ptb', given)
 
 
 @cli.takes(TextFlags)
-def one_billion_words(**flags):
+def one_billion_words(**given):
     """One Billion Word: perplexity of news.en.heldout-00000-of-00050, detokenised, each sentence a document."""
-    corpus('1bw', flags)
+    corpus('1bw', given)
 
 
 @cli.takes(TextFlags)
-def enwik8(**flags):
+def enwik8(**given):
     """enwik8: bits per byte of its last 5 million bytes, or of all of another file."""
-    corpus('enwik8', flags)
+    corpus('enwik8', given)
 
 
 @cli.takes(TextFlags)
-def text8(**flags):
+def text8(**given):
     """text8: bits per character (bytes) of its last 5 million, or of all of another file."""
-    corpus('text8', flags)
+    corpus('text8', given)
 
 
 @cli.takes(LambadaFlags)
-def lambada(**flags):
+def lambada(**given):
     """LAMBADA: accuracy and perplexity of the last word, and of the last token, of passages (.jsonl or text)."""
-    flags = LambadaFlags(**flags)
+    flags = LambadaFlags(**given)
     check_passages(flags)
     passages = list(corpora.lambada_passages(flags.data, flags.detokenize))
     with evaluation(flags, 'passages') as (model, progress):
@@ -191,9 +191,9 @@ def lambada(**flags):
 
 
 @cli.takes(PassageFlags)
-def cbt(**flags):
+def cbt(**given):
     """The Children's Book Test (a file of cbtest_CN or cbtest_NE): accuracy among ten choices."""
-    flags = PassageFlags(**flags)
+    flags = PassageFlags(**given)
     check_passages(flags)
     questions = list(corpora.cbt_questions(flags.data))
     with evaluation(flags, 'questions') as (model, progress):
@@ -202,9 +202,9 @@ def cbt(**flags):
 
 
 @cli.takes(LineFlags)
-def logprobs(**flags):
+def logprobs(**given):
     """The tokens of each line (or JSON "text") and their log-probabilities, as JSON lines."""
-    flags = LineFlags(**flags)
+    flags = LineFlags(**given)
     require(flags.boundary != 'joined', '--boundary must be endoftext or none here, not joined')
     texts = [(prompt_of(record, place, flags.prompt), record['text'])
              for place, record in corpora.records(flags.data)]

@@ -10,12 +10,14 @@ with how many things more are done, and how many there are.
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from errors import require
 
 BOUNDARIES = ('endoftext', 'none', 'joined')
+Progress = Callable[[int, int], None]
 
 # Of the closed classes of English: words that rarely are what a passage ends in.
 STOP_WORDS = """
@@ -42,12 +44,13 @@ class Figure:
 @dataclasses.dataclass(frozen=True)
 class Window:
     """tokens: a list or array of ids, two or more; the last `scored` of them are. place: what the caller wants back."""
-    tokens: object
+    tokens: Sequence[int] | np.ndarray
     scored: int
     place: object = None
 
 
-def windows(tokens, context, stride, first=1, place=None):  # -> iterator of Window
+def windows(tokens: Sequence[int] | np.ndarray, context: int, stride: int, first: int = 1, place: object = None
+            ) -> Iterator[Window]:
     """Windows that together score tokens[first:], each token once; all but those at the start are of full length.
 
     context: the most tokens that the model sees; stride: how many a window scores after the first one.
@@ -59,7 +62,7 @@ def windows(tokens, context, stride, first=1, place=None):  # -> iterator of Win
         yield Window(tokens[max(0, end - context):end + 1], scored, place)
 
 
-def check_windows(context, stride):  # -> stride
+def check_windows(context: int, stride: int | None) -> int:
     """The stride, by default half of the context. InputError unless it is from 1 to context: with a longer one, tokens
     between two windows would not be scored."""
     stride = max(1, context // 2) if stride is None else stride
@@ -68,8 +71,8 @@ def check_windows(context, stride):  # -> stride
     return stride
 
 
-def prefix(enc, boundary):  # -> list of ids
-    """What is put before a document."""
+def prefix(enc, boundary: str) -> list[int]:
+    """The ids that are put before a document."""
     require(boundary in BOUNDARIES, f'--boundary must be one of {", ".join(BOUNDARIES)}, not {boundary!r}')
     require(boundary == 'none' or enc.eot is not None,
             f'--boundary {boundary} needs <|endoftext|>, which encoder.json has not; use --boundary none')
@@ -98,7 +101,8 @@ def token_array(*parts):  # -> int32 [n]
     return np.concatenate([np.asarray(each, np.int32) for each in parts])
 
 
-def perplexity(model, documents, stride=None, boundary='endoftext', progress=lambda done, total: None, lines=False):
+def perplexity(model, documents: Iterable, stride: int | None = None, boundary: str = 'endoftext',
+               progress: Progress = lambda done, total: None, lines: bool = False) -> list[Figure]:
     """Figures of documents (corpora.Document).
 
     boundary: 'endoftext': each document by itself, after an <|endoftext|>; 'none': each by itself, its first token not
@@ -122,20 +126,21 @@ def perplexity(model, documents, stride=None, boundary='endoftext', progress=lam
     return [*found, Figure('bits per byte', nats / math.log(2) / counts['bytes'], counts['bytes'], 'bytes')]
 
 
-def exp(x):
+def exp(x: float) -> float:
     """Of a number that may be too large for it: a model may be arbitrarily bad."""
     return math.exp(x) if x < 700 else math.inf
 
 
 # The last words of passages
 
-def stop_tokens(enc):  # -> list of ids
+def stop_tokens(enc) -> list[int]:
     """The tokens that are a stop word with the space before it; a vocabulary of bytes has none."""
     words = {f' {word}' for word in STOP_WORDS.split()}
     return [id for id in sorted(enc.decoder) if enc.decode([id]).lower() in words]
 
 
-def lambada(model, passages, boundary='none', progress=lambda done, total: None):
+def lambada(model, passages: Iterable[tuple[str, str]], boundary: str = 'none',
+            progress: Progress = lambda done, total: None) -> list[Figure]:
     """Figures of passages (context, last word): of the word, which is right if each of its tokens is the likeliest, and
     whose probability is that of all of them; and of its last token alone. Each also with a filter: no stop word.
 
@@ -180,7 +185,8 @@ def word_and_token(window, scores, filtered):  # -> (right, nats) of the word, a
 
 # The Children's Book Test
 
-def cbt(model, questions, boundary='none', progress=lambda done, total: None):
+def cbt(model, questions: Iterable, boundary: str = 'none', progress: Progress = lambda done, total: None
+        ) -> list[Figure]:
     """The share of questions (corpora.Question) where of all choices the answer is likeliest: by the log-probability of
     the choice and the rest of its sentence, given what is before, of which the last tokens that fit are seen.
 
@@ -210,7 +216,8 @@ def choices(model, question, start, place):  # -> iterator of Window
 
 # Any text
 
-def logprobs(model, texts, stride=None, boundary='endoftext', progress=lambda done, total: None):  # -> dicts
+def logprobs(model, texts: Iterable[tuple[str, str]], stride: int | None = None, boundary: str = 'endoftext',
+             progress: Progress = lambda done, total: None) -> Iterator[dict]:
     """For each pair of a prompt and a text: the text's tokens, their ids and log-probabilities, each given the prompt
     and the tokens before it, and the sum of them.
 

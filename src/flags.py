@@ -106,7 +106,8 @@ class TrainFlags:
         require(self.schedule == 'constant' or self.steps, f'--schedule {self.schedule} needs --steps, where it ends')
         require(self.val_every or not self.patience, '--patience counts validations: give --val_every too')
 
-    def check(self, name, valid, expected):
+    def check(self, name: str, valid: bool, expected: str):
+        """Raises InputError, which names the flag, what is expected and what came, unless valid."""
         require(valid, f'--{name} must be {expected}, not {getattr(self, name)!r}')
 
 

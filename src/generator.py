@@ -6,6 +6,7 @@
 """
 import os
 import platform
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf2
@@ -24,7 +25,8 @@ ENCODED_TOGETHER = 512  # tokens of contexts, over all rows, in a run of the ses
 SMALLEST_PART = 64  # but not less of a row than this
 
 
-def load(model_name='124M', models_dir='models', checkpoint_name=None, precision='float32'):
+def load(model_name: str = '124M', models_dir: str = 'models', checkpoint_name: str | None = None,
+         precision: str = 'float32') -> 'Generator':
     """The Generator of a model directory or run, in a session of its own.
 
     checkpoint_name: see checkpoint.choose. precision: that of the weights. float32: as they are. bfloat16: rounded.
@@ -139,8 +141,9 @@ class Generator:
 
     # Sampling
 
-    def stream(self, contexts, seeds, *, length, temperature=1, top_k=0, top_p=1, repetition_penalty=1,
-               logprobs=False):
+    def stream(self, contexts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], *, length: int,
+               temperature: float = 1, top_k: int = 0, top_p: float = 1, repetition_penalty: float = 1,
+               logprobs: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Yields `length` times the next tokens of all rows, int32 [B], and their log-probabilities, [B] or None.
 
         contexts: for each row a list of tokens, of which the last n_ctx are used. seeds: for each row a list of whole
@@ -203,6 +206,7 @@ class Generator:
         return result
 
     def release(self):
+        """Frees the cache's memory."""
         self.session.run(self.clear, {self.size: self.shape(0, 0)})
         self.current = None
 
@@ -215,12 +219,14 @@ class Generator:
     def shape(self, rows, positions):
         return [rows, self.hparams.n_head, positions, self.hparams.n_embd // self.hparams.n_head]
 
-    def complete(self, contexts, seeds, **options):  # -> [Continuation]
+    def complete(self, contexts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], **options
+                 ) -> list[Continuation]:
         """The last of what continuations yields."""
         *_, rows = self.continuations(contexts, seeds, **options)
         return rows
 
-    def continuations(self, contexts, seeds, *, stop=(), **controls):
+    def continuations(self, contexts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], *,
+                      stop: Sequence[str] = (), **controls) -> Iterator[list[Continuation]]:
         """Yields after each token the same list of Continuations, until all are finished or `length` is reached.
 
         stop: see Continuation; the other arguments: see stream.
@@ -237,7 +243,7 @@ class Generator:
         yield rows
 
 
-def padded(rows):  # lists of tokens -> int32 [B, T]
+def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:  # int32 [B, T]
     """With -1 at the left of the shorter ones."""
     result = np.full([len(rows), max(map(len, rows))], -1, np.int32)
     for i, row in enumerate(rows):
@@ -245,7 +251,8 @@ def padded(rows):  # lists of tokens -> int32 [B, T]
     return result
 
 
-def new_seed():
+def new_seed() -> int:
+    """A number below 2^32 from the operating system's randomness."""
     return int.from_bytes(os.urandom(4), 'little')
 
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -47,7 +48,7 @@ class HorovodWorker(trainer.Worker):
 
     # Python values
 
-    def gather(self, value):
+    def gather(self, value) -> list:
         line = json.dumps(value, default=float).encode() + b'\n'
         lines = self.session.run(self.lines, {self.line: np.frombuffer(line, np.uint8)})
         return [json.loads(each) for each in lines.tobytes().splitlines()]
@@ -75,7 +76,7 @@ class HorovodWorker(trainer.Worker):
                 more = f' (and others on {len(others) - 3} more)' if len(others) > 3 else ''
                 self.refuse(f'{name} is {first!r} on rank 0, but {told}{more}; start all with the same flags and files')
 
-    def refuse(self, message):
+    def refuse(self, message: str):
         if self.rank == 0:
             raise InputError(message)
         sys.exit(2)  # which rank 0 tells
@@ -116,7 +117,7 @@ class HorovodWorker(trainer.Worker):
 
     # The end
 
-    def lost(self, error):
+    def lost(self, error: BaseException) -> bool:
         return isinstance(error, tf.errors.OpError) and bool(error.op) and error.op.type.startswith('Horovod')
 
     def wait_for_rank_0(self):
@@ -127,7 +128,7 @@ class HorovodWorker(trainer.Worker):
 
 
 @contextlib.contextmanager
-def started(compression='none'):
+def started(compression: str = 'none') -> Iterator[HorovodWorker]:
     """Joins the processes that the launcher has started, for the block, which is given this one's worker.
 
     A process that raises leaves, and the others with it; where another one is lost, this one ends, status 1, and rank 0

@@ -49,8 +49,8 @@ def their_name(name):
 
 # Writing
 
-def write(folder, directory, checkpoint_name=None):  # -> the checkpoint's path
-    """Writes the model or run of a directory into an empty folder.
+def write(folder: str, directory: str, checkpoint_name: str | None = None) -> str:
+    """Writes the model or run of a directory into an empty folder; returns the checkpoint's path.
 
     checkpoint_name: see checkpoint.choose. Raises InputError for what is missing, damaged or does not fit.
     """
@@ -73,7 +73,8 @@ def write(folder, directory, checkpoint_name=None):  # -> the checkpoint's path
 
 def write_safetensors(path, shapes, values):
     """Writes float32 tensors. shapes: {name: shape}; values: an iterable of arrays in that order, used as it comes."""
-    header, end = {'__metadata__': {'format': 'pt'}}, 0  # transformers wants to know that names and shapes are torch's
+    end = 0
+    header: dict[str, dict] = {'__metadata__': {'format': 'pt'}}  # transformers asks whose the names and shapes are
     for name, shape in shapes.items():
         start, end = end, end + 4 * math.prod(shape)
         header[name] = {'dtype': 'F32', 'shape': shape, 'data_offsets': [start, end]}
@@ -101,7 +102,7 @@ def tokenizer_config(hparams, eot):
 
 # Reading
 
-def read(source, folder):  # -> HParams
+def read(source: str, folder: str) -> model.HParams:
     """Makes a model directory of their format's folder `source` in the empty folder `folder`.
 
     Weights in float16 or bfloat16 become float32. Raises InputError, before any is written, for another architecture,
@@ -179,7 +180,7 @@ def read_tokenizer(path):  # -> {symbol: id}, list of pairs of symbols, {added s
     require(not splitter.get('add_prefix_space'), f'{path} puts a space before each text (add_prefix_space); set that '
                                                   'to false, and begin prompts with a space')
     encoder.check_vocabulary(bpe.get('vocab'), path)
-    merges, added = bpe.get('merges'), values.get('added_tokens') or []
+    merges, added = bpe.get('merges', ()), values.get('added_tokens') or []
     require(isinstance(merges, list) and isinstance(added, list), f'{path}: merges and added_tokens must be lists')
     merges = [tuple(pair.split(' ')) if isinstance(pair, str) else pair for pair in merges]
     for number, pair in enumerate(merges, 1):

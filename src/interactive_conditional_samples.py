@@ -81,7 +81,7 @@ def tolerant():
 
 def prompts():
     """Lines from stdin until its end; what asks for them goes to stderr, so that stdout holds samples alone."""
-    sys.stdin.reconfigure(errors='surrogateescape')  # other bytes than UTF-8 are for the encoder to refuse
+    cli.set_encoding(sys.stdin, 'surrogateescape')  # other bytes than UTF-8 are for the encoder to refuse
     editing = sys.stdin.isatty() and sys.stdout.isatty()
     if editing:
         with contextlib.suppress(ImportError):  # not everywhere

@@ -10,6 +10,7 @@ arithmetic, is computed where tokens are scored and nowhere else.
 """
 import collections
 import dataclasses
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -47,8 +48,8 @@ class Likelihood:
     Attributes: prefix (of the checkpoint), hparams, enc, context.
     """
 
-    def __init__(self, model_name='124M', models_dir='models', checkpoint_name=None, *, precision='float32',
-                 batch_size=None, context=None):
+    def __init__(self, model_name: str = '124M', models_dir: str = 'models', checkpoint_name: str | None = None, *,
+                 precision: str = 'float32', batch_size: int | None = None, context: int | None = None):
         directory, self.hparams, self.enc = checkpoint.describe(model_name, models_dir)
         self.context = self.hparams.n_ctx if context is None else context
         require(1 <= self.context <= self.hparams.n_ctx,
@@ -63,9 +64,11 @@ class Likelihood:
             self.weights = model.with_precision(model.weights(self.hparams), tf.as_dtype(precision))
             checkpoint.restore(self.session, self.prefix, checkpoint.model_variables())
 
-    def score(self, windows, best=False, banned=()):  # iterable of Window -> iterator of (Window, Scores), in order
-        """The windows are read a few batches ahead. best: whether to find the likeliest tokens, too. banned: ids that
-        Scores.filtered rules out. Raises InputError for a token that the model does not have.
+    def score(self, windows: Iterable, best: bool = False, banned: Collection[int] = ()) -> Iterator[tuple]:
+        """Yields pairs of a Window and its Scores, in order; the windows are read a few batches ahead.
+
+        best: whether to find the likeliest tokens, too. banned: ids that Scores.filtered rules out. Raises InputError
+        for a token that the model does not have.
         """
         waiting, done, first, seen = collections.defaultdict(list), {}, 0, 0
         for number, window in enumerate(windows):

@@ -31,10 +31,12 @@ import secrets
 import shutil
 import signal
 import struct
+import sys
 import tempfile
 import threading
 import zipfile
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from tqdm import tqdm
@@ -61,7 +63,7 @@ ROUNDS, MASK = 6, (1 << 64) - 1
 FINGERPRINTED = 64  # windows
 
 
-def load_dataset(enc, path, combine=50000, encoding='utf-8'):  # -> list of 1-D integer arrays
+def load_dataset(enc, path: str, combine: int = 50000, encoding: str = 'utf-8') -> list[np.ndarray]:  # 1-D, integers
     """All chunks of a text file, a .npz, a directory (with what is below it), a glob (`**` for any depth), or several.
 
     Several are joined by commas, as in 'a.npz,b/*.txt'. Documents are gathered into one chunk until it has at least
@@ -71,7 +73,7 @@ def load_dataset(enc, path, combine=50000, encoding='utf-8'):  # -> list of 1-D 
     return [joined(list(chunk)) for chunk in iter_chunks(enc, find_files(path), combine, encoding or 'utf-8')]
 
 
-def encoded(enc, path, directory, combine=50000, encoding='utf-8'):  # -> a path
+def encoded(enc, path: str, directory: str, combine: int = 50000, encoding: str = 'utf-8') -> str:
     """Where the same chunks can be mapped from: the path itself where it means .npz files, else one in the directory.
 
     It is encoded if it is not there, under a name that changes with the text files, their times and the vocabulary.
@@ -88,7 +90,7 @@ def encoded(enc, path, directory, combine=50000, encoding='utf-8'):  # -> a path
     return target
 
 
-def fingerprint(enc, *data, length=1024):
+def fingerprint(enc, *data: list[np.ndarray], length: int = 1024) -> str:
     """16 digits, others for another vocabulary, and in all likelihood for other data (each a list of chunks).
 
     Of the data count the sizes, and some windows of this length.
@@ -106,12 +108,12 @@ def joined(parts):  # a lone part stays itself: it may be a memory map
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def token_dtype(n_vocab):
+def token_dtype(n_vocab: int) -> np.dtype:
     """The smallest type of an encoded file that holds the ids 0 to n_vocab - 1."""
     return np.dtype(np.uint16 if n_vocab <= 1 << 16 else np.int32)
 
 
-def find_files(path):  # -> list of paths
+def find_files(path: str) -> list[str]:
     """The files that a path means; InputError if there are none.
 
     Several paths may be joined by commas: what each means, sorted, in the order given. A name with a comma in it is
@@ -147,7 +149,8 @@ def raise_(error):
 # Chunks
 
 
-def iter_chunks(enc, files, combine=50000, encoding='utf-8', progress=True, encode_groups=None):
+def iter_chunks(enc, files: list[str], combine: int = 50000, encoding: str = 'utf-8', progress: bool = True,
+                encode_groups: Callable | None = None) -> Iterator[Iterator[np.ndarray]]:
     """Yields the chunks of the files, each an iterator over its parts (1-D arrays, none empty).
 
     Exhaust each before the next. Memory is bounded by the encoder's longest piece, not by a file or a chunk; only the
@@ -196,7 +199,7 @@ def document_items(enc, path, text):
         yield enc.eot
 
 
-def separate_document(path, texts):
+def separate_document(path: str, texts: Iterable[str]) -> Iterator[str]:
     """separate_texts of a file's text, as read_text gives it; what either raises names the file."""
     try:
         yield from separate_texts(texts)
@@ -262,7 +265,7 @@ def encode_texts(enc, texts):  # -> list of arrays
 class Counted:
     """An iterable of strings that counts their characters as they go by."""
 
-    def __init__(self, texts):
+    def __init__(self, texts: Iterable[str]):
         self.texts, self.count = texts, 0
 
     def __iter__(self):
@@ -271,7 +274,7 @@ class Counted:
             yield text
 
 
-def read_text(path, encoding, advance=lambda n_bytes: None):
+def read_text(path: str, encoding: str, advance: Callable[[int], None] = lambda n_bytes: None) -> Iterator[str]:
     """Yields a file's text in pieces, line ends and byte-order mark as they are.
 
     advance: called with the number of bytes read, piece by piece. Raises InputError (without the file's name, which
@@ -296,7 +299,7 @@ def read_text(path, encoding, advance=lambda n_bytes: None):
             advance(len(data))
 
 
-def text_decoder(encoding):  # -> an incremental decoder; InputError if there is none of that name
+def text_decoder(encoding: str) -> codecs.IncrementalDecoder:  # InputError if there is none of that name
     try:
         decoder = codecs.getincrementaldecoder(encoding)()
         if isinstance(decoder.decode(b''), str):  # not a codec of bytes to bytes, such as hex
@@ -309,13 +312,13 @@ def text_decoder(encoding):  # -> an incremental decoder; InputError if there is
 # Several processes
 
 
-def cores():
+def cores() -> int:
     """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
-def worker_processes(count, model_name, models_dir='models'):
+def worker_processes(count: int, model_name: str, models_dir: str = 'models') -> Iterator[Callable]:
     """Processes that encode for iter_chunks: `with worker_processes(2, '124M') as encode_groups: …`.
 
     They start as they are needed, and each reads the vocabulary for itself. They end with the block, at once where it
@@ -328,7 +331,7 @@ def worker_processes(count, model_name, models_dir='models'):
     def begin():
         # Each thread speaks with one process, by a pipe that nobody else holds: if either is killed, even halfway
         # through a message, the other finds the pipe closed. concurrent.futures' pool of processes would wait for ever.
-        if hasattr(signal, 'pthread_sigmask'):  # Ctrl-C is for the main thread: not for these, nor their processes
+        if sys.platform != 'win32':  # Ctrl-C is for the main thread: not for these, nor their processes
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         own.pipe, end = context.Pipe()
         own.process = context.Process(target=encode_for, args=(end, model_name, models_dir), daemon=True)
@@ -367,7 +370,7 @@ def encode_for(pipe, model_name, models_dir):
 # .npz: a zip file of .npy files
 
 
-def npz_arrays(path):
+def npz_arrays(path: str) -> Iterator[np.ndarray]:
     """Yields the arrays of a .npz in the order of their numbers, those that are not deflated mapped from the file.
 
     Deflated ones are narrowed to uint16 or int32. Raises InputError, naming file and array, unless all are
@@ -464,7 +467,7 @@ def read_header(file, size):  # a .npy of `size` bytes, open at its start -> dty
     return dtype, file.tell()
 
 
-def release(chunks):
+def release(chunks: Iterable[np.ndarray]):
     """Gives the memory that reading from mapped chunks took back to the system, where the system takes it.
 
     What was read stays in the system's cache of files as long as nothing else needs that memory, but does not count as
@@ -479,7 +482,7 @@ def release(chunks):
         found = [each.base for each in found if isinstance(each, np.ndarray)]
 
 
-def write_npz(path, chunks, n_vocab, compress=False):
+def write_npz(path: str, chunks: Iterable, n_vocab: int, compress: bool = False) -> tuple[int, int]:
     """Writes chunks as arr_0, arr_1, … of a .npz, whole or not at all; returns how many tokens and chunks these were.
 
     chunks: an iterable whose elements are 1-D arrays, or iterators over the parts of one (as iter_chunks gives them).
@@ -528,7 +531,7 @@ def write_header(file, dtype, length):
 # Training windows
 
 
-def hold_out(chunks, fraction):  # -> training chunks, validation chunks
+def hold_out(chunks: list[np.ndarray], fraction: float) -> tuple[list, list]:  # training chunks, validation chunks
     """Takes the last `fraction` of all tokens away for validation: whole chunks, and a slice of one. Copies nothing.
 
     Raises InputError unless at least 2 tokens (one to see, one to predict) are left on each side.
@@ -562,7 +565,7 @@ class Sampler:
     InputError where no chunk has two tokens.
     """
 
-    def __init__(self, chunks, seed=None, rank=0, size=1):
+    def __init__(self, chunks: Iterable[np.ndarray], seed: int | None = None, rank: int = 0, size: int = 1):
         require(0 <= rank < size, f'rank {rank} must be from 0 to {size - 1}')
         chunks = [np.asarray(chunk) for chunk in chunks]
         self.chunks = [chunk for chunk in chunks if len(chunk) >= 2]
@@ -574,7 +577,7 @@ class Sampler:
         self._ends = {}  # length -> for each chunk, the number of windows in it and all before it
         self._keys = {}  # epoch -> key; only the latest
 
-    def sample(self, length):  # -> int32 [length]
+    def sample(self, length: int) -> np.ndarray:  # int32 [length]
         """The next window of `length` tokens."""
         ends = self._window_ends(length)
         epoch, draw = divmod(self.position * self.size + self.rank, ends[-1])

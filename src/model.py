@@ -31,10 +31,11 @@ class HParams:
     n_head: int = 12
     n_layer: int = 12
 
-    def values(self):
+    def values(self) -> dict[str, int]:
+        """As in hparams.json."""
         return dataclasses.asdict(self)
 
-    def override_from_dict(self, values):
+    def override_from_dict(self, values: dict[str, int]) -> 'HParams':
         """Sets fields from a dict. Raises InputError for an unknown field, or sizes that make no model."""
         for name, value in values.items():
             require(name in self.values(), f'unknown hyperparameter {name!r}; known are {", ".join(self.values())}')
@@ -46,11 +47,12 @@ class HParams:
         return self
 
 
-def default_hparams():
+def default_hparams() -> HParams:
+    """Those of 124M."""
     return HParams()
 
 
-def load_hparams(path):
+def load_hparams(path: str) -> HParams:
     """HParams of an hparams.json. Raises InputError if it is missing, malformed or incomplete."""
     try:
         with open(path, encoding='utf-8') as file:
@@ -71,8 +73,9 @@ def load_hparams(path):
 
 # The weights
 
-def weight_shapes(hparams):  # -> {name: shape}, in the order of the graph
-    """Names and shapes of all weights, without the scope 'model/' that stands before them in a checkpoint."""
+def weight_shapes(hparams: HParams) -> dict[str, list[int]]:
+    """Names and shapes of all weights, in the order of the graph, without the scope 'model/' that stands before them in
+    a checkpoint."""
     E = hparams.n_embd
     shapes = {'wpe': [hparams.n_ctx, E], 'wte': [hparams.n_vocab, E]}
     for layer in range(hparams.n_layer):
@@ -349,7 +352,7 @@ def next_logits(w, h):  # [B, T, E] -> [B, V]
     return output_kernel({'wte': w.get('output', w['wte'])}, h[:, -1])
 
 
-def past_shape(*, hparams, batch_size=None, sequence=None):
+def past_shape(*, hparams: HParams, batch_size: int | None = None, sequence: int | None = None) -> list[int | None]:
     """The shape of model's `past` and `present`: [B, L, 2, H, P, D]."""
     return [batch_size, hparams.n_layer, 2, hparams.n_head, sequence, hparams.n_embd // hparams.n_head]
 

@@ -123,7 +123,7 @@ def is_matrix(variable):
     return sum(size > 1 for size in variable.shape.as_list()) > 1
 
 
-def learning_rate(step, *, peak, schedule, warmup_steps, steps):
+def learning_rate(step: int, *, peak: float, schedule: str, warmup_steps: int, steps: int | None) -> float:
     """The learning rate of the update that makes model number `step` (the first: 1).
 
     It grows in equal parts up to peak, at update warmup_steps; then it follows schedule: constant, or linear and cosine

@@ -8,6 +8,8 @@ Needs no TensorFlow, so that encoding and downloading do not wait for its import
 import contextlib
 import os
 import tempfile
+import typing
+from collections.abc import Iterator
 
 from errors import InputError, require
 
@@ -17,12 +19,12 @@ RELEASED_MODELS = ('124M', '355M', '774M', '1558M')
 ALIASES = {'117M': '124M', '345M': '355M'}  # the names under which the first two were announced
 
 
-def expand(path):
+def expand(path: str) -> str:
     """path with ~ and $VARIABLES replaced."""
     return os.path.expanduser(os.path.expandvars(path))
 
 
-def child(parent, name, flag):
+def child(parent: str, name: str, flag: str) -> str:
     """The path of `name` directly under the folder `parent`; InputError where `name` would lead out of it."""
     name = str(name)
     require(name not in ('', '.', '..') and not set(name) & set('/\\\0'),
@@ -30,7 +32,7 @@ def child(parent, name, flag):
     return os.path.join(expand(parent), name)
 
 
-def model_dir(model_name, models_dir='models'):
+def model_dir(model_name: str, models_dir: str = 'models') -> str:
     """The existing directory of a model; 117M and 345M find 124M and 355M, and the other way round."""
     path = child(models_dir, model_name, '--model_name')
     other = {**ALIASES, **{new: old for old, new in ALIASES.items()}}.get(model_name)
@@ -44,12 +46,12 @@ def model_dir(model_name, models_dir='models'):
     raise InputError(f'no model directory {path}; {remedy}')
 
 
-def run_dir(run_name, checkpoint_dir='checkpoint'):
+def run_dir(run_name: str, checkpoint_dir: str = 'checkpoint') -> str:
     """The directory of a training run, which need not exist yet."""
     return child(checkpoint_dir, run_name, '--run_name')
 
 
-def model_or_run(given, models_dir='models', checkpoint_dir='checkpoint'):
+def model_or_run(given: str, models_dir: str = 'models', checkpoint_dir: str = 'checkpoint') -> str:
     """The existing directory of a model or of a training run: by the name of either, or by its path (with a /).
 
     Raises InputError where there is none, and where a model and a run have the name.
@@ -68,14 +70,15 @@ def model_or_run(given, models_dir='models', checkpoint_dir='checkpoint'):
 
 
 @contextlib.contextmanager
-def replacing(path, mode='w', encoding=None):
+def replacing(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[typing.IO]:
     """Opens a new file beside `path` for writing; at the end of the block it takes the place of `path`, whole.
 
-    On an exception nothing is left behind and `path` is as it was. The data is on the disk before the name is.
+    On an exception nothing is left behind and `path` is as it was. The data is on the disk before the name is. Text has
+    the same bytes on every system.
     """
-    temporary = f'{path}.{os.getpid()}.tmp'
+    temporary, binary = f'{path}.{os.getpid()}.tmp', 'b' in mode
     try:
-        with open(temporary, mode, encoding=encoding) as file:
+        with open(temporary, mode, encoding=None if binary else encoding, newline=None if binary else '\n') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -89,7 +92,7 @@ def replacing(path, mode='w', encoding=None):
 
 
 @contextlib.contextmanager
-def making(folder):
+def making(folder: str) -> Iterator[str]:
     """Gives the path of a new, empty folder; at the end of the block it becomes `folder`, whole.
 
     On an exception nothing is left behind. Raises InputError, before the block, where `folder` exists.

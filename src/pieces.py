@@ -75,7 +75,7 @@ def contraction_lengths(codes, quotes):  # -> int64 [n_quotes]: 2, 3, or 0 where
     return 2 * short + 3 * long
 
 
-def safe_cut(text):  # -> int
+def safe_cut(text: str) -> int:
     """The last place within a text where it can be cut and no piece changes, whatever comes before and after; or -1.
 
     It is between a letter or a digit and what is not, or before white space: no piece goes on there. Of three runs (of

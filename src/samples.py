@@ -3,6 +3,8 @@ import contextlib
 import json
 import os
 import sys
+import typing
+from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
@@ -19,8 +21,9 @@ class Samples:
     stop: strings that end a sample. controls: temperature, top_k, top_p, repetition_penalty.
     """
 
-    def __init__(self, model_name, models_dir, checkpoint, precision, *, seed, nsamples, batch_size, length, truncate,
-                 stop, unconditional, **controls):
+    def __init__(self, model_name: str, models_dir: str, checkpoint: str | None, precision: str, *, seed: int | None,
+                 nsamples: int, batch_size: int, length: int | None, truncate: str | None, stop: str | Iterable[str],
+                 unconditional: bool, **controls: float):
         require(batch_size >= 1, f'--batch_size must be 1 or more, not {batch_size}')
         require(nsamples >= 0, f'--nsamples must be 0 or more, not {nsamples}')
         require(seed is None or seed >= 0, f'--seed must be 0 or more, not {seed}')
@@ -34,10 +37,10 @@ class Samples:
                 f'{paths.model_dir(model_name, models_dir)}/encoder.json lacks {encoder.EOT}, with which unconditional '
                 'samples begin')
         self.seed, self.nsamples, self.batch_size = seed, nsamples, batch_size
-        self.options = {'length': length or (n_ctx if unconditional else n_ctx // 2), **controls,
-                        'stop': stop + ((truncate,) if truncate else ())}
+        self.options: dict = {'length': length or (n_ctx if unconditional else max(1, n_ctx // 2)), **controls,
+                              'stop': stop + ((truncate,) if truncate else ())}
 
-    def context(self, prompt, name='the prompt'):
+    def context(self, prompt: str, name: str = 'the prompt') -> list[int]:
         """A prompt's tokens; if they are more than fit the window, the last of them, which is told on stderr."""
         tokens, n_ctx = self.enc.encode(prompt), self.model.hparams.n_ctx
         if len(tokens) > n_ctx:
@@ -45,7 +48,7 @@ class Samples:
                        file=sys.stderr)
         return tokens[-n_ctx:]
 
-    def write(self, file, prompt=None, prefix='', stream=False):
+    def write(self, file: typing.IO[str], prompt: str | None = None, prefix: str = '', stream: bool = False):
         """nsamples samples (0: without end) of a prompt, each after a line of its number; prefix: put before each.
 
         stream: print a sample that is drawn alone while it comes.
@@ -73,7 +76,7 @@ class Samples:
         finally:  # on Ctrl-C too
             print(file=file, flush=True)
 
-    def complete(self, prompts_file, output, logprobs):
+    def complete(self, prompts_file: str, output: str | None, logprobs: bool):
         """Writes nsamples JSON lines for each prompt of a file; where `output` has some of them already, the rest.
 
         The n-th sample of a prompt is the one that it has alone, with this seed. A prompt that the file repeats goes
@@ -175,11 +178,11 @@ def output_path(output):
 
 
 @contextlib.contextmanager
-def opened(output):
+def opened(output: str | None) -> Iterator[typing.IO[str]]:
     """The file `output` for text, or stdout for None. The file comes into being at the end; on Ctrl-C with the samples
     drawn so far."""
     if output is None:
         yield sys.stdout
         return
-    with paths.replacing(output_path(output), encoding='utf-8') as file, contextlib.suppress(KeyboardInterrupt):
+    with paths.replacing(output_path(output)) as file, contextlib.suppress(KeyboardInterrupt):
         yield file

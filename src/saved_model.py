@@ -20,7 +20,7 @@ import model
 import sample
 
 
-def write(folder, directory, checkpoint_name=None):
+def write(folder: str, directory: str, checkpoint_name: str | None = None) -> str:
     """Writes the SavedModel of the model or run in a directory into an empty folder; returns the checkpoint's path.
 
     Its variables are those of the checkpoint, in float32. Sizes and vocabulary are in the folder's assets.extra, which

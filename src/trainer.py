@@ -2,11 +2,12 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 import os
-import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf2
@@ -24,6 +25,7 @@ from errors import InputError, require
 from load_dataset import Sampler, encoded, fingerprint, hold_out, load_dataset, release
 
 FEWEST_TOKENS = 16  # of a dataset: less is a mistake, such as an empty file or a wrong path
+SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP')  # that end training; the last is not known on Windows
 RELEASE_EVERY = 256  # batches between giving back the memory of the data that were read
 HELD_OUT = 0.05  # the share of the dataset's tokens that validates where no --val_dataset is given
 
@@ -39,22 +41,22 @@ class Worker:
     gpu: int | None = None  # the number of the one to use; None for those that there are
     threads: int = 0  # for an operation; 0 for one a core
 
-    def gather(self, value):
+    def gather(self, value) -> list:
         """The values of all ranks, in a list. value: of JSON's types."""
         return [value]
 
-    def agree(self, function):
+    def agree(self, function: Callable):
         """What function() returns, which is called on all ranks; an InputError of one of them is raised on all."""
         return function()
 
-    def once(self, function):
+    def once(self, function: Callable):
         """What function() returns (of JSON's types) on rank 0, which alone calls it; an InputError is raised on all."""
         return function()
 
-    def check_same(self, function):
+    def check_same(self, function: Callable[[], dict]):
         """Refuses where what function() returns, a dict by name, is not the same on all ranks."""
 
-    def refuse(self, message):
+    def refuse(self, message: str):
         """Raises InputError, which all ranks do, and one of them tells."""
         raise InputError(message)
 
@@ -65,7 +67,7 @@ class Worker:
         """The means over all ranks of gradients, which are tensors; a list."""
         return gradients
 
-    def lost(self, error):
+    def lost(self, error: BaseException) -> bool:
         """Whether the error came of the end of another process: then an update may have been applied in part."""
         return False
 
@@ -86,7 +88,7 @@ class Signals:
     def __enter__(self):
         self.previous = {}
         with contextlib.suppress(ValueError):  # handlers can be set in the main thread only
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]:
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self.previous[number] = signal.signal(number, self.note)
         return self
@@ -508,8 +510,11 @@ class Log:
                 self.events.close()
 
 
-def peak_memory():
-    """The most memory that this process has had, in bytes."""
+def peak_memory() -> float:
+    """The most memory that this process has had, in bytes; NaN on Windows, where Python does not tell."""
+    if sys.platform == 'win32':
+        return math.nan
+    import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
@@ -527,7 +532,7 @@ def session_config(worker):
     return config
 
 
-def train(flags, worker=None):
+def train(flags, worker: Worker | None = None) -> int:
     """Trains as the TrainFlags say.
 
     Returns the number of updates applied to the run's weights so far. Raises InputError for flags or files that

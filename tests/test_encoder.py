@@ -111,6 +111,7 @@ def test_standard_library(both):
     assert names
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_any_text(text):
     enc, reference = tiny()
@@ -135,13 +136,13 @@ def test_splitting_of_all_short_texts(alphabet):
         assert split_by_arrays(text) == (split_by_pattern(text), ''), text
 
 
-@settings(max_examples=500)
+@settings(deadline=None, max_examples=500)
 @given(st.one_of(TEXT, APOSTROPHES).filter(bool))
 def test_splitting_of_any_text(text):
     assert split_by_arrays(text) == (split_by_pattern(text), '')
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(st.one_of(TEXT, APOSTROPHES).filter(bool), st.one_of(TEXT, APOSTROPHES))
 def test_pieces_that_are_settled_stay_whatever_follows(text, following):
     settled, rest = split_by_arrays(text, whole=False)
@@ -159,7 +160,7 @@ def test_kinds_of_all_characters():
         assert np.array_equal(pieces.kinds_below(limit), kinds[:limit])
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(st.lists(TEXT, max_size=6), st.integers(1, 9))
 def test_stream_gives_the_ids_of_the_whole(texts, part):
     enc, reference = tiny()
@@ -188,7 +189,7 @@ def test_stream_gives_arrays():
     assert list(enc.encode_stream([])) == list(enc.encode_stream(['', ''])) == []
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(st.lists(st.one_of(TEXT, APOSTROPHES), max_size=6), st.integers(1, 9))
 def test_separate_texts_have_the_ids_of_the_whole(texts, part):
     enc, reference = tiny()
@@ -218,7 +219,7 @@ def test_only_an_endless_piece_is_not_cut(piece):
         assert len(parts) > 5
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(st.lists(st.one_of(TEXT, APOSTROPHES).filter(bool), max_size=8), st.integers(1, 100))
 def test_many_texts_at_once(texts, part):
     enc, reference = tiny()
@@ -308,7 +309,7 @@ def test_merges_in_any_order(way):
             assert [enc.decoder[id] for id in enc.encode(''.join(letters))] == naive_merge(letters, pairs)
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(st.randoms(use_true_random=False))
 def test_merges_in_a_random_order(draw):
     symbols, pairs = list('abc'), []
@@ -411,6 +412,7 @@ def test_lone_surrogate_is_named_by_its_offset():
 # Decoding
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 556), max_size=30))
 def test_decode_never_fails_on_ids_of_the_vocabulary(ids):
     enc, reference = tiny()

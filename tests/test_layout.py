@@ -37,7 +37,7 @@ MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
     'src/hugging_face.py': {'checkpoint', 'encoder', 'model', 'numpy', 'safetensors', 'tensorflow'},
     'src/generator.py': {'checkpoint', 'continuation', 'fused', 'model', 'numpy', 'sample', 'tensorflow'},
     'src/samples.py': {'encoder', 'generator', 'sample', 'tqdm'},
-    'src/corpora.py': {'load_dataset'},
+    'src/corpora.py': {'load_dataset', 'numpy'},
     'src/figures.py': {'numpy'},
     'src/likelihood.py': {'checkpoint', 'generator', 'load_dataset', 'model', 'numpy', 'tensorflow'},
     'src/trainer.py': {'checkpoint', 'generator', 'load_dataset', 'memory_saving_gradients', 'model', 'numpy',
@@ -54,7 +54,7 @@ MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
 TENSORFLOW_FREE = ['continuation', 'encoder', 'load_dataset', 'paths', 'errors', 'cli', 'flags', 'encode',
                    'download_model', 'train', 'convert', 'create_model', 'generate_unconditional_samples',
                    'interactive_conditional_samples', 'corpora', 'figures', 'evaluate', 'export']
-CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'Corpus'}
+CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'Corpus', 'typing.TypeVar'}
 
 
 def tree(name):
@@ -188,6 +188,31 @@ def test_a_root_script_finds_src_through_a_symbolic_link(name):
     assert line == "sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))"
 
 
+# What is said of a function
+
+def used_of(module):
+    """The names of a module's that other files use."""
+    found = set()
+    for tree in (PARSED[name] for name in NAMES if module_of(name) != module):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == module:
+                found.add(node.attr)
+            elif isinstance(node, ast.ImportFrom) and node.module == module:
+                found |= {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if '/' in name])
+def test_what_other_files_call_has_a_docstring_or_shapes_on_its_first_line(name):
+    with open(os.path.join(ROOT, name), encoding='utf-8') as file:
+        lines = file.read().split('\n')
+    used = used_of(module_of(name))
+    for node in PARSED[name].body:
+        if isinstance(node, ast.FunctionDef) and node.name in used:
+            signature = lines[node.lineno - 1:max(node.lineno, node.body[0].lineno - 1)]
+            assert ast.get_docstring(node) or any('  # ' in line for line in signature), f'{name}: {node.name}'
+
+
 # What is nowhere
 
 @pytest.mark.parametrize('name', NAMES)
@@ -204,6 +229,21 @@ def test_numpy_is_never_allowed_to_unpickle(name):
     for keyword in keywords:
         assert keyword.arg != 'allow_pickle' or ast.unparse(keyword.value) == 'False'
         assert keyword.arg != 'shell' or ast.unparse(keyword.value) == 'False'
+
+
+def text_opens(name):
+    """(line, modes, names of the keywords) of each call that opens a file, unless the modes named are binary."""
+    for node in ast.walk(PARSED[name]):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ('open', 'os.fdopen'):
+            modes = re.findall(r"'(\w+[+]?)'", ast.unparse(node.args[1])) if len(node.args) > 1 else ['r']
+            if not (modes and all('b' in mode for mode in modes)):
+                yield node.lineno, modes, {each.arg for each in node.keywords}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_text_files_have_the_same_bytes_on_every_system(name):
+    for line, modes, given in text_opens(name):
+        assert {'encoding'} | ({'newline'} if modes != ['r'] else set()) <= given, f'{name}:{line}'
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -386,6 +386,7 @@ def test_chunks_come_in_parts(tmp_path, enc):
 # Training windows
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.floats(0.01, 0.99))
 def test_hold_out(lengths, fraction):
     ends = np.cumsum(lengths)
@@ -487,7 +488,7 @@ def test_first_draws_are_uniform_over_seeds():
     assert sum((count - expected)**2 for count in pairs.values()) / expected < 85  # 41 degrees, p = 0.0001
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(st.integers(1, 300), st.integers(0, 2**64 - 1))
 def test_permuted_is_a_permutation(n, key):
     assert sorted(permuted(i, n, key) for i in range(n)) == list(range(n))
