@@ -75,7 +75,8 @@ def spacing(rule):  # -> two functions of a line
 
 
 def respaced(line, rule, to_natural):
-    places = re.findall('( *)([^ ])', line)  # each character, with the spaces before it
+    # Each character, with the spaces before it; at those after the last, the expression would take n² steps.
+    places = re.findall('( *)([^ ])', line.rstrip(' '))
     characters = ''.join(character for _, character in places)
     quotes = list(itertools.accumulate((character == '"' for character in characters), initial=0))
     after = ' ' * (len(line) - len(line.rstrip(' ')))
@@ -389,7 +390,7 @@ def cbt_questions(data):  # -> iterator of Question
             if not line.strip():
                 continue
             place = f'{path} line {number}'
-            match = re.fullmatch(r'(\d+) (.*?)\r?', line)
+            match = re.fullmatch(r'(\d{1,2}) (.*?)\r?', line)
             require(match and int(match[1]) == len(sentences) + 1,
                     f'{place} does not begin with {len(sentences) + 1} and a space; lines are numbered from 1 to 21')
             if int(match[1]) < 21:
