@@ -563,7 +563,7 @@ def test_unknown_name_lists_the_released_ones(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['../x', '..', '.', '', 'a/b', '/etc', '../../etc', 'a\\b', 'a\0b', 'a\nb', 'a\udcffb',
-                                  'x' * 10**5])
+                                  'x' * 300])
 def test_name_that_leads_elsewhere(server, tmp_path, name):
     with pytest.raises(InputError, match='--model_name'):
         download_model.download_model(name, str(tmp_path / 'models'), server.url)
