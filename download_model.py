@@ -17,6 +17,7 @@ import json
 import os
 import random
 import re
+import shutil
 import sys
 import time
 import urllib.parse
@@ -40,6 +41,11 @@ ATTEMPTS = 5  # in a row that brought nothing
 BACKOFF = 1  # seconds before the second attempt, then doubled
 RETRY_AFTER_LIMIT = 60  # seconds that a server may make us wait
 CHUNK = 1 << 16  # bytes
+REDIRECTS = 10
+LARGEST = {  # bytes that a file may have; the released ones are far from it
+    'checkpoint': 1 << 16, 'hparams.json': 1 << 16, 'encoder.json': 1 << 26, 'vocab.bpe': 1 << 26,
+    'model.ckpt.index': 1 << 26, 'model.ckpt.meta': 1 << 28,
+    'model.ckpt.data-00000-of-00001': 1 << 36}  # 17 thousand million weights; 1558M has 6.2e9 bytes
 
 
 class TransferError(Exception):
@@ -52,6 +58,14 @@ class TransferError(Exception):
 
 class CorruptError(Exception):
     """What came is not the file; nothing of it can be kept."""
+
+
+class Session(requests.Session):
+    """Follows no redirects: requests would take what comes with one into memory, however much that is."""
+    redirect_target = requests.Session.get_redirect_target
+
+    def get_redirect_target(self, response):
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +83,10 @@ class File:
     def record(self):
         return self.path + '.part.etag'
 
+    @property
+    def largest(self):
+        return LARGEST[os.path.basename(self.path)]
+
 
 def download_model(model_name: str, models_dir: str = 'models', base_url: str | None = None):
     """Downloads a model to <models_dir>/<model_name>; resumes what was broken off, keeps what is whole.
@@ -82,7 +100,7 @@ def download_model(model_name: str, models_dir: str = 'models', base_url: str | 
     """
     name, base_url = source(model_name, base_url)
     folder = paths.child(models_dir, name, '--model_name')
-    with requests.Session() as session:
+    with Session() as session:
         session.headers['Accept-Encoding'] = 'identity'  # lengths and ranges are those of the file itself
         for file in model_files(name, folder, base_url):
             try:
@@ -102,6 +120,7 @@ def source(model_name, base_url):  # -> released name, base URL
     """Resolves aliases and defaults. Raises InputError for a name or a URL that cannot be meant."""
     mirror = base_url or os.environ.get('GPT2_BASE_URL')
     name = paths.ALIASES.get(model_name, model_name)
+    require(name.isprintable() and len(name) <= 200, f'--model_name {name[:80]!r} is too long or not printable')
     require(mirror or name in paths.RELEASED_MODELS,
             f'unknown --model_name {name!r}; released are {", ".join(paths.RELEASED_MODELS)}; for another one give '
             '--base_url or set GPT2_BASE_URL')
@@ -202,11 +221,19 @@ def attempt(session, file):
 
 def request(session, method, url, headers=None):
     """One request, redirects followed. Raises InputError for what is no web address, TransferError for a break."""
+    at = url
     try:
-        return session.request(method, url, headers=headers, stream=True, allow_redirects=True,
-                               timeout=(CONNECT_TIMEOUT, READ_TIMEOUT))
-    except (ValueError, requests.TooManyRedirects) as error:  # all of requests' complaints about URLs are ValueErrors
-        raise InputError(f'{url}: cannot be fetched ({error}); it must lead to an http or https address; '
+        for _ in range(REDIRECTS + 1):
+            response = session.request(method, at, headers=headers, stream=True,
+                                       timeout=(CONNECT_TIMEOUT, READ_TIMEOUT))
+            target = session.redirect_target(response)
+            if target is None:
+                return response
+            response.close()
+            at = urllib.parse.urljoin(at, target)
+        raise ValueError(f'more than {REDIRECTS} redirects')
+    except ValueError as error:  # all of requests' complaints about URLs are
+        raise InputError(f'{url}: cannot be fetched ({str(error)[:200]}); it must lead to an http or https address; '
                          'check --base_url (or GPT2_BASE_URL) and the proxy settings') from error
     except requests.RequestException as error:
         raise TransferError(reason(error)) from error
@@ -288,9 +315,10 @@ def differs(response, validator):
 
 
 def validator_of(response):
-    """A strong ETag, or else Last-Modified: what If-Range can compare; '' if there is none."""
+    """A strong ETag, or else Last-Modified: what If-Range can compare; '' if there is none that can be sent back."""
     etag = header(response, 'ETag')
-    return etag if etag and not etag.startswith('W/') else header(response, 'Last-Modified')
+    validator = etag if etag and not etag.startswith('W/') else header(response, 'Last-Modified')
+    return validator if re.fullmatch('[ -~]{1,200}', validator) else ''
 
 
 def start_again(file, why):
@@ -303,7 +331,12 @@ def receive(response, file, start, whole):
 
     Raises TransferError when it breaks off, CorruptError when more comes than was announced.
     """
+    announced = whole or start
+    require(announced <= file.largest, too_large(file, f'{announced:,} bytes are announced'))
     os.makedirs(os.path.dirname(file.part), exist_ok=True)
+    free = shutil.disk_usage(os.path.dirname(file.part)).free
+    require(announced - start <= free, f'{file.path}: {announced - start:,} bytes are to come, and the disk has '
+                                       f'{free:,} free; make room, then run again')
     with (open(file.part, 'ab' if start else 'wb') as part,
           tqdm(desc=os.path.basename(file.path), total=whole, initial=start, unit='B', unit_scale=True) as progress):
         if not start:
@@ -313,10 +346,17 @@ def receive(response, file, start, whole):
             have += len(chunk)
             if whole is not None and have > whole:
                 raise CorruptError(f'more than the announced {whole} bytes came')
+            if have > file.largest:
+                discard(file)
+                raise InputError(too_large(file, 'more came'))
             part.write(chunk)
             progress.update(len(chunk))
     if whole is not None and have < whole:
         raise TransferError(f'broke off at {have} of {whole} bytes')
+
+
+def too_large(file, came):
+    return (f'{file.url}: {came}, where such a file has at most {file.largest:,}; check --base_url (or GPT2_BASE_URL)')
 
 
 def chunks(response):

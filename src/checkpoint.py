@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -42,8 +43,9 @@ class NotSaved(InputError):
 def latest(directory: str) -> str | None:
     """The checkpoint (a path without suffix) that the directory's `checkpoint` file names, or None without that file.
 
-    A name that is an absolute path no longer there is read as one beside the file, so that directories can be moved.
-    Raises InputError where the file is malformed or names what is not there.
+    Of a name that is a path the last part is looked for beside the file, so that directories can be moved and copied;
+    else it may be below the directory. Nothing outside is ever read. Raises InputError where the file is malformed or
+    names what is not there.
     """
     index = os.path.join(directory, 'checkpoint')
     try:
@@ -53,11 +55,13 @@ def latest(directory: str) -> str | None:
         return None
     named = require(named, f'{index} does not name a checkpoint (model_checkpoint_path: "…"); write the name of one '
                            'there, or fetch the model again')
-    for prefix in (os.path.join(directory, named[1]), os.path.join(directory, os.path.basename(named[1]))):
+    beside, below = os.path.join(directory, os.path.basename(named[1])), os.path.join(directory, named[1])
+    outside = os.path.isabs(named[1]) or '..' in named[1].split('/')
+    for prefix in (beside,) if outside else (beside, below):
         if os.path.exists(f'{prefix}.index'):
             return prefix
-    raise InputError(f'{index} names {named[1]}, but there is no {prefix}.index; '
-                     'fetch the model again, or write the name of a checkpoint that is there')
+    raise InputError(f'{index} names {named[1][:200]}, but there is no {prefix[:300]}.index, and no other folder is '
+                     'looked into; fetch the model again, or write the name of a checkpoint that is there')
 
 
 def find(path: str) -> str:
@@ -71,18 +75,20 @@ def find(path: str) -> str:
     return prefix
 
 
-def choose(directory: str, name: str | None = None) -> str:
+def choose(directory: str, hparams: model.HParams, name: str | None = None) -> str:
     """The checkpoint of a model or run: its newest, or the one of a name there, such as model-best.
 
     A name with a / is the path of any checkpoint, as find takes it: so a run of another code base, which has neither
-    sizes nor vocabulary beside it, is used with those of the model that it was trained from.
+    sizes nor vocabulary beside it, is used with those of the model that it was trained from. Raises InputError unless
+    it holds a model of these sizes; a graph of sizes that are not a model's could be of any size itself.
     """
-    if name and os.path.dirname(name):
-        return find(name)
-    return find(paths.child(directory, name, '--checkpoint') if name else directory)
+    path = paths.child(directory, name, '--checkpoint') if name and not os.path.dirname(name) else name or directory
+    prefix = find(path)
+    weights_reader(prefix, hparams)
+    return prefix
 
 
-def source(restore_from: str, run_directory: str, model_directory: str) -> tuple[str, bool]:
+def source(run_directory: str, model_directory: str, restore_from: str) -> tuple[str, bool]:
     """The checkpoint that a run begins with, and whether training has written it (the model's has no steps).
 
     restore_from: latest (the run's newest, else the model's), fresh (the model's), or what `find` takes.
@@ -100,7 +106,8 @@ def model_variables(scope='model'):
 
 
 def checked_reader(prefix, tensors):
-    """The checkpoint's reader. Raises InputError unless it holds all of tensors (a dict) in their shapes and types."""
+    """The checkpoint's reader. Raises InputError unless it holds all of tensors (a dict) in their shapes and types, and
+    no layer besides."""
     with readable(prefix):
         reader = tf.train.load_checkpoint(prefix)
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
@@ -111,7 +118,14 @@ def checked_reader(prefix, tensors):
         require(shapes[name] == shape, f'{prefix}: {name} has shape {shapes[name]}, but hparams.json makes it {shape}; '
                                        'use the hparams.json that came with the checkpoint')
         require(dtypes[name] == tensor.dtype, f'{prefix}: {name} is {dtypes[name].name}, expected {tensor.dtype.name}')
+    more = sorted(layers(shapes) - layers(tensors))
+    require(not more, f'{prefix} has {"".join(more[:1])}, too; its model has more layers than hparams.json says: '
+                      'use the hparams.json that came with the checkpoint')
     return reader
+
+
+def layers(names):  # -> {'model/h0', …}
+    return {match[0] for match in map(re.compile(r'model/h\d+(?=/)').match, names) if match}
 
 
 def weights_reader(prefix, hparams):
@@ -161,6 +175,12 @@ def describe(model_name: str, models_dir: str = 'models') -> tuple[str, model.HP
     return directory, hparams, enc
 
 
+def check_start(run_directory: str, model_directory: str, restore_from: str, hparams: model.HParams):
+    """Raises InputError unless what a run begins with holds a model of these sizes. To be called before its graph is
+    built, which could be of any size itself."""
+    weights_reader(source(run_directory, model_directory, restore_from)[0], hparams)
+
+
 class Run:
     """Saves and resumes one training run. Make it after the graph's variables, so that it knows them all."""
 
@@ -182,7 +202,7 @@ class Run:
         without a training state (released, or written by other code) gives its weights, and the step of its name.
         """
         last = latest(self.directory)
-        prefix, trained = source(restore_from, self.directory, self.model_directory)
+        prefix, trained = source(self.directory, self.model_directory, restore_from)
         state = self.read_state(prefix) if trained else {'step': 0}
         restore(session, prefix, self.model_variables)
         say(f'Loaded {prefix}')
@@ -201,11 +221,11 @@ class Run:
     def read_state(self, prefix):
         try:
             with open(f'{state_prefix(prefix)}.json', encoding='utf-8') as file:
-                return {**json.load(file), 'complete': True}
+                return {**unsealed(json.load(file)), 'complete': True}
         except FileNotFoundError:
             number = re.search(r'-(\d+)$', prefix)
             return {'step': int(number[1]) if number else 0}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f'{state_prefix(prefix)}.json is damaged ({error}); remove it to go on with the weights '
                              'alone') from None
 
@@ -239,7 +259,7 @@ class Run:
         if self.state_saver:
             self.state_saver.save(session, state_prefix(prefix), write_meta_graph=False, write_state=False)
         with paths.replacing(f'{state_prefix(prefix)}.json') as file:
-            json.dump(state, file)
+            json.dump(sealed(state), file)
         self.model_saver.save(session, prefix, write_state=False)
         for path in [*glob.glob(f'{glob.escape(prefix)}.*'), *glob.glob(f'{glob.escape(state_prefix(prefix))}.*')]:
             synchronize(path)
@@ -331,6 +351,24 @@ def state_prefix(prefix):
     """The training state's path for a checkpoint's: …/model-7 → …/training-7."""
     directory, name = os.path.split(prefix)
     return os.path.join(directory, re.sub('^model', 'training', name))
+
+
+def sealed(state):
+    """The state with a checksum of itself, under the name crc32."""
+    return {'crc32': zlib.crc32(json.dumps(state).encode()), **state}
+
+
+def unsealed(values):
+    """The state that sealed was given. Raises ValueError where it is another.
+
+    Earlier versions saved it as it is, beginning with the step.
+    """
+    if not isinstance(values, dict) or type(values.get('step')) is not int or values['step'] < 0:
+        raise ValueError('it is no object with a "step"')
+    state = {name: value for name, value in values.items() if name != 'crc32'}
+    if next(iter(values)) != 'step' and values != sealed(state):
+        raise ValueError('its checksum is another')
+    return state
 
 
 def all_named(directory):

@@ -77,7 +77,8 @@ def spacing(rule):  # -> two functions of a line
 
 
 def respaced(line, rule, to_natural):
-    places = re.findall('( *)([^ ])', line)  # each character, with the spaces before it
+    # Each character, with the spaces before it; at those after the last, the expression would take n² steps.
+    places = re.findall('( *)([^ ])', line.rstrip(' '))
     characters = ''.join(character for _, character in places)
     quotes = list(itertools.accumulate((character == '"' for character in characters), initial=0))
     after = ' ' * (len(line) - len(line.rstrip(' ')))
@@ -393,7 +394,7 @@ def cbt_questions(data: str) -> Iterator[Question]:
             if not line.strip():
                 continue
             place = f'{path} line {number}'
-            match = re.fullmatch(r'(\d+) (.*?)\r?', line)
+            match = re.fullmatch(r'(\d{1,2}) (.*?)\r?', line)
             if not match or int(match[1]) != len(sentences) + 1:
                 raise InputError(f'{place} does not begin with {len(sentences) + 1} and a space; lines are numbered '
                                  'from 1 to 21')

@@ -243,11 +243,13 @@ def read_merges(path: str) -> list[tuple[str, ...]]:
     require(text, f'{path} is empty; {REMEDY}')  # one without merges has the line of the version
     lines = text.replace('\r\n', '\n').rstrip('\n').split('\n')
     start = 1 if lines[0].startswith('#version') or lines == [''] else 0
-    merges = [tuple(line.split(' ')) for line in lines[start:]]
-    for number, pair in enumerate(merges, start + 1):
+    merges = []
+    for number, line in enumerate(lines[start:], start + 1):
+        pair = tuple(line.split(' '))
         if len(pair) != 2 or not all(pair):
-            raise InputError(f'{path} line {number} is not two symbols with a space between but '
-                             f'{" ".join(pair)[:80]!r}; {REMEDY}')
+            raise InputError(f'{path} line {number} is not two symbols with a space between but {line[:80]!r}; '
+                             f'{REMEDY}')
+        merges.append(pair)
     return merges
 
 

@@ -35,7 +35,7 @@ def load(model_name: str = '124M', models_dir: str = 'models', checkpoint_name: 
     """
     require(precision in PRECISIONS, f'precision must be one of {", ".join(PRECISIONS)}, not {precision!r}')
     directory, hparams, enc = checkpoint.describe(model_name, models_dir)
-    prefix = checkpoint.choose(directory, checkpoint_name)
+    prefix = checkpoint.choose(directory, hparams, checkpoint_name)
     if precision == 'int8' and platform.machine() in ('x86_64', 'AMD64'):
         # XLA's loops for AVX-512 read int8 at half the speed of those for AVX2. This counts if it is set before XLA
         # first compiles something.

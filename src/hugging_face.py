@@ -55,7 +55,7 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
     checkpoint_name: see checkpoint.choose. Raises InputError for what is missing, damaged or does not fit.
     """
     _, hparams, enc = checkpoint.describe(os.path.basename(directory), os.path.dirname(directory))
-    prefix = checkpoint.choose(directory, checkpoint_name)
+    prefix = checkpoint.choose(directory, hparams, checkpoint_name)
     reader = checkpoint.weights_reader(prefix, hparams)
     encoder.write_vocabulary(folder, *encoder.load_vocabulary(directory), VOCABULARY_FILES)
     ends = {'bos_token_id': enc.eot, 'eos_token_id': enc.eot}
@@ -138,7 +138,7 @@ def read_object(path):
 def read_config(path):  # -> HParams, whether the output layer is the token embedding
     values = read_object(path)
     kind = values.get('model_type')
-    require(kind == 'gpt2', f'{path} says model_type is {json.dumps(kind)[:80]}; the architecture here is "gpt2"')
+    require(kind == 'gpt2', f'{path} says model_type is {shown(kind)}; the architecture here is "gpt2"')
     missing = [name for name in SIZES.values() if name not in values]
     require(not missing, f'{path} lacks {", ".join(missing)}')
     try:
@@ -147,9 +147,13 @@ def read_config(path):  # -> HParams, whether the output layer is the token embe
         raise InputError(f'{path}: {error}') from None
     for name, allowed in {**ARCHITECTURE, 'n_inner': (None, 4 * hparams.n_embd)}.items():
         value = values.get(name, allowed[0])
-        require(value in allowed, f'{path} says {name} is {json.dumps(value)[:80]}, but this code computes only '
+        require(value in allowed, f'{path} says {name} is {shown(value)}, but this code computes only '
                                   f'{" or ".join(map(json.dumps, allowed))}')
     return hparams, values.get('tie_word_embeddings', True)
+
+
+def shown(value):
+    return type(value).__name__ if isinstance(value, (dict, list)) else json.dumps(value)[:80]
 
 
 def read_vocabulary(source):  # -> {symbol: id}, list of pairs of symbols, the names of the files that hold them
@@ -237,7 +241,7 @@ def find_weights(source, hparams, tied):  # -> {name of weight_shapes: Stored}
     unknown = sorted(name for name in stored.keys() - {*names.values(), head}
                      if not BUFFERS.fullmatch(name.removeprefix(roots[0])))
     require(not unknown, f'{source} has {len(unknown)} tensors that a GPT-2 of the sizes in config.json has not, such '
-                         f'as {"".join(unknown[:1])}')
+                         f'as {"".join(unknown[:1])[:80]!r}')
     found = in_shape({name: stored[theirs] for name, theirs in names.items()}, hparams)
     if head in stored:
         check_head(stored[head], found['wte'])
@@ -251,8 +255,8 @@ def in_shape(found, hparams):  # {name of weight_shapes: Stored} -> the same, tr
     for name, shape in model.weight_shapes(hparams).items():
         each = found[name] = dataclasses.replace(found[name], transposed=transposed and name.endswith('/w'))
         expected = shape[-2:][::-1] if each.transposed else shape[-2:]
-        require(each.shape == expected, f'{each.path}: {each.name} has shape {each.shape}, but config.json makes it '
-                                        f'{expected}')
+        require(each.shape == expected, f'{each.path}: {each.name} has shape {str(each.shape)[:80]}, but '
+                                        f'config.json makes it {expected}')
         require(each.dtype in DTYPES, f'{each.path}: {each.name} is {each.dtype}; have the model saved in one of '
                                       f'{", ".join(DTYPES)}')
     return found
@@ -291,10 +295,10 @@ def read_header(path):  # -> list of Stored
         try:
             with safetensors.safe_open(path, 'np'):
                 pass  # the header is whole, and agrees with the size of the file
-        except safetensors.SafetensorError as error:
+            length = int.from_bytes(file.read(8), 'little')
+            header = json.loads(file.read(length))
+        except (safetensors.SafetensorError, ValueError) as error:  # Python refuses numbers that the library skips
             raise InputError(f'{path} is damaged, or not whole; copy it again from where the model came from '
-                             f'({" ".join(str(error).split())})') from None
-        length = int.from_bytes(file.read(8), 'little')
-        header = json.loads(file.read(length))
+                             f'({" ".join(str(error).split())[:200]})') from None
     return [Stored(path, name, each['dtype'], each['shape'], 8 + length + each['data_offsets'][0])
             for name, each in header.items() if name != '__metadata__']

@@ -57,7 +57,7 @@ class Likelihood:
         require(batch_size is None or batch_size >= 1, f'--batch_size must be 1 or more, not {batch_size}')
         require(precision in ('float32', 'bfloat16'), f'--precision must be float32 or bfloat16, not {precision!r}')
         self.batch_size = batch_size or max(1, BATCH_TOKENS // self.context)
-        self.prefix = checkpoint.choose(directory, checkpoint_name)
+        self.prefix = checkpoint.choose(directory, self.hparams, checkpoint_name)
         self.session = tf.Session(graph=tf.Graph(), config=generator.session_config())
         self.batches = {}  # shape -> Batch
         with self.session.graph.as_default():

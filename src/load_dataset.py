@@ -53,6 +53,9 @@ SPOOL_BYTES = 1 << 26  # of a growing chunk kept in memory; what is more goes to
 CHECKED_TOKENS = 1 << 22  # this many of a file's mapped tokens are searched for negative ids; more would take long
 CHECKSUMMED_BYTES = 1 << 30  # of a file's mapped arrays are compared with its checksums, which takes a second or so
 CHECKSUMMED_TOGETHER = 1 << 26
+# What is more than so many times the size of its .npz, and so many bytes, is refused: a byte may inflate to 1,032. Code
+# comes to 4 times its size as uint16, and 11 as int64, a log of like lines to 38.
+INFLATION, INFLATED_FREELY = 100, 1 << 26
 HEADER_BYTES = 1 << 14  # more than any header of a one-dimensional array
 RELEASED_ARRAYS = 1 << 10  # whose headers are read before the memory that this takes is given back: some 64 MB
 HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -374,9 +377,9 @@ def npz_arrays(path: str) -> Iterator[np.ndarray]:
     """Yields the arrays of a .npz in the order of their numbers, those that are not deflated mapped from the file.
 
     Deflated ones are narrowed to uint16 or int32. Raises InputError, naming file and array, unless all are
-    one-dimensional, of integers, not negative and whole, as their checksums tell. Of the mapped ones, only the first
-    CHECKED_TOKENS are searched for negative ids, and the first CHECKSUMMED_BYTES compared with their checksums. Never
-    loads a pickle.
+    one-dimensional, of integers, not negative and whole, as their checksums tell, and where the file claims to hold
+    more than INFLATION times its size. Of the mapped ones, only the first CHECKED_TOKENS are searched for negative ids,
+    and the first CHECKSUMMED_BYTES compared with their checksums. Never loads a pickle.
     """
     # Exception is meant: what zipfile and NumPy raise on damaged or hostile files is not documented, and it is much.
     with open(path, 'rb') as file:
@@ -386,6 +389,10 @@ def npz_arrays(path: str) -> Iterator[np.ndarray]:
             content = content.view(np.ndarray)  # views of a memmap itself take long to make
         except Exception as error:
             raise InputError(f'{path} is not a .npz, or is cut short ({error}); make it anew with encode.py') from None
+        inflated = sum(info.file_size for info in archive.infolist())
+        require(inflated <= max(INFLATED_FREELY, INFLATION * len(content)),
+                f'{path} has {len(content):,} bytes and claims to hold {inflated:,}, more than {INFLATION} times as '
+                'many, which no text compresses to; if it is meant, write it without --compress')
         unchecked, unsummed = CHECKED_TOKENS, CHECKSUMMED_BYTES
         for number, info in enumerate(sorted(archive.infolist(), key=natural_order)):
             if number % RELEASED_ARRAYS == 0:
@@ -401,13 +408,16 @@ def npz_arrays(path: str) -> Iterator[np.ndarray]:
                     array = inflated_array(archive, info)
             except Exception as error:
                 reason = ' '.join(str(error).split()) or type(error).__name__
-                raise InputError(f'{path}, array {info.filename.removesuffix(".npy")!r}: {reason}; token arrays are '
+                name = info.filename.removesuffix('.npy')[:80]
+                raise InputError(f'{path}, array {name!r}: {reason[:200]}; token arrays are '
                                  'one-dimensional, of integers from 0 on: make them anew with encode.py') from None
             yield array
 
 
 def natural_order(info):  # arr_2 before arr_10
-    return [int(part) if part.isdigit() else part for part in re.split('([0-9]+)', info.filename)]
+    parts = re.split('0*([0-9]+)', info.filename)
+    # Every other part is a number. Python makes no int of thousands of digits.
+    return [(len(part), part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def mapped_array(content, info, checksum):  # uint8 [file size], ZipInfo, bool -> 1-D array, a view of the content
@@ -448,8 +458,11 @@ def inflated_array(archive, info):  # ZipFile, ZipInfo -> 1-D array, uint16 or i
     require(info.compress_type == zipfile.ZIP_DEFLATED, 'is compressed otherwise than NumPy does')
     with archive.open(info) as file:
         dtype, data_start = read_header(file, info.file_size)
-        array = np.frombuffer(file.read(), dtype)
-    require(array.nbytes == info.file_size - data_start, 'is cut short')
+        array = np.empty((info.file_size - data_start) // dtype.itemsize, dtype)
+        rest = memoryview(array).cast('B')
+        while rest and (n_read := file.readinto(rest[:READ_BYTES])):  # at once, more might be inflated than it claims
+            rest = rest[n_read:]
+        require(not rest and not file.read(1), 'is cut short')
     low, high = (array.min(), array.max()) if len(array) else (0, 0)
     require(low >= 0, f'holds the negative id {low}')
     require(high < 2**31, f'holds the id {high}, more than int32 holds')

@@ -6,6 +6,7 @@ of the list is left. It is followed in three ways, none of which is fast for all
 """
 import heapq
 import itertools
+import secrets
 
 import numpy as np
 
@@ -41,9 +42,13 @@ class Merges:
 
         Then merging a pair never brings forth a pair of lower rank, and all places of a pair can be merged at once.
         """
-        made_at = np.full(self.base, -1, np.int32)
-        np.maximum.at(made_at, self.made[ranks], ranks)
-        return bool(np.all(made_at[keys // self.base] < ranks) and np.all(made_at[keys % self.base] < ranks))
+        # By the places of ids among those in use: an array up to the largest id could be of any size.
+        _, places = np.unique(np.concatenate([keys // self.base, keys % self.base, self.made[ranks]]),
+                              return_inverse=True)
+        first, second, made = places.reshape(3, -1)
+        made_at = np.full(places.size, -1, np.int32)
+        np.maximum.at(made_at, made, ranks)
+        return bool(np.all(made_at[first] < ranks) and np.all(made_at[second] < ranks))
 
     def merge(self, data, starts, lengths):  # uint8 [n_bytes], int [n], int [n] -> int32 [n_tokens], int [n], int [n]
         """The ids of pieces, and for each piece, where among them its own start and how many they are.
@@ -171,9 +176,12 @@ class PairTable:
 
     def __init__(self, keys, ranks):  # int64 [n], all different and none negative; int32 [n]
         n = len(keys)
-        bits, homeless = 1 + n.bit_length(), np.arange(n)  # less than half of the places are taken
-        while True:
-            self.shift = np.uint64(64 - bits)
+        for attempt in itertools.count():
+            # Less than half of the places are taken. Keys that were made to collide do so in larger tables, too, but
+            # not under factors that nobody knew.
+            bits = 1 + n.bit_length() + min(attempt, 2) + attempt // 8
+            self.factors = FACTORS if attempt < 3 else [secrets.randbits(64) | 1 for _ in FACTORS]
+            self.shift, homeless = np.uint64(64 - bits), np.arange(n)
             places = np.stack(list(self._places(keys)))  # [2, n]
             owner, choice = np.full(1 << bits, n), np.zeros(n, np.int64)
             for _ in range(TURNS):
@@ -183,11 +191,10 @@ class PairTable:
                 choice[homeless] ^= 1
             if not len(homeless):
                 break
-            bits, homeless = bits + 1, np.arange(n)
         self.keys, self.ranks = np.append(keys, -1)[owner], np.append(ranks, NO_RANK)[owner]
 
     def _places(self, keys):  # int64 [n] -> twice int64 [n]
-        for factor in FACTORS:
+        for factor in self.factors:
             yield (keys.view(np.uint64) * np.uint64(factor) >> self.shift).view(np.int64)
 
     def ranks_of(self, keys):  # int64 [n] -> int32 [n], NO_RANK for those that are not there

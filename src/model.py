@@ -18,6 +18,10 @@ import tensorflow.compat.v1 as tf
 from errors import InputError, require
 from fused import apart, fused, in_kernel, kernel
 
+# What no model comes near, so that a file that is damaged or was made to harm is refused before a graph of its sizes is
+# built. Ids and positions are int32; the largest GPT of published sizes (GPT-3: Brown et al. 2020, table 2.1) has 96
+# layers and 1.75e11 parameters.
+LARGEST_SIZE, LARGEST, PARAMETERS = (1 << 31) - 1, {'n_layer': 1000}, 10 ** 12
 ATTENTION_BLOCK = 256
 LAYERS_IN_KERNEL = 4
 
@@ -38,13 +42,25 @@ class HParams:
     def override_from_dict(self, values: dict[str, int]) -> 'HParams':
         """Sets fields from a dict. Raises InputError for an unknown field, or sizes that make no model."""
         for name, value in values.items():
-            require(name in self.values(), f'unknown hyperparameter {name!r}; known are {", ".join(self.values())}')
+            require(name in self.values(), f'unknown hyperparameter {str(name)[:40]!r}; known are '
+                                           f'{", ".join(self.values())}')
+            shown = repr(value)[:40] if isinstance(value, (int, float, str)) else type(value).__name__
             require(type(value) is int and value > 0, f'hyperparameter {name} must be a whole number above 0, '
-                                                      f'not {value!r}')
+                                                      f'not {shown}')
+            most = LARGEST.get(name, LARGEST_SIZE)
+            require(value <= most, f'hyperparameter {name} must be at most {most:,}, not {shown}')
             setattr(self, name, value)
         require(self.n_embd % self.n_head == 0, f'hyperparameter n_embd ({self.n_embd}) must be divisible by n_head '
                                                 f'({self.n_head})')
+        require(self.n_parameters() <= PARAMETERS,
+                f'these hyperparameters make a model of {self.n_parameters():,} parameters, more than {PARAMETERS:,}: '
+                f'{", ".join(f"{name} {value}" for name, value in self.values().items())}')
         return self
+
+    def n_parameters(self):
+        """What the sizes of weight_shapes add up to."""
+        E = self.n_embd
+        return (self.n_vocab + self.n_ctx + 2) * E + self.n_layer * (12 * E * E + 13 * E)
 
 
 def default_hparams() -> HParams:

@@ -28,7 +28,7 @@ def child(parent: str, name: str, flag: str) -> str:
     """The path of `name` directly under the folder `parent`; InputError where `name` would lead out of it."""
     name = str(name)
     require(name not in ('', '.', '..') and not set(name) & set('/\\\0'),
-            f'{flag} {name!r} is not a plain folder name; give the folder above it by its own flag')
+            f'{flag} {name[:80]!r} is not a plain folder name; give the folder above it by its own flag')
     return os.path.join(expand(parent), name)
 
 

@@ -28,7 +28,7 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
     checkpoint_name: see checkpoint.choose. Raises InputError for what is missing, damaged or does not fit.
     """
     _, hparams, _ = checkpoint.describe(os.path.basename(directory), os.path.dirname(directory))
-    prefix = checkpoint.choose(directory, checkpoint_name)
+    prefix = checkpoint.choose(directory, hparams, checkpoint_name)
     # No GPU is needed to write files, and one may be in use.
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as session:
         fused.compile_nothing()  # TensorFlow Serving's XLA is off unless it is asked for

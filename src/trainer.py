@@ -194,7 +194,7 @@ class Trainer:
         self.model_dir, self.hparams, self.enc = worker.agree(
             lambda: checkpoint.describe(flags.model_name, flags.models_dir))
         directory = paths.run_dir(flags.run_name, flags.checkpoint_dir)
-        worker.once(lambda: self.check_sizes(checkpoint.source(flags.restore_from, directory, self.model_dir)[0]))
+        worker.once(lambda: checkpoint.check_start(directory, self.model_dir, flags.restore_from, self.hparams))
         worker.check_same(lambda: {'hparams.json': self.hparams.values(),
                                    'the vocabulary (its fingerprint)': fingerprint(self.enc)})
         self.data = Data(flags, self.enc, self.hparams, worker)
@@ -207,10 +207,6 @@ class Trainer:
         self.resume()
         self.log = Log(flags, worker, self.run.directory, self.step,
                        tokens=flags.batch_size * flags.accumulate_gradients * self.hparams.n_ctx * worker.size)
-
-    def check_sizes(self, prefix):
-        """Raises InputError unless the checkpoint is of a model of these sizes: before a graph is made of them."""
-        checkpoint.weights_reader(prefix, self.hparams)
 
     # The graph
 

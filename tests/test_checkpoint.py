@@ -1,3 +1,4 @@
+import functools
 import os
 import pathlib
 import shutil
@@ -160,9 +161,62 @@ def test_a_moved_directory_loads(made, tmp_path):
         checkpoint.find(str(moved))
 
 
+def test_a_checkpoint_file_leads_nowhere_else(made, tmp_path):
+    for name in ('elsewhere', 'toy', 'toy/below'):
+        shutil.copytree(made[0], tmp_path / name)
+    at = tmp_path / 'toy'
+    for name in (tmp_path / 'elsewhere/model.ckpt', '../elsewhere/model.ckpt', 'below/model.ckpt', './model.ckpt'):
+        (at / 'checkpoint').write_text(f'model_checkpoint_path: "{name}"\n')
+        assert checkpoint.latest(str(at)) == str(at / 'model.ckpt')
+    os.unlink(at / 'model.ckpt.index')
+    for name in (str(tmp_path / 'elsewhere/model.ckpt'), '../elsewhere/model.ckpt', 'below/../../elsewhere/model.ckpt'):
+        (at / 'checkpoint').write_text(f'model_checkpoint_path: "{name}"\n')
+        with pytest.raises(InputError, match='no other folder is looked into'):
+            checkpoint.latest(str(at))
+    (at / 'checkpoint').write_text('model_checkpoint_path: "below/model.ckpt"\n')
+    assert checkpoint.latest(str(at)) == str(at / 'below/model.ckpt')
+
+
+@pytest.mark.parametrize('change', [
+    lambda text: text.replace('"position": 52', '"position": 53'), lambda text: text.replace('crc32', 'crc33'),
+    lambda text: text.replace('"step": 7', '"step": 8'), lambda text: text[:-1], lambda text: '', lambda text: '[]',
+    lambda text: '{}', lambda text: '{"step": "7"}', lambda text: '{"step": -1}', lambda text: '[' * 10**5])
+def test_a_damaged_training_state_is_refused(graph, made, tmp_path, change):
+    run = a_run(made, tmp_path)
+    run.save(graph, {'step': 7, 'position': 52, 'loss': float('nan'), 'average': [0.1, 1e-300]})
+    path = pathlib.Path(run.directory, 'training-7.json')
+    path.write_text(change(path.read_text()))
+    with pytest.raises(InputError, match=r'training-7\.json is damaged .*; remove it to go on with the weights alone'):
+        a_run(made, tmp_path).restore(graph, 'latest', silent)
+    path.unlink()
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 7}
+
+
+def test_a_training_state_of_an_earlier_version_is_read(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    run.save(graph, {'step': 7})
+    pathlib.Path(run.directory, 'training-7.json').write_text('{"step": 7, "position": 3}')
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 7, 'position': 3}
+
+
+def test_where_a_run_begins_is_checked_without_a_graph(graph, made, tmp_path):
+    other = made[1].__class__(**{**made[1].values(), 'n_layer': 1000})
+    run = a_run(made, tmp_path)
+    check = functools.partial(checkpoint.check_start, run.directory, made[0])
+    check('latest', made[1])
+    with pytest.raises(InputError, match='has no variable model/h2/'):
+        check('latest', other)
+    run.save(graph, {'step': 1})
+    for restore_from in ('latest', 'fresh', f'{run.directory}/model-1'):
+        check(restore_from, made[1])
+        with pytest.raises(InputError, match=r'model-1 has no' if restore_from != 'fresh' else r'model\.ckpt has no'):
+            check(restore_from, other)
+
+
 @pytest.mark.parametrize('sizes, message', [
     ({'n_embd': 64}, r"model/wpe has shape \[32, 32\], but hparams.json makes it \[32, 64\]"),
     ({'n_layer': 3}, 'has no variable model/h2/ln_1/g'),
+    ({'n_layer': 1}, r'model\.ckpt has model/h1, too; its model has more layers than hparams\.json says'),
 ])
 def test_a_checkpoint_of_other_sizes_is_refused_and_nothing_is_loaded(made, sizes, message):
     with toy.session() as s:

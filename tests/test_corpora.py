@@ -31,6 +31,12 @@ def test_what_rules_look_at_comes_back_in_any_order(name, bits):
 
 
 @pytest.mark.parametrize('name', DETOKENIZERS)
+def test_a_long_run_of_spaces_takes_no_time(name):  # with n² steps the test would not end
+    text = 'a' + ' ' * 10**6 + '\n' + ' ' * 10**6 + 'b'
+    assert DETOKENIZERS[name].tokenize(DETOKENIZERS[name].detokenize(text)) == text
+
+
+@pytest.mark.parametrize('name', DETOKENIZERS)
 @settings(deadline=None, max_examples=30)
 @given(text=st.text(max_size=60))
 def test_any_text_comes_back(name, text):

@@ -1,9 +1,11 @@
 """download_model.py against a real server on this machine, which answers as each test scripts it."""
 import base64
+import contextlib
 import email.utils
 import hashlib
 import http.server
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -78,7 +80,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(('127.0.0.1', 0), Handler)
         self.url = f'http://127.0.0.1:{self.server_port}'
-        self.files, self.script, self.seen = dict(FILES), {}, []
+        self.files, self.script, self.seen, self.sent = dict(FILES), {}, [], []
         self.etag = '"1"'
         self.over = threading.Event()
 
@@ -348,6 +350,89 @@ def test_redirect_elsewhere_is_refused(server, folder, target):
     assert len(server.gets(BIG)) == 1
 
 
+def drip(handler, *parts):  # -> the number of bytes that were taken; sends without end
+    sent = 0
+    with contextlib.suppress(OSError):
+        while not handler.server.over.is_set():
+            for part in parts:
+                sent += handler.connection.send(part)
+    handler.server.sent.append(sent)
+    handler.close_connection = True
+
+
+def endless(status=200, chunked=False, **headers):
+    def answer(handler):
+        reply(status, Content_Length=None, **headers, **({'Transfer_Encoding': 'chunked'} if chunked else {}))(handler)
+        block = bytes(1 << 16)
+        drip(handler, *([b'10000\r\n', block, b'\r\n'] if chunked else [block]))
+    return answer
+
+
+def test_what_comes_with_a_redirect_is_not_read(server, folder):
+    server.script[BIG] = [endless(302, Location=f'/elsewhere/{BIG}')]
+    download(server, folder)
+    server.shutdown()
+    assert_complete(server, folder)
+
+
+@pytest.mark.parametrize('name', MODEL_FILES)
+def test_data_without_end_is_refused(server, folder, monkeypatch, name):
+    monkeypatch.setattr(download_model, 'LARGEST', dict.fromkeys(MODEL_FILES, 1 << 20))
+    server.script[name] = [endless(chunked=True)] * 9
+    assert 'more came, where such a file has at most 1,048,576' in refused(server, folder)
+    assert not (folder / f'{name}.part').exists()
+
+
+@pytest.mark.parametrize('name, length', [('hparams.json', 10**6), ('vocab.bpe', 10**9), (BIG, 10**12), (BIG, 10**17)])
+def test_an_announced_length_out_of_proportion_is_refused(server, folder, name, length):
+    server.script[name] = [reply(200, b'x', Content_Length=length)] * 9
+    assert f'{length:,} bytes are announced, where such a file has at most' in refused(server, folder)
+    assert len(server.gets(name)) == 1
+
+
+def test_a_rest_out_of_proportion_is_refused(server, folder, monkeypatch):
+    break_off(server, folder, monkeypatch)
+    server.script[BIG] = [reply(206, b'x', Content_Range=f'bytes {CUT}-{10**17 - 1}/{10**17}',
+                                Content_Length=10**17 - CUT)]
+    assert 'are announced' in refused(server, folder)
+    assert (folder / f'{BIG}.part').stat().st_size == CUT
+
+
+def test_what_the_disk_cannot_hold_is_refused_before_it_comes(server, folder, monkeypatch):
+    monkeypatch.setattr(download_model.shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**6, 10**6, 10000))
+    assert 'are to come, and the disk has 10,000 free' in refused(server, folder)
+
+
+def test_largest_files_leave_room_for_the_released():
+    sizes = {'checkpoint': 77, 'encoder.json': 1_042_301, 'hparams.json': 91, BIG: 6_230_781_952,
+             'model.ckpt.index': 20_679, 'model.ckpt.meta': 1_844_187, 'vocab.bpe': 456_318}  # of 1558M
+    assert all(10 * size <= download_model.LARGEST[name] for name, size in sizes.items())
+
+
+@pytest.mark.parametrize('etag', ['"' + 'x' * 60000 + '"', '"a\x85b"', '"\xff"', '\x0b'])
+def test_a_version_that_cannot_be_sent_back_is_not_kept(server, folder, etag):
+    server.etag = etag
+    server.script[BIG] = [serve(cut=CUT)]
+    download(server, folder)
+    assert_complete(server, folder)
+    assert ['Range' in headers for headers in server.gets(BIG)] == [False, False]
+
+
+def test_headers_without_end_are_given_up(server, folder):
+    def answer(handler):
+        handler.wfile.write(b'HTTP/1.1 200 OK\r\n')
+        drip(handler, b'X-Header: x\r\n' * 1000)
+    server.script['checkpoint'] = [answer] * 9
+    assert 'gave up after 5 attempts' in refused(server, folder)
+
+
+def test_a_name_that_the_server_gives_is_not_used(server, folder):
+    server.script['hparams.json'] = [serve(Content_Disposition='attachment; filename="../../evil"')]
+    download(server, folder)
+    assert_complete(server, folder)
+    assert sorted(os.listdir(folder.parent.parent)) == ['models']
+
+
 def test_redirect_without_end_is_refused(server, folder):
     server.script[BIG] = [reply(302, Location=BIG)] * 99
     assert 'redirects' in refused(server, folder)
@@ -477,7 +562,8 @@ def test_unknown_name_lists_the_released_ones(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('name', ['../x', '..', '', 'a/b', '/etc'])
+@pytest.mark.parametrize('name', ['../x', '..', '.', '', 'a/b', '/etc', '../../etc', 'a\\b', 'a\0b', 'a\nb', 'a\udcffb',
+                                  'x' * 300])
 def test_name_that_leads_elsewhere(server, tmp_path, name):
     with pytest.raises(InputError, match='--model_name'):
         download_model.download_model(name, str(tmp_path / 'models'), server.url)

@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import sysconfig
+import tracemalloc
 from unittest import mock
 
 import numpy as np
@@ -335,6 +336,25 @@ def test_ids_need_not_be_in_merge_order_and_may_have_gaps():
     assert enc.encode(text) == [back[id] for id in tiktoken_encoding(renumbered, merges).encode_ordinary(text)]
     assert enc.decode(enc.encode(text)) == text
     assert len(enc) == max(ids) + 1
+
+
+def test_an_absurdly_large_id_takes_no_memory(both):
+    vocabulary = {**both[0].encoder, 'far': 2**31 - 1}
+    tracemalloc.start()
+    enc = Encoder(vocabulary, tiny_bpe()[1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20 and enc.n_vocab == 2**31
+    assert enc.encode(' the lighthouse') == both[0].encode(' the lighthouse')
+
+
+def test_pairs_that_were_made_to_collide(monkeypatch):
+    """Under both factors all keys have the same place in a table of less than 2^34."""
+    monkeypatch.setattr(merges, 'FACTORS', (1, 3))
+    keys, ranks = np.arange(1000), np.arange(1000, dtype=np.int32)
+    table = merges.PairTable(keys, ranks)
+    assert len(table.keys) <= 1 << 14
+    np.testing.assert_array_equal(table.ranks_of(np.append(keys, 1000)), np.append(ranks, merges.NO_RANK))
 
 
 def test_vocabulary_without_merges():

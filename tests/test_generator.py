@@ -919,7 +919,8 @@ def test_hparams_that_lack_a_size_are_refused(damaged, capfd, name):
 @pytest.mark.parametrize('sizes, message', [
     ({'n_embd': 64}, 'has shape [48, 32], but hparams.json makes it [48, 64]'), ({'n_ctx': 64}, 'model/wpe has shape'),
     ({'n_vocab': 300}, 'model/wte has shape [257, 32], but hparams.json makes it [300, 32]'),
-    ({'n_layer': 3}, 'has no variable model/h2/'), ({'n_vocab': 200}, 'encoder.json has ids up to 256')])
+    ({'n_layer': 3}, 'has no variable model/h2/'), ({'n_layer': 1}, 'model has more layers than hparams.json says'),
+    ({'n_vocab': 200}, 'encoder.json has ids up to 256')])
 def test_hparams_that_are_not_those_of_the_checkpoint_are_refused(damaged, capfd, sizes, message):
     values = json.loads((damaged / 'hparams.json').read_text())
     (damaged / 'hparams.json').write_text(json.dumps({**values, **sizes}))

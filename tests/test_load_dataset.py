@@ -2,6 +2,7 @@ import collections
 import io
 import itertools
 import os
+import tracemalloc
 import zipfile
 from unittest import mock
 
@@ -305,6 +306,73 @@ def test_unusable_npz_is_refused_by_name(tmp_path, enc, content, expected):
     message = str(caught.value)
     assert str(tmp_path / 'bad.npz') in message and expected in message and '\n' not in message
     assert 'encode.py' in message
+
+
+def test_names_in_a_npz_may_be_anything(tmp_path, enc):
+    names = ['../../up', '/root', 'a²', '9' * 5000, '10' + '0' * 5000, 'a\nb', '', 'arr_10', 'arr_9', 'CON', 'a' * 5000]
+    np.savez(tmp_path / 'a.npz', **{name: np.arange(3) for name in names})
+    np.savez(tmp_path / 'b.npz', **{name: np.zeros(3) for name in names})
+    before = sorted(os.listdir(tmp_path))
+    assert lists(load(enc, tmp_path / 'a.npz')) == [[0, 1, 2]] * len(names)
+    with pytest.raises(InputError) as caught:
+        load(enc, tmp_path / 'b.npz')
+    assert '\n' not in str(caught.value) and len(str(caught.value)) < 1000
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def encrypted(content):  # says so in both headers
+    content = bytearray(content)
+    for signature, flags in ((b'PK\3\4', 6), (b'PK\1\2', 8)):
+        content[content.find(signature) + flags] |= 1
+    return bytes(content)
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_an_encrypted_npz_is_refused(tmp_path, enc, save):
+    (tmp_path / 'a.npz').write_bytes(encrypted(saved(save, np.arange(50))))
+    with pytest.raises(InputError, match='is encrypted'):
+        load(enc, tmp_path / 'a.npz')
+
+
+def test_a_npz_of_65_536_arrays_is_read(tmp_path, enc):
+    write_npz(str(tmp_path / 'a.npz'), (np.array([i % 500]) for i in range(65536)), 557)
+    assert [chunk.item() for chunk in load(enc, tmp_path / 'a.npz')] == [i % 500 for i in range(65536)]
+
+
+def test_what_inflates_out_of_proportion_is_refused(tmp_path, enc):
+    path = tmp_path / 'a.npz'
+    np.savez_compressed(path, np.zeros(1 << 24, np.uint16))  # less than INFLATED_FREELY
+    assert [len(chunk) for chunk in load(enc, path)] == [1 << 24]
+    np.savez_compressed(path, *[np.zeros(1 << 24, np.uint16)] * 3)
+    with pytest.raises(InputError, match=r'claims to hold 100,663,\d+, more than 100 times .* without --compress'):
+        load(enc, path)
+    np.savez(path, *[np.zeros(1 << 24, np.uint16)] * 3)
+    assert len(load(enc, path)) == 3
+
+
+def test_arrays_that_share_their_bytes_are_refused(tmp_path, enc):
+    content = saved(np.savez, np.arange(1 << 16))
+    start = content.index(b'PK\1\2')
+    entry, end = content[start:content.index(b'PK\5\6')], content[content.index(b'PK\5\6'):]
+    end = end[:8] + (2000).to_bytes(2, 'little') * 2 + (2000 * len(entry)).to_bytes(4, 'little') + end[16:]
+    (tmp_path / 'a.npz').write_bytes(content[:start] + entry * 2000 + end)
+    with pytest.raises(InputError, match='more than 100 times'):
+        load(enc, tmp_path / 'a.npz')
+
+
+def test_more_than_an_array_claims_is_not_inflated(tmp_path, enc):
+    header = npy("{'descr': '<u2', 'fortran_order': False, 'shape': (1000,)}")
+    content, claimed = header + bytes(1 << 25), len(header) + 2000
+    with zipfile.ZipFile(tmp_path / 'a.npz', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('arr_0.npy', content)
+    lie = (tmp_path / 'a.npz').read_bytes().replace(len(content).to_bytes(4, 'little'), claimed.to_bytes(4, 'little'))
+    (tmp_path / 'a.npz').write_bytes(lie)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="array 'arr_0': Bad CRC-32"):
+        load(enc, tmp_path / 'a.npz')
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
 
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])

@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import numpy_gpt2
@@ -186,10 +187,24 @@ def test_more_positions_than_n_ctx_are_refused():
     ({'n_layer': 0}, 'n_layer must be a whole number above 0, not 0'),
     ({'n_layer': '12'}, "n_layer must be a whole number above 0, not '12'"),
     ({'n_ctx': True}, 'n_ctx must be a whole number above 0, not True'),
+    ({'n_ctx': [[]] * 10**6}, 'n_ctx must be a whole number above 0, not list'),
+    ({'n_ctx': 'x' * 10**6}, 'n_ctx must be a whole number above 0, not .{40}$'),
+    ({'x' * 10**6: 1}, 'unknown hyperparameter .{40,200}$'),
+    ({'n_layer': 10**9}, 'n_layer must be at most 1,000, not 1000000000'),
+    ({'n_vocab': 10**15}, 'n_vocab must be at most 2,147,483,647'),
+    ({'n_vocab': 10**4000}, 'n_vocab must be at most 2,147,483,647'),
+    ({'n_embd': 12 * 10**8}, 'more than 1,000,000,000,000: n_vocab 50257, '),
+    ({'n_embd': 12 * 10**3, 'n_layer': 600}, 'make a model of 1,037,508,996,000 parameters'),
 ])
 def test_sizes_that_make_no_model_are_refused(values, message):
     with pytest.raises(InputError, match=message):
         model.default_hparams().override_from_dict(values)
+
+
+@pytest.mark.parametrize('sizes', [{}, {'n_layer': 1}, {'n_embd': 64, 'n_vocab': 3, 'n_ctx': 7}])
+def test_the_number_of_parameters_is_that_of_the_weights(sizes):
+    hp = toy.hparams(**sizes)
+    assert hp.n_parameters() == sum(map(math.prod, model.weight_shapes(hp).values()))
 
 
 @pytest.mark.parametrize('text, message', [

@@ -1,0 +1,284 @@
+"""Damaged files: what the project reads, changed in every way that disks, networks and people change files.
+
+A small file of each kind is damaged again and again. Each time it must be refused in one line, or load as it was;
+without a traceback, a wait, or memory out of proportion. Files that have no checksum may also load with other content:
+those are counted.
+"""
+import collections
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import random
+import signal
+import tempfile
+import typing
+
+import numpy as np
+import tiny_vocab
+from tqdm import tqdm
+
+import cli
+import corpora
+import encoder
+from errors import InputError
+
+SECONDS = 60  # that the loading of a small file may take
+ALLOWANCE = 64 << 20  # bytes that loading it may add to the process
+
+
+@dataclasses.dataclass
+class Target:
+    """Files, and the function that loads what is in them: content that == compares. `sealed`: they have checksums."""
+    name: str
+    files: list[str]
+    load: typing.Callable
+    sealed: bool
+
+
+def mutations(count: int = 1000, seed: int = 0):
+    """Loads files with bits flipped, cut short, grown, or swapped: each is refused in one line, or nothing is changed.
+
+    What has no checksum (sizes, vocabularies, all of Hugging Face's format, text) may also give other content: a letter
+    changed in a symbol is another vocabulary, and a whole one.
+    """
+    rng = random.Random(seed)
+    counts = collections.Counter(dict.fromkeys(('refused', 'equal', 'other content'), 0))
+    with tempfile.TemporaryDirectory() as folder, make_targets(folder) as targets:
+        whole = [target.load() for target in targets]
+        for number in tqdm(range(count), desc='mutations', disable=None):
+            index = rng.randrange(len(targets))
+            target, path = targets[index], rng.choice(targets[index].files)
+            with mutated(rng, path, [each for other in targets for each in other.files]) as what:
+                fault = f'mutation {number} of seed {seed} ({os.path.relpath(path, folder)}: {what})'
+                content = attempt(target.load, fault)
+            if content is None:
+                counts['refused'] += 1
+            elif content == whole[index]:
+                counts['equal'] += 1
+            else:
+                assert not target.sealed, f'{fault} was not noticed'
+                counts['other content'] += 1
+                counts[f'other content of {target.name}, which has no checksum'] += 1
+        assert [target.load() for target in targets] == whole, 'the files were changed by what read them'
+    return dict(counts)
+
+
+@contextlib.contextmanager
+def mutated(rng, path, others):
+    """Damages the file for the length of the block; gives a description."""
+    with open(path, 'rb') as file:
+        before = file.read()
+    kind = rng.choice(('bit', 'bits', 'cut', 'cut', 'empty', 'zeros', 'twice', 'grown', 'swapped', 'number', 'gone',
+                       'nested', 'word'))
+    data, at = bytearray(before), rng.randrange(len(before))
+    if kind == 'bit':
+        data[at] ^= 1 << rng.randrange(8)
+    elif kind == 'bits':
+        for _ in range(rng.randrange(2, 50)):
+            data[rng.randrange(len(data))] ^= rng.randrange(1, 256)
+    elif kind in ('cut', 'empty'):
+        del data[at if kind == 'cut' else 0:]
+    elif kind == 'zeros':
+        data[at:at + 512] = bytes(len(data[at:at + 512]))
+    elif kind == 'twice':
+        data[at:at] = data[at:at + rng.randrange(1, 512)]
+    elif kind == 'grown':
+        data += rng.randbytes(rng.randrange(1, 512))
+    elif kind == 'swapped':
+        with open(rng.choice(others), 'rb') as file:
+            data = file.read()
+    elif kind == 'number':  # lengths and sizes, absurdly large
+        absurd = rng.choice((b'\xff' * 8, b'\xff' * 7 + b'\x7f', b'99999999', b'-1      '))
+        data[at:at + 8] = absurd[:len(data) - at]
+    elif kind == 'nested':
+        data[at:at] = rng.choice((b'[', b'{"":', b'(')) * rng.choice((500, 950, 990, 100_000))
+    elif kind == 'word':  # what a reader may take for something else
+        data[at:at + rng.randrange(8)] = rng.choice((b'null', b'NaN', b'1e999', b'"\\ud800"', b'\r\n', b'\xef\xbb\xbf',
+                                                     b'../', b'9' * 5000, '²'.encode(), b'true', b'[]', b'{}', b''))
+    try:
+        if kind == 'gone':
+            os.unlink(path)
+        else:
+            with open(path, 'wb') as file:
+                file.write(data)
+        yield f'{kind} at {at}'
+    finally:
+        with open(path, 'wb') as file:
+            file.write(before)
+
+
+def attempt(load, fault):
+    """What load returns, or None where it refused. AssertionError for any other end, or for more time or memory."""
+    def late(*_):
+        raise AssertionError(f'{fault}: still at it after {SECONDS} seconds')
+    previous = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    before = reset_peak()
+    try:
+        return load()
+    except InputError as error:
+        assert 0 < len(str(error)) < 1000 and '\n' not in str(error), f'{fault}: not a line: {error}'
+    except FileNotFoundError as error:  # cli.run tells it in one line, where it names a file
+        assert error.filename, f'{fault}: {error}'
+    except Exception as error:
+        raise AssertionError(f'{fault}: {type(error).__name__}: {error}') from error
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+        grown = status('VmHWM') - before
+        assert grown < ALLOWANCE, f'{fault}: took {grown >> 20} MB'
+
+
+def reset_peak():  # -> bytes of memory now, from which VmHWM counts
+    with open('/proc/self/clear_refs', 'w') as file:
+        file.write('5')
+    return status('VmRSS')
+
+
+def status(name):
+    with open('/proc/self/status') as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(name))
+
+
+@contextlib.contextmanager
+def make_targets(folder):
+    """A small file of each kind that the project reads, and how it does."""
+    cli.load_tensorflow()
+    import toy
+    models = os.path.join(folder, 'models')
+    toy.write_model(os.path.join(models, 'toy'))
+    with training_run(folder, models) as run:
+        yield [*of_a_model(models), *of_datasets(folder, models), run, of_hugging_face(folder, models),
+               of_texts(folder)]
+
+
+def of_a_model(models):
+    import tensorflow.compat.v1 as tf
+
+    import checkpoint
+    import model
+
+    def vocabulary():
+        loaded = encoder.get_encoder('toy', models)
+        return loaded.encoder, loaded.encode(tiny_vocab.ENGLISH), loaded.eot
+
+    def weights():
+        directory, hparams, _ = checkpoint.describe('toy', models)
+        prefix = checkpoint.choose(directory, hparams)
+        with tf.Graph().as_default(), tf.Session() as session:
+            values = model.weights(hparams)
+            checkpoint.restore(session, prefix, checkpoint.model_variables())
+            return {name: array.tobytes() for name, array in session.run(values).items()}
+
+    def sizes():
+        """All but one are those of the weights: nothing else tells how many heads share n_embd."""
+        assert weights() == whole
+        return checkpoint.describe('toy', models)[1].n_head
+
+    whole = weights()
+    at = functools.partial(os.path.join, models, 'toy')
+    return [
+        Target('a checkpoint', [at('model.ckpt.data-00000-of-00001'), at('model.ckpt.index'), at('checkpoint')],
+               weights, sealed=True),
+        Target('hparams.json (n_head)', [at('hparams.json')], sizes, sealed=False),
+        Target('encoder.json and vocab.bpe', [at('encoder.json'), at('vocab.bpe')], vocabulary, sealed=False)]
+
+
+def of_datasets(folder, models):
+    import load_dataset
+    os.makedirs(os.path.join(folder, 'data'))
+    enc = encoder.get_encoder('toy', models)
+    rng = np.random.default_rng(0)
+    chunks = [rng.integers(len(enc), size=size).astype(np.uint16) for size in (3000, 1, 500)]
+    for name in ('stored.npz', 'deflated.npz'):
+        path = os.path.join(folder, 'data', name)
+        load_dataset.write_npz(path, [[chunk] for chunk in chunks], len(enc), compress='deflated' in path)
+        yield Target(name, [path], functools.partial(arrays, enc, path), sealed=True)
+
+
+def arrays(enc, path):
+    import load_dataset
+    return [chunk.tolist() for chunk in load_dataset.load_dataset(enc, path)]
+
+
+@contextlib.contextmanager
+def training_run(folder, models):
+    """A run as train.py saves and resumes it: weights, the optimizer's variables, and the training state."""
+    import tensorflow.compat.v1 as tf
+
+    import checkpoint
+    import model
+    directory, hparams, _ = checkpoint.describe('toy', models)
+    with tf.Graph().as_default(), tf.Session() as session:
+        loss = tf.add_n([tf.reduce_sum(w) for w in model.weights(hparams).values()])
+        update = tf.train.AdamOptimizer(0.1).minimize(loss)
+        clear = [v.assign(tf.zeros_like(v)) for v in tf.global_variables()]
+        session.run(tf.global_variables_initializer())
+        session.run(update)
+        run = checkpoint.Run(os.path.join(folder, 'run'), directory)
+        run.save(session, {'step': 1, 'position': 2, 'seed': 123456789, 'tokens': 3501, 'loss': 6.5, 'best': None,
+                           'average': [0.25, 1e-17], 'worse': 0, 'flags': {'dataset': 'x', 'learning_rate': 2e-5}})
+
+        def resume():
+            session.run(clear)
+            said = []
+            state = run.restore(session, 'latest', said.append)
+            if len(said) > 1 or 'model-1' not in said[0]:  # it began anew, and told so
+                raise InputError(said[-1])
+            values = session.run({v.op.name: v for v in tf.global_variables()})
+            return state, {name: array.tobytes() for name, array in values.items()}
+
+        names = ('checkpoint', 'model-1.index', 'model-1.data-00000-of-00001', 'training-1.index',
+                 'training-1.data-00000-of-00001', 'training-1.json')
+        yield Target('a training run', [os.path.join(run.directory, name) for name in names], resume, sealed=True)
+
+
+def of_hugging_face(folder, models):
+    import checkpoint
+    import hugging_face
+    import model
+    source = os.path.join(folder, 'theirs')
+    os.makedirs(source)
+    hugging_face.write(source, os.path.join(models, 'toy'))
+
+    def converted():
+        with tempfile.TemporaryDirectory() as target:
+            hparams = hugging_face.read(source, target)
+            reader = checkpoint.weights_reader(checkpoint.latest(target), hparams)  # all there, and in shape
+            return (hparams.values(), encoder.load_vocabulary(target),
+                    {name: reader.get_tensor(f'model/{name}').tobytes() for name in model.weight_shapes(hparams)})
+
+    names = ('model.safetensors', 'config.json', 'vocab.json', 'merges.txt')
+    return Target("Hugging Face's format", [os.path.join(source, name) for name in names], converted, sealed=False)
+
+
+def of_texts(folder):
+    """Prompts, answers of which some are written, and test sets. None has a checksum."""
+    import samples
+    prompts = ['Once', 'upon a time', 'é 日', 'Once']
+    question = ''.join(f'{number} A sentence .\n' for number in range(1, 21)) + '21 It is XXXXX .\tred\t\tred|blue\n\n'
+    contents = {
+        'prompts.txt': ''.join(f'{prompt}\n' for prompt in prompts),
+        'prompts.jsonl': ''.join(json.dumps({'prompt': prompt}) + '\n' for prompt in prompts),
+        'answers.jsonl': ''.join(json.dumps({'prompt': prompt, 'text': ' x', 'tokens': [1], 'finished': True}) + '\n'
+                                 for prompt in prompts[:3]) + '{"prompt": "On',
+        'lambada.jsonl': ''.join(json.dumps({'text': f'It was the {word}'}) + '\n' for word in ('end', 'night.')),
+        'cbt.txt': question * 2, 'wiki.test.tokens': ' = Title = \n \n The @-@ word " quoted " , 1 @,@ 000 .\n'}
+    at = functools.partial(os.path.join, folder)
+    for name, content in contents.items():
+        with open(at(name), 'w', encoding='utf-8') as file:
+            file.write(content)
+
+    def answered():
+        with samples.appending(at('answers.jsonl'), prompts) as (_, n_done):
+            return n_done
+
+    loads = {
+        'prompts.txt': lambda: samples.read_prompts(at('prompts.txt')),
+        'prompts.jsonl': lambda: samples.read_prompts(at('prompts.jsonl')), 'answers.jsonl': answered,
+        'lambada.jsonl': lambda: list(corpora.lambada_passages(at('lambada.jsonl'))),
+        'cbt.txt': lambda: list(corpora.cbt_questions(at('cbt.txt'))),
+        'wiki.test.tokens': lambda: list(corpora.corpus_documents('wikitext2', at('wiki.test.tokens')))}
+    return Target('texts', list(map(at, loads)), lambda: [load() for load in loads.values()], sealed=False)

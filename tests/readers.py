@@ -1,0 +1,101 @@
+"""Readers of untrusted files under atheris, which looks for what makes one of them fail: see fuzz.coverage.
+
+    tests/readers.py npz corpus/ -runs=100000    flags are libFuzzer's
+"""
+import contextlib
+import functools
+import os
+import sys
+import tempfile
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'src'))
+
+if __name__ == '__main__':  # what is imported here tells which of its lines are reached
+    import atheris
+    watched = atheris.instrument_imports(include=['encoder', 'hugging_face', 'load_dataset', 'merges', 'model',
+                                                  'samples', 'json', 'zipfile'])
+else:
+    watched = contextlib.nullcontext()
+with watched:
+    import encoder
+    import hugging_face
+    import load_dataset
+    import model
+    import samples
+    from errors import InputError
+
+import numpy as np
+import tiny_vocab
+
+
+def read_encoder(folder, data, name):
+    tiny_vocab.write_vocab(os.path.join(folder, 'tiny'), 20)
+    with open(os.path.join(folder, 'tiny', name), 'wb') as file:
+        file.write(data)
+    enc = encoder.get_encoder('tiny', folder)
+    assert enc.decode(enc.encode(tiny_vocab.ENGLISH)) == tiny_vocab.ENGLISH
+
+
+def written(folder, data, name):  # -> path
+    path = os.path.join(folder, name)
+    with open(path, 'wb') as file:
+        file.write(data)
+    return path
+
+
+def read_npz(folder, data):
+    for array in load_dataset.npz_arrays(written(folder, data, 'a.npz')):
+        assert array.ndim == 1 and array.dtype.kind in 'iu' and (not len(array) or array.min() >= 0)
+
+
+def read_hparams(folder, data):
+    hparams = model.load_hparams(written(folder, data, 'hparams.json'))
+    assert hparams.n_layer <= 1000 and hparams.n_parameters() <= 10 ** 12
+
+
+def read_safetensors(folder, data):
+    for each in hugging_face.read_header(written(folder, data, 'model.safetensors')):
+        assert 0 <= each.offset <= len(data) and isinstance(each.name, str)
+
+
+def read_prompts(folder, data):
+    for line, prompt in samples.read_prompts(written(folder, data, 'prompts')):
+        assert line >= 1 and prompt.encode()
+
+
+READERS = {
+    'encoder.json': functools.partial(read_encoder, name='encoder.json'),
+    'vocab.bpe': functools.partial(read_encoder, name='vocab.bpe'),
+    'npz': read_npz, 'hparams.json': read_hparams, 'safetensors': read_safetensors, 'prompts': read_prompts}
+
+
+def write_corpus(name, folder):
+    """Whole files, for the search to begin with."""
+    os.makedirs(folder)
+    tiny_vocab.write_vocab(folder, 20)
+    with open(os.path.join(folder, 'hparams.json'), 'w') as file:
+        file.write('{"n_vocab": 277, "n_ctx": 32, "n_embd": 32, "n_head": 4, "n_layer": 2}')
+    np.savez(os.path.join(folder, 'npz'), np.arange(9), np.arange(3, dtype=np.uint16))
+    np.savez_compressed(os.path.join(folder, 'npz.deflated'), np.arange(9), np.arange(3, dtype=np.uint16))
+    hugging_face.write_safetensors(os.path.join(folder, 'safetensors'), {'a': [2, 3], 'b': [1]},
+                                   [np.zeros([2, 3]), np.ones([1])])
+    with open(os.path.join(folder, 'prompts'), 'w') as file:
+        file.write('{"prompt": "Once"}\n{"prompt": "upon \\u00e9"}\n')
+    for each in os.listdir(folder):
+        if not each.startswith(name):
+            os.unlink(os.path.join(folder, each))
+
+
+def main(name, *arguments):
+    with tempfile.TemporaryDirectory() as folder:
+        def one(data):
+            try:
+                READERS[name](folder, data)
+            except InputError as error:
+                assert 0 < len(str(error)) < 1000 and '\n' not in str(error)
+        atheris.Setup([sys.argv[0], *arguments], one)
+        atheris.Fuzz()  # does not return
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])
