@@ -7,6 +7,7 @@ A run directory holds, for an update number N,
   training-N.json                            step, data position, seed, flags: whatever the trainer wants back
   counter                                    N, for the code bases that look there
   checkpoint                                 names model-N; written last, it commits all of the above
+  saving                                     during a save: the checkpoints that it writes and is to remove
 The training state is kept for the newest checkpoint only; the weights of the last KEPT stay.
 """
 import contextlib
@@ -27,6 +28,7 @@ import paths
 from errors import InputError, require
 
 KEPT = 5
+DATA = '.data-00000-of-00001'
 NEW_CHECKPOINT = 'model.ckpt'  # as the released ones are named
 SHARD_BYTES = 1 << 26  # of small weights that are written together
 LOADED_TOGETHER = 24  # variables: a run of the session takes its time, and all at once would be in memory twice
@@ -154,6 +156,8 @@ class Run:
         self.state_variables = [v for v in tf.global_variables() if v.op.name not in names]
         self.model_saver = tf.train.Saver(self.model_variables, max_to_keep=0)
         self.state_saver = tf.train.Saver(self.state_variables, max_to_keep=0) if self.state_variables else None
+        self.saving, self.best, self.new_best = (os.path.join(directory, name)
+                                                 for name in ('saving', 'model-best', 'model-best-new'))
         self.kept = []
         self.saved_step = None
 
@@ -163,6 +167,7 @@ class Run:
         say: called with a line for the user. Returns the state given to `save`, with at least 'step'; a checkpoint
         without a training state (released, or written by other code) gives its weights, and the step of its name.
         """
+        self.clear_up()
         last = latest(self.directory)
         if restore_from == 'fresh' or (restore_from == 'latest' and last is None):
             prefix, state = find(self.model_directory), {'step': 0}
@@ -212,10 +217,13 @@ class Run:
         Raises OSError or tf.errors.OpError if it cannot be written; the last one is then still whole.
         """
         os.makedirs(self.directory, exist_ok=True)
-        self.remove_remains()
+        self.clear_up()
         self.copy_model_files()
         step = state['step']
         prefix = os.path.join(self.directory, f'model-{step}')
+        kept = [*(p for p in self.kept if p != prefix), prefix]
+        with paths.replacing(self.saving) as file:
+            file.writelines(f'{os.path.basename(each)}\n' for each in [prefix, *kept[:-KEPT]])
         if self.state_saver:
             self.state_saver.save(session, state_prefix(prefix), write_meta_graph=False, write_state=False)
         with paths.replacing(f'{state_prefix(prefix)}.json') as file:
@@ -225,22 +233,29 @@ class Run:
             synchronize(path)
         with paths.replacing(os.path.join(self.directory, 'counter')) as file:
             file.write(f'{step}\n')
-        kept = [*(p for p in self.kept if p != prefix), prefix]
         self.commit(kept[-KEPT:])
-        self.remove(kept[:-KEPT], kept[-KEPT:-1])
+        self.clear_up()
         self.kept, self.saved_step = kept[-KEPT:], step
 
     def has_best(self):
         return os.path.exists(os.path.join(self.directory, 'model-best.index'))
 
     def save_best(self, session):
-        """Writes the weights as model-best, beside the checkpoints. Raises as save does."""
+        """Writes the weights as model-best, beside the checkpoints: whole under another name, and on the disk, before
+        they take the place of the former. Raises as save does."""
         os.makedirs(self.directory, exist_ok=True)
         self.copy_model_files()
-        prefix = os.path.join(self.directory, 'model-best')
-        self.model_saver.save(session, prefix, write_state=False, write_meta_graph=False)
-        for path in glob.glob(f'{glob.escape(prefix)}.*'):
+        self.model_saver.save(session, self.new_best, write_state=False, write_meta_graph=False)
+        for path in glob.glob(f'{glob.escape(self.new_best)}.*'):
             synchronize(path)
+        os.replace(f'{self.new_best}{DATA}', f'{self.best}{DATA}')
+        self.finish_best()
+        synchronize(self.directory)
+
+    def finish_best(self):
+        """Renames the index of new best weights after their data, also where a kill has come between the two."""
+        if os.path.exists(f'{self.new_best}.index') and not os.path.exists(f'{self.new_best}{DATA}'):
+            os.replace(f'{self.new_best}.index', f'{self.best}.index')
 
     def commit(self, prefixes):
         names = [os.path.basename(prefix) for prefix in prefixes]
@@ -249,19 +264,23 @@ class Run:
             file.writelines(f'all_model_checkpoint_paths: "{name}"\n' for name in names)
         synchronize(self.directory)
 
-    def remove(self, old, without_state):
-        """Removes checkpoints that are no longer kept, and the training state of those that are but the newest."""
-        for prefix in [*old, *map(state_prefix, [*old, *without_state])]:
-            for path in glob.glob(f'{glob.escape(prefix)}.*'):
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-
-    def remove_remains(self):
-        """Removes what a save that was cut off has left under temporary names."""
+    def clear_up(self):
+        """Ends the last save, whether it was committed or cut off. Removed are the checkpoints that it has begun or was
+        to remove, unless they are kept; the training state of those that are but the newest; and temporary files."""
+        self.finish_best()
         for path in glob.glob(f'{glob.escape(self.directory)}/*'):
-            if re.search(r'\.tempstate\d+$|_temp$|\.\d+\.tmp$', path):
+            if re.search(r'\.tempstate\d+$|_temp$|\.\d+\.tmp$|/model-best-new\.[^/]*$', path):
                 with contextlib.suppress(OSError):
                     shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+        if os.path.exists(self.saving):
+            with open(self.saving, encoding='utf-8') as file:
+                begun = [os.path.join(self.directory, name) for name in file.read().splitlines()]
+            kept = all_named(self.directory)
+            old = [prefix for prefix in begun if prefix not in kept]
+            for prefix in [*old, *map(state_prefix, [*old, *kept[:-1]])]:
+                remove(prefix)
+            with contextlib.suppress(OSError):
+                os.unlink(self.saving)
 
     def copy_model_files(self):
         """Sizes and vocabulary stand beside the run, which makes it a model directory."""
@@ -272,6 +291,13 @@ class Run:
                     shutil.copyfileobj(original, copy)
 
 
+def remove(prefix):
+    """Removes a checkpoint's files, as far as that is possible."""
+    for path in glob.glob(f'{glob.escape(prefix)}.*'):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
 def state_prefix(prefix):
     """The training state's path for a checkpoint's: …/model-7 → …/training-7."""
     directory, name = os.path.split(prefix)
@@ -279,8 +305,10 @@ def state_prefix(prefix):
 
 
 def all_named(directory):
-    """All checkpoints that the directory's `checkpoint` file names, oldest first."""
-    with open(os.path.join(directory, 'checkpoint'), encoding='utf-8', errors='replace') as file:
+    """All checkpoints that the directory's `checkpoint` file names, oldest first; none where there is no such file."""
+    names = []
+    with (contextlib.suppress(FileNotFoundError),
+          open(os.path.join(directory, 'checkpoint'), encoding='utf-8', errors='replace') as file):
         names = re.findall(r'^all_model_checkpoint_paths: "(.+)"\s*$', file.read(), re.MULTILINE)
     return [os.path.join(directory, os.path.basename(name)) for name in names]
 
