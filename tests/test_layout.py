@@ -147,6 +147,11 @@ def is_path_line(node, name):
     return '/' not in name and isinstance(node, ast.Expr) and ast.unparse(node).startswith('sys.path.insert(0, ')
 
 
+def is_for_scripts(node, name):
+    """What cli does where the process runs a script: until `run`, Ctrl-C ends it."""
+    return name == 'src/cli.py' and isinstance(node, ast.If) and ast.unparse(node.test).startswith('is_script() and ')
+
+
 def is_guard(node, name):
     """`if __name__ == '__main__': cli.run(…)`, at the end of a script."""
     return (node is PARSED[name].body[-1] and isinstance(node, ast.If) and not node.orelse
@@ -157,7 +162,8 @@ def is_guard(node, name):
 def test_importing_does_nothing_but_define(name):
     for i, node in enumerate(PARSED[name].body):
         defines = isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)) or is_constant(node)
-        assert defines or (i == 0 and is_docstring(node)) or is_path_line(node, name) or is_guard(node, name), (
+        assert (defines or (i == 0 and is_docstring(node)) or is_path_line(node, name) or is_guard(node, name)
+                or is_for_scripts(node, name)), (
             f'{name}:{node.lineno} does something at import: {ast.unparse(node)[:80]}')
 
 
