@@ -16,13 +16,19 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
+import typing
 
 import tiny_vocab
 from tqdm import tqdm
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # where half of the scripts are
 
 import cli
 
@@ -40,6 +46,9 @@ def import_tensorflow():
     """Imports what attempts need, for them to have. No session may be made here."""
     def load():
         import fused
+        import hugging_face  # noqa: F401
+        import samples  # noqa: F401
+        import saved_model  # noqa: F401
         import trainer  # noqa: F401
         fused.SMALLEST = 1 << 60  # no kernels: compiling them would take most of the time
     cli.caught_stderr(load)
@@ -61,12 +70,13 @@ class Fault:
         return f'{name} {self.when} operation {self.operation}' if self.operation else f'{name} at {self.seconds:.3f} s'
 
 
-def draw(rng, seconds, operations):
+def draw(rng, seconds, operations, signals=(signal.SIGKILL,)):
     """A Fault within so many seconds or file operations."""
+    number = rng.choice(signals)
     if rng.random() < 0.5:
-        return Fault(seconds=rng.uniform(0, seconds))
+        return Fault(seconds=rng.uniform(0, seconds), number=number)
     return Fault(operation=rng.randint(1, operations), when=rng.choice(('before', 'during', 'after')),
-                 seconds=rng.uniform(0, 0.02))
+                 seconds=rng.uniform(0, 0.02), number=number)
 
 
 class Attempt:
@@ -200,7 +210,7 @@ def kill_training(count, seed):
         flags, log = world(folder), os.path.join(folder, 'log')
         reached = most_lost = 0
         for number in tqdm(range(count), desc='kills of training', disable=None):
-            fault = draw(rng, seconds=0.5, operations=80)
+            fault = draw(rng, seconds=0.5, operations=60)
             what = f'kill {number} of seed {seed} ({fault})'
             attempt = Attempt(functools.partial(train, flags), log, fault)
             status = attempt.end()
@@ -221,21 +231,23 @@ def kill_training(count, seed):
             assert weights in [each for _, each in expected], f'{what}: not the weights of an undisturbed run'
         end, expected = final(flags), final(whole)
         for name in expected:
-            assert end[name] == expected[name], f'seed {seed}: {name} not as after an undisturbed run {end[name] if isinstance(end[name], list) else 0} {expected[name] if isinstance(end[name], list) else 0}'
+            assert end[name] == expected[name], f'seed {seed}: {name} not as after an undisturbed run'
     return {**counts, 'checkpoints checked': len(seen), 'most steps lost': most_lost}
 
 
 def world(folder):  # -> TrainFlags
     """A model, texts, and the flags of a run without an end."""
     import toy
+
     from flags import TrainFlags
-    finish(lambda _: toy.write_model(os.path.join(folder, 'models', 'toy')), os.path.join(folder, 'log'))
+    finish(lambda _: toy.write_model(os.path.join(folder, 'models', 'toy'), toy.hparams(n_layer=1)),
+           os.path.join(folder, 'log'))
     with open(os.path.join(folder, 'text.txt'), 'w') as file:
         file.write(tiny_vocab.ENGLISH * 3)
     return TrainFlags(dataset=os.path.join(folder, 'text.txt'), models_dir=os.path.join(folder, 'models'),
                       model_name='toy', checkpoint_dir=os.path.join(folder, 'checkpoint'),
                       samples_dir=os.path.join(folder, 'samples'), batch_size=2, learning_rate=1e-3, seed=3,
-                      save_every=SAVE_EVERY, val_every=2, val_batch_count=2, sample_every=5, sample_length=3)
+                      save_every=SAVE_EVERY, val_every=2, val_batch_count=2, sample_every=8, sample_length=3)
 
 
 def train(flags, tell):
@@ -293,3 +305,155 @@ def finish(function, log):  # -> what it tells
     attempt = Attempt(function, log)
     assert attempt.end() == 0, attempt.said()
     return attempt.told
+
+
+# What writes one thing: whole or not at all
+
+
+def kills_of_scripts(count: int = 100, seed: int = 0):
+    """Kills encode.py, download_model.py, convert.py, export.py and what answers a file of prompts, `count` times each.
+
+    Under its final name there is nothing or what an undisturbed run writes (of downloads, files; of answers, the first
+    of them); beside it only temporary files; and no process is left. Started again, each ends as if undisturbed.
+    encode.py is also ended by SIGINT and SIGTERM, after which there are no temporary files either.
+    """
+    return in_new_process(kill_scripts, count, seed)
+
+
+@dataclasses.dataclass
+class Script:
+    """A script to be killed, and what it writes into `folder`."""
+    name: str
+    function: typing.Callable  # of cli.run
+    argv: list[str]
+    folder: str
+    temporary: str  # what the names of temporary files match
+    grows: str = ''  # 'in files' or 'in bytes': it goes on with what is there; else this is there whole or not at all
+    signals: tuple = (signal.SIGKILL,)
+
+    def run(self, tell):
+        tell('begun')
+        cli.run(self.function, self.argv)
+
+    def written(self):  # -> {name: bytes}, names of temporary files
+        found, temporary = {}, set()
+        for directory, _, names in os.walk(self.folder):
+            for path in (os.path.join(directory, name) for name in names):
+                name = os.path.relpath(path, self.folder)
+                if re.match(self.temporary, name):
+                    temporary.add(name)
+                elif not re.search(r'\.pb$|\.meta$', name):  # these are not the same twice
+                    with open(path, 'rb') as file:
+                        found[name] = file.read()
+        return found, temporary
+
+    def clear(self):
+        for name in os.listdir(self.folder):
+            if not re.match(self.temporary, name):
+                path = os.path.join(self.folder, name)
+                shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+
+
+def kill_scripts(count, seed):
+    import_tensorflow()
+    rng, counts = random.Random(seed), collections.Counter()
+    with tempfile.TemporaryDirectory() as folder, scripts(folder) as found:
+        for script in found:
+            counts.update(kill_script(script, count, f'of seed {seed}', rng, os.path.join(folder, 'log')))
+    return dict(counts)
+
+
+def kill_script(script, count, of_seed, rng, log):
+    counts = collections.Counter()
+    os.mkdir(script.folder)
+    seconds, operations = undisturbed(script.run, log)
+    whole, _ = script.written()
+    script.clear()
+    for number in tqdm(range(count), desc=f'kills of {script.name}', disable=None):
+        fault = draw(rng, seconds, operations, script.signals)
+        what = f'kill {number} {of_seed} of {script.name} ({fault})'
+        before = script.written()[1]
+        attempt = Attempt(script.run, log, fault)
+        status = attempt.end()
+        found, temporary = script.written()
+        assert status in (0, -fault.number, 128 + fault.number), f'{what}: ended with {status}: {attempt.said()}'
+        if fault.number != signal.SIGKILL:
+            assert temporary <= before, f'{what}: left {temporary - before}'
+        for name, content in found.items():
+            same = whole[name].startswith(content) if script.grows == 'in bytes' else whole[name] == content
+            assert same, f'{what}: {name} is not that of an undisturbed run'
+        if status == 0:
+            assert found == whole, f'{what}: wrote {sorted(found)} and not {sorted(whole)}'
+        if found == whole:  # the next starts anew, beside what temporary files there are
+            script.clear()
+        else:
+            assert script.grows or not found, f'{what}: wrote {sorted(found)} and not {sorted(whole)}'
+        counts.update({f'kills of {script.name}': 1, f'{script.name} ended before its kill': status == 0,
+                       f'temporary files or folders of {script.name}': len(temporary - before)})
+    return counts
+
+
+def undisturbed(function, log):  # -> seconds from the beginning of its work, file operations
+    attempt = Attempt(function, log)
+    attempt.hear(until_first=True)
+    begun = time.monotonic()
+    assert attempt.end() == 0, attempt.said()
+    return time.monotonic() - begun, attempt.operations
+
+
+@contextlib.contextmanager
+def serving(files):  # {name: bytes} -> URL
+    """A server of a model's files, in a process of its own."""
+    import test_download_model
+    with test_download_model.Server() as server:
+        server.files = files
+        process = FORK.Process(target=server.serve_forever, daemon=True)
+        process.start()
+        yield server.url
+        process.kill()
+        process.join()
+
+
+@contextlib.contextmanager
+def scripts(folder):  # -> list of Script
+    import convert
+    import download_model
+    import encode
+    import export
+    import interactive_conditional_samples
+    import load_dataset
+    flags = world(folder)
+    model = os.path.join(flags.models_dir, 'toy')
+    load_dataset.GROUP_CHARACTERS = 1 << 16  # many groups
+    download_model.CHUNK = 512
+    at = functools.partial(os.path.join, folder)
+    with open(at('text.txt'), 'w') as file:
+        file.writelines(f'{i} {tiny_vocab.ENGLISH}' for i in range(1000))
+    with open(at('prompts.txt'), 'w') as file:
+        file.writelines(f'prompt {i}\n' for i in range(40))
+    finish(lambda _: convert.to_hf('toy', at('source'), flags.models_dir), at('log'))
+    toy = ['--model_name=toy', f'--models_dir={flags.models_dir}']
+    hidden = r'\.{}\.\w+'
+
+    def script(name, function, *argv, **more):
+        return Script(name, function, [each.format(out=at(name)) for each in argv], folder=at(name), **more)
+    files = {}
+    for name in os.listdir(model):
+        with open(os.path.join(model, name), 'rb') as file:
+            files[name] = file.read()
+    every_end = signal.SIGKILL, signal.SIGINT, signal.SIGTERM
+    with serving(files) as url:
+        yield [
+            script('encode', encode.encode, at('text.txt'), '{out}/out.npz', *toy, temporary=r'out\.npz\.\d+\.tmp$',
+                   signals=every_end),
+            script('encode --workers 2', encode.encode, at('text.txt'), '{out}/out.npz', *toy, '--workers=2',
+                   temporary=r'out\.npz\.\d+\.tmp$', signals=every_end),
+            script('download_model', download_model.download_model, 'toy', '--models_dir={out}', f'--base_url={url}',
+                   temporary=r'.*\.part(\.etag)?$', grows='in files'),
+            script('to_hf', convert.to_hf, 'toy', '{out}/hf', toy[1], temporary=hidden.format('hf')),
+            script('from_hf', convert.from_hf, at('source'), 'back', '--models_dir={out}',
+                   temporary=hidden.format('back')),
+            script('export', export.export, 'toy', '{out}/served', toy[1], temporary=hidden.format('served')),
+            script('prompts_file', interactive_conditional_samples.interact_model, *toy, '--length=5', '--seed=1',
+                   f'--prompts_file={at("prompts.txt")}', '--output={out}/answers.jsonl', temporary='$',
+                   grows='in bytes')]
