@@ -22,11 +22,13 @@ import sys
 import time
 import urllib.parse
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))
+import cli  # before what takes longer: from here on, Ctrl-C ends the script quietly
+
+# isort: split
 import requests
 from tqdm import tqdm
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))
-import cli
 import paths
 from errors import InputError, require
 

@@ -7,6 +7,7 @@ A run directory holds, for an update number N,
   training-N.json                            step, data position, seed, flags: whatever the trainer wants back
   counter                                    N, for the code bases that look there
   checkpoint                                 names model-N; written last, it commits all of the above
+  saving                                     during a save: the checkpoints that it writes and is to remove
 The training state is kept for the newest checkpoint only; the weights of the last KEPT stay.
 """
 import contextlib
@@ -31,6 +32,7 @@ import paths
 from errors import InputError, require
 
 KEPT = 5
+DATA = '.data-00000-of-00001'
 NEW_CHECKPOINT = 'model.ckpt'  # as the released ones are named
 SHARD_BYTES = 1 << 26  # of small weights that are written together
 LOADED_TOGETHER = 24  # variables: a run of the session takes its time, and all at once would be in memory twice
@@ -192,6 +194,8 @@ class Run:
         self.state_variables = [v for v in tf.global_variables() if v.op.name not in names]
         self.model_saver = tf.train.Saver(self.model_variables, max_to_keep=0)
         self.state_saver = tf.train.Saver(self.state_variables, max_to_keep=0) if self.state_variables else None
+        self.saving, self.best, self.new_best = (os.path.join(directory, name)
+                                                 for name in ('saving', 'model-best', 'model-best-new'))
         self.kept = []
         self.saved_step: int | None = None
 
@@ -201,6 +205,7 @@ class Run:
         say: called with a line for the user. Returns the state given to `save`, with at least 'step'; a checkpoint
         without a training state (released, or written by other code) gives its weights, and the step of its name.
         """
+        self.clear_up()
         last = latest(self.directory)
         prefix, trained = source(self.directory, self.model_directory, restore_from)
         state = self.read_state(prefix) if trained else {'step': 0}
@@ -251,11 +256,16 @@ class Run:
             with writing(prefix):
                 self.write(session, prefix, state)
         except OSError as error:
-            self.discard(prefix)
+            self.try_clear_up()  # what has been written may take all the space that there is
             raise not_saved(prefix, error) from error
 
     def write(self, session, prefix, state):
-        self.make_directory()
+        os.makedirs(self.directory, exist_ok=True)
+        self.clear_up()
+        self.copy_model_files()
+        kept = [*(p for p in self.kept if p != prefix), prefix]
+        with paths.replacing(self.saving) as file:
+            file.writelines(f'{os.path.basename(each)}\n' for each in [prefix, *kept[:-KEPT]])
         if self.state_saver:
             self.state_saver.save(session, state_prefix(prefix), write_meta_graph=False, write_state=False)
         with paths.replacing(f'{state_prefix(prefix)}.json') as file:
@@ -265,40 +275,35 @@ class Run:
             synchronize(path)
         with paths.replacing(os.path.join(self.directory, 'counter')) as file:
             file.write(f'{state["step"]}\n')
-        kept = [*(p for p in self.kept if p != prefix), prefix]
         self.commit(kept[-KEPT:])
-        self.remove(kept[:-KEPT], kept[-KEPT:-1])
         self.kept, self.saved_step = kept[-KEPT:], state['step']
-
-    def make_directory(self):
-        os.makedirs(self.directory, exist_ok=True)
-        self.remove_remains()
-        self.copy_model_files()
-
-    def discard(self, prefix):
-        """Removes what has been written of a checkpoint, unless it is committed: the space may be all there is."""
-        with contextlib.suppress(OSError):
-            self.remove_remains()
-            if prefix not in all_named(self.directory):
-                self.remove([prefix], [])
+        self.try_clear_up()
 
     def has_best(self) -> bool:
         """Whether there is a model-best."""
         return os.path.exists(os.path.join(self.directory, 'model-best.index'))
 
     def save_best(self, session):
-        """Writes the weights as model-best, beside the checkpoints. Raises as save does."""
-        prefix = os.path.join(self.directory, 'model-best')
+        """Writes the weights as model-best, beside the checkpoints: whole under another name, and on the disk, before
+        they take the place of the former. Raises as save does."""
         try:
-            self.make_directory()
-            with writing(prefix):
-                self.model_saver.save(session, prefix, write_state=False, write_meta_graph=False)
-            for path in glob.glob(f'{glob.escape(prefix)}.*'):
+            os.makedirs(self.directory, exist_ok=True)
+            self.copy_model_files()
+            with writing(self.new_best):
+                self.model_saver.save(session, self.new_best, write_state=False, write_meta_graph=False)
+            for path in glob.glob(f'{glob.escape(self.new_best)}.*'):
                 synchronize(path)
+            os.replace(f'{self.new_best}{DATA}', f'{self.best}{DATA}')
+            self.finish_best()
+            synchronize(self.directory)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                self.remove_remains()
-            raise not_saved(prefix, error) from error
+            self.try_clear_up()
+            raise not_saved(self.best, error) from error
+
+    def finish_best(self):
+        """Renames the index of new best weights after their data, also where a kill has come between the two."""
+        if os.path.exists(f'{self.new_best}.index') and not os.path.exists(f'{self.new_best}{DATA}'):
+            os.replace(f'{self.new_best}.index', f'{self.best}.index')
 
     def commit(self, prefixes):
         names = [os.path.basename(prefix) for prefix in prefixes]
@@ -307,19 +312,28 @@ class Run:
             file.writelines(f'all_model_checkpoint_paths: "{name}"\n' for name in names)
         synchronize(self.directory)
 
-    def remove(self, old, without_state):
-        """Removes checkpoints that are no longer kept, and the training state of those that are but the newest."""
-        for prefix in [*old, *map(state_prefix, [*old, *without_state])]:
-            for path in glob.glob(f'{glob.escape(prefix)}.*'):
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-
-    def remove_remains(self):
-        """Removes what a save that was cut off has left under temporary names."""
+    def clear_up(self):
+        """Ends the last save, whether it was committed or cut off. Removed are the checkpoints that it has begun or was
+        to remove, unless they are kept; the training state of those that are but the newest; and temporary files."""
+        self.finish_best()
         for path in glob.glob(f'{glob.escape(self.directory)}/*'):
-            if re.search(r'\.tempstate\d+$|_temp$|\.\d+\.tmp$', path):
+            if re.search(r'\.tempstate\d+$|_temp$|\.\d+\.tmp$|/model-best-new\.[^/]*$', path):
                 with contextlib.suppress(OSError):
                     shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+        if os.path.exists(self.saving):
+            with open(self.saving, encoding='utf-8') as file:
+                begun = [os.path.join(self.directory, name) for name in file.read().splitlines()]
+            kept = all_named(self.directory)
+            old = [prefix for prefix in begun if prefix not in kept]
+            for prefix in [*old, *map(state_prefix, [*old, *kept[:-1]])]:
+                remove(prefix)
+            with contextlib.suppress(OSError):
+                os.unlink(self.saving)
+
+    def try_clear_up(self):
+        """Clears up, or else leaves it to the next save."""
+        with contextlib.suppress(OSError):
+            self.clear_up()
 
     def copy_model_files(self):
         """Sizes and vocabulary stand beside the run, which makes it a model directory."""
@@ -347,6 +361,13 @@ def writing(path):
         raise OSError(errno.EIO, reason, path) from error
 
 
+def remove(prefix):
+    """Removes a checkpoint's files, as far as that is possible."""
+    for path in glob.glob(f'{glob.escape(prefix)}.*'):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
 def state_prefix(prefix):
     """The training state's path for a checkpoint's: …/model-7 → …/training-7."""
     directory, name = os.path.split(prefix)
@@ -372,12 +393,11 @@ def unsealed(values):
 
 
 def all_named(directory):
-    """All checkpoints that the directory's `checkpoint` file names, oldest first; none without that file."""
-    try:
-        with open(os.path.join(directory, 'checkpoint'), encoding='utf-8', errors='replace') as file:
-            names = re.findall(r'^all_model_checkpoint_paths: "(.+)"\s*$', file.read(), re.MULTILINE)
-    except FileNotFoundError:
-        return []
+    """All checkpoints that the directory's `checkpoint` file names, oldest first; none where there is no such file."""
+    names = []
+    with (contextlib.suppress(FileNotFoundError),
+          open(os.path.join(directory, 'checkpoint'), encoding='utf-8', errors='replace') as file):
+        names = re.findall(r'^all_model_checkpoint_paths: "(.+)"\s*$', file.read(), re.MULTILINE)
     return [os.path.join(directory, os.path.basename(name)) for name in names]
 
 

@@ -4,6 +4,23 @@ fire calls a function before it complains about a flag that the function does no
 value (`--run_name 2019` is an int to it). Here names and types are checked against the signature first, and fire is
 handed values that it cannot misread.
 """
+# ruff: noqa: E402
+import os
+import signal
+import sys
+
+
+def is_script():
+    """Whether this process runs one of the project's scripts, and does not merely import them."""
+    path, src = getattr(sys.modules['__main__'], '__file__', None) or '', os.path.dirname(os.path.realpath(__file__))
+    return bool(path) and os.path.dirname(os.path.realpath(path)) in (src, os.path.dirname(src))
+
+
+# While a script imports what it needs, first of all what follows here, Ctrl-C has nothing to clear up and would print
+# a traceback: it ends the process.
+if is_script() and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import collections.abc
 import contextlib
 import dataclasses
@@ -13,13 +30,12 @@ import inspect
 import io
 import logging
 import math
-import os
-import sys
 import tempfile
 import typing
 
 import fire
 
+import interrupts
 from errors import InputError, require
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # told without the file's name
@@ -52,6 +68,8 @@ def documentation(function, fields):
 def run(function: Function | dict[str, Function], argv: list[str] | None = None):
     """Runs function(**flags) for a script. Exit status: 0, or 2 for a mistake of the user's, told in one line.
 
+    Ctrl-C, SIGTERM and SIGHUP end it as an exception does, without temporary files, and with 128 + their number.
+
     The function's parameters are the script's flags, their annotations the types (str, int, float, bool, or one of
     them with `| None`; tuple[str, ...] for a flag that may be repeated). Parameters without a default may also be given
     by position. In place of the function, a dict of functions by name: the command line then begins with a name, and
@@ -61,15 +79,16 @@ def run(function: Function | dict[str, Function], argv: list[str] | None = None)
     argv = sys.argv[1:] if argv is None else argv
     set_encoding(sys.stdout, 'replace')  # a terminal that cannot show a character is no reason to stop
     try:
-        if isinstance(function, dict):
-            commands, name, argv = function, ''.join(argv[:1]), argv[1:]
-            if name in ('--help', '-h'):
-                print(listing(commands, script))
-                return
-            require(name in commands, unknown_command(name, commands, script))
-            function, script = commands[name], f'{script} {name}'
-        fire.Fire(function, command=arguments(function, argv, script), name=script)
-        sys.stdout.flush()
+        with interrupts.handling({'SIGINT': signal.default_int_handler, 'SIGTERM': end, 'SIGHUP': end}):
+            if isinstance(function, dict):
+                commands, name, argv = function, ''.join(argv[:1]), argv[1:]
+                if name in ('--help', '-h'):
+                    print(listing(commands, script))
+                    return
+                require(name in commands, unknown_command(name, commands, script))
+                function, script = commands[name], f'{script} {name}'
+            fire.Fire(function, command=arguments(function, argv, script), name=script)
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader has gone (`| head`): nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # 128 + SIGPIPE, as a shell reports it
@@ -90,6 +109,16 @@ def set_encoding(stream: typing.TextIO, errors: str):
     """
     if isinstance(stream, io.TextIOWrapper):  # a replaced one need not be
         stream.reconfigure(encoding='utf-8' if sys.platform == 'win32' and not stream.isatty() else None, errors=errors)
+
+
+def end(number, frame):
+    sys.exit(128 + number)
+
+
+def ending_at_once():
+    """For the length of the block, signals end a script in place of raising an exception: while modules are imported
+    and graphs are built, C++ calls Python, and drops what that raises, or makes another error of it."""
+    return interrupts.handling(dict.fromkeys(interrupts.SIGNALS if is_script() else (), signal.SIG_DFL))
 
 
 def fail(script, error):
@@ -190,7 +219,9 @@ def load_tensorflow():
     logging.getLogger('tensorflow').addFilter(lambda record: 'deprecated' not in record.getMessage())
     usual = ('All log messages before absl::InitializeLog', ' port.cc:', ' cudart_stub.cc:', ' cpu_feature_guard.cc:',
              ' cuda_platform.cc:', 'rebuild TensorFlow with the appropriate', 'TF-TRT Warning')
-    for line in caught_stderr(find_devices):
+    with ending_at_once():
+        lines = caught_stderr(find_devices)
+    for line in lines:
         if not any(each in line for each in usual):
             print(line, end='', file=sys.stderr)
 

@@ -23,10 +23,11 @@ def to_hf(model_or_run: str, out: str, models_dir: str = 'models', checkpoint_di
             for the newest.
     """
     out = paths.expand(out)
+    paths.check_new(out)
+    directory = paths.model_or_run(model_or_run, models_dir, checkpoint_dir)
+    cli.load_tensorflow()
+    import hugging_face
     with paths.making(out) as folder:
-        directory = paths.model_or_run(model_or_run, models_dir, checkpoint_dir)
-        cli.load_tensorflow()
-        import hugging_face
         prefix = hugging_face.write(folder, directory, checkpoint)
     print(f'Wrote {prefix} to {out}')
 
@@ -40,10 +41,11 @@ def from_hf(directory: str, name: str, models_dir: str = 'models'):
         models_dir: where models are.
     """
     target = paths.child(models_dir, name, 'NAME')
+    paths.check_new(target)
+    cli.load_tensorflow()
+    import hugging_face
+    import model
     with paths.making(target) as folder:
-        cli.load_tensorflow()
-        import hugging_face
-        import model
         hparams = hugging_face.read(directory, folder)
     print(f'Made {target}: {sum(map(math.prod, model.weight_shapes(hparams).values())):,} parameters')
 

@@ -36,10 +36,11 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
     require((train_vocab is None) == (corpus is None), '--train_vocab and --corpus belong together: the number of '
                                                        'tokens, and the text that they are learned from')
     directory = paths.child(models_dir, name, 'NAME')
+    paths.check_new(directory)
+    cli.load_tensorflow()
+    import checkpoint
+    import model
     with paths.making(directory) as folder:
-        cli.load_tensorflow()
-        import checkpoint
-        import model
         hparams = model.default_hparams().override_from_dict({'n_ctx': n_ctx, 'n_embd': n_embd, 'n_head': n_head,
                                                               'n_layer': n_layer})
         if vocab_from is not None:

@@ -243,7 +243,7 @@ def read_merges(path: str) -> list[tuple[str, ...]]:
     require(text, f'{path} is empty; {REMEDY}')  # one without merges has the line of the version
     lines = text.replace('\r\n', '\n').rstrip('\n').split('\n')
     start = 1 if lines[0].startswith('#version') or lines == [''] else 0
-    merges = []
+    merges: list[tuple[str, ...]] = []
     for number, line in enumerate(lines[start:], start + 1):
         pair = tuple(line.split(' '))
         if len(pair) != 2 or not all(pair):

@@ -241,11 +241,12 @@ def text_figures(name, flags, documents_of, lines=False):
 def evaluation(flags, unit):
     """The model of the flags, loaded, and a function that shows progress on stderr."""
     cli.load_tensorflow()
-    import likelihood
     name, directory = ((flags.model_name, flags.models_dir) if flags.run_name is None
                        else (flags.run_name, flags.checkpoint_dir))
-    model = likelihood.Likelihood(name, directory, flags.checkpoint, precision=flags.precision,
-                                  batch_size=flags.batch_size, context=flags.context)
+    with cli.ending_at_once():
+        import likelihood
+        model = likelihood.Likelihood(name, directory, flags.checkpoint, precision=flags.precision,
+                                      batch_size=flags.batch_size, context=flags.context)
     with tqdm(unit=f' {unit}', desc='evaluating', dynamic_ncols=True, disable=None) as bar:
         def progress(done, total):
             bar.total = total

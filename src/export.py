@@ -17,10 +17,11 @@ def export(model_or_run: str, out: str, models_dir: str = 'models', checkpoint_d
             for the newest.
     """
     out = paths.expand(out)
+    paths.check_new(out)
+    directory = paths.model_or_run(model_or_run, models_dir, checkpoint_dir)
+    cli.load_tensorflow()
+    import saved_model
     with paths.making(out) as folder:
-        directory = paths.model_or_run(model_or_run, models_dir, checkpoint_dir)
-        cli.load_tensorflow()
-        import saved_model
         prefix = saved_model.write(folder, directory, checkpoint)
     print(f'Wrote {prefix} to {out}')
 

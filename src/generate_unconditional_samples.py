@@ -31,11 +31,12 @@ def sample_model(model_name: str = '124M', seed: int | None = None, nsamples: in
     """
     require(nsamples or output is None, '--output needs --nsamples: without an end the file would never be whole')
     cli.load_tensorflow()
-    import samples
-    drawn = samples.Samples(
-        model_name, models_dir, checkpoint, precision, seed=seed, nsamples=nsamples, batch_size=batch_size,
-        length=length, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty,
-        truncate=truncate, stop=stop, unconditional=True)
+    with cli.ending_at_once():
+        import samples
+        drawn = samples.Samples(
+            model_name, models_dir, checkpoint, precision, seed=seed, nsamples=nsamples, batch_size=batch_size,
+            length=length, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty,
+            truncate=truncate, stop=stop, unconditional=True)
     with samples.opened(output) as file:
         drawn.write(file, stream=output is None)
 

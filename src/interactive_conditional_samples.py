@@ -49,11 +49,12 @@ def interact_model(model_name: str = '124M', seed: int | None = None, nsamples: 
     require(prompts_file is not None or not logprobs, '--logprobs needs --prompts_file')
     require(prompts_file is None or not include_prefix, '--include_prefix is for text; JSON lines hold the prompt')
     cli.load_tensorflow()
-    import samples
-    drawn = samples.Samples(
-        model_name, models_dir, checkpoint, precision, seed=seed, nsamples=nsamples, batch_size=batch_size,
-        length=length, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty,
-        truncate=truncate, stop=stop, unconditional=False)
+    with cli.ending_at_once():
+        import samples
+        drawn = samples.Samples(
+            model_name, models_dir, checkpoint, precision, seed=seed, nsamples=nsamples, batch_size=batch_size,
+            length=length, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty,
+            truncate=truncate, stop=stop, unconditional=False)
     if prompts_file is not None:
         drawn.complete(prompts_file, output, logprobs)
         return

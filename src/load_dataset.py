@@ -459,7 +459,7 @@ def inflated_array(archive, info):  # ZipFile, ZipInfo -> 1-D array, uint16 or i
     with archive.open(info) as file:
         dtype, data_start = read_header(file, info.file_size)
         array = np.empty((info.file_size - data_start) // dtype.itemsize, dtype)
-        rest = memoryview(array).cast('B')
+        rest = array.data.cast('B')
         while rest and (n_read := file.readinto(rest[:READ_BYTES])):  # at once, more might be inflated than it claims
             rest = rest[n_read:]
         require(not rest and not file.read(1), 'is cut short')

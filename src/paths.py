@@ -91,13 +91,18 @@ def replacing(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[t
         raise
 
 
+def check_new(folder):
+    """Raises InputError where there is something under the name of a folder that is to be made."""
+    require(not os.path.lexists(folder), f'{folder} exists already; choose another name, or remove it')
+
+
 @contextlib.contextmanager
 def making(folder: str) -> Iterator[str]:
     """Gives the path of a new, empty folder; at the end of the block it becomes `folder`, whole.
 
     On an exception nothing is left behind. Raises InputError, before the block, where `folder` exists.
     """
-    require(not os.path.lexists(folder), f'{folder} exists already; choose another name, or remove it')
+    check_new(folder)
     parent, name = os.path.split(os.path.abspath(folder))
     beside = parent
     while not os.path.lexists(beside):  # the folders above are made at the end, too

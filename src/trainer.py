@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import checkpoint
 import generator
+import interrupts
 import memory_saving_gradients
 import model
 import optimizer
@@ -25,7 +26,6 @@ from errors import InputError, require
 from load_dataset import Sampler, encoded, fingerprint, hold_out, load_dataset, release
 
 FEWEST_TOKENS = 16  # of a dataset: less is a mistake, such as an empty file or a wrong path
-SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP')  # that end training; the last is not known on Windows
 RELEASE_EVERY = 256  # batches between giving back the memory of the data that were read
 HELD_OUT = 0.05  # the share of the dataset's tokens that validates where no --val_dataset is given
 
@@ -77,31 +77,21 @@ class Stopped(Exception):
 
 
 class Signals:
-    """While entered, SIGINT, SIGTERM and SIGHUP are only noted; but a second Ctrl-C acts as it always did.
-
-    What was ignored (SIGHUP under nohup) stays ignored.
-    """
+    """Signals that have come, which are only noted; but a second Ctrl-C acts as it always did."""
 
     def __init__(self):
-        self.received = None
+        self.received, self.previous = None, {}
 
-    def __enter__(self):
-        self.previous = {}
-        with contextlib.suppress(ValueError):  # handlers can be set in the main thread only
-            for number in [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]:
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    self.previous[number] = signal.signal(number, self.note)
-        return self
+    @contextlib.contextmanager
+    def noted(self):
+        with interrupts.handling(dict.fromkeys(interrupts.SIGNALS, self.note)) as self.previous:
+            yield self
 
     def note(self, number, frame):
         self.received = self.received or number
         # Others may come twice without meaning more, from a launcher and from its shell, and must not cut a save off.
         if signal.SIGINT in self.previous:
             signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
-
-    def __exit__(self, *error):
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
 
     def check(self, worker):
         received = next(filter(None, worker.gather(self.received)), None)
@@ -535,7 +525,7 @@ def train(flags, worker: Worker | None = None) -> int:
     cannot be used. Ctrl-C, SIGTERM and SIGHUP save and then end the process, with status 128 + the signal's number.
     """
     worker = worker or Worker()
-    with Signals() as signals, tf.Graph().as_default(), tf.Session(config=session_config(worker)) as session:
+    with Signals().noted() as signals, tf.Graph().as_default(), tf.Session(config=session_config(worker)) as session:
         trainer = Trainer(flags, worker, session, signals)
         try:
             trainer.train()
