@@ -37,7 +37,7 @@ PIP = python3 -m pip install --disable-pip-version-check --requirement
 	@$(PYTHON) -c 'import sys, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2> /dev/null || { \
 		echo "This needs Python 3.10 to 3.13 with venv: apt install python3-venv, or make PYTHON=python3.12 …"; exit 2; }
 	test -d .venv || $(PYTHON) -m venv .venv
-	sed 's/^tensorflow\b/$(TENSORFLOW)/' requirements.txt > .venv/requirements.txt
+	sed 's/^tensorflow>/$(TENSORFLOW)>/' requirements.txt > .venv/requirements.txt
 	$(PIP) .venv/requirements.txt
 	touch $@
 

@@ -40,7 +40,7 @@ def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str
     enc = encoder.get_encoder(model_name, models_dir)
     files = load_dataset.find_files(in_text)
     out = paths.expand(out_npz)
-    out += '' if out.endswith('.npz') else '.npz'
+    out += '' if out.lower().endswith('.npz') else '.npz'
     require(not os.path.isdir(out), f'{out} is a directory; name a file to write')
     if os.path.exists(out):
         require(not any(os.path.samefile(out, name) for name in files),

@@ -46,6 +46,7 @@ class Encoder:
 
     encoder: dict of symbol → id; bpe_merges: pairs of symbols, first to be merged first; errors: what decode does with
     bytes that are not UTF-8, as bytes.decode takes it; names: what messages call the two.
+    Remembers pieces as it encodes, so that two threads may not use it at once.
     Attributes: encoder, decoder (id → symbol), n_vocab (largest id + 1), eot (the id of <|endoftext|>, or None).
     Raises InputError if the vocabulary or the merges cannot be used.
     """

@@ -85,7 +85,7 @@ def copy_segment(start, end, new_start):
     inside, todo = set(), [start.op]
     while todo:
         operation = todo.pop()
-        following = {user for output in operation.outputs for user in output.consumers()} & before - inside
+        following = ({user for output in operation.outputs for user in output.consumers()} & before) - inside
         inside |= following
         todo += following
     # Without its version the copy would count as that of an old TensorFlow, and from then on the whole graph as well.

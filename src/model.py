@@ -338,7 +338,7 @@ def transformer(hparams, w, X, past=None, n_past=None, start=None):
     to the graph's collection 'checkpoints', for memory_saving_gradients.
     """
     T = shape_list(X)[1]
-    one_step = n_past is not None and T == 1
+    one_step = n_past is not None and X.shape[1] == 1
     if past and n_past is None:
         n_past = shape_list(past[0][0])[2]
     positions = (n_past if past else 0) + tf.range(T)

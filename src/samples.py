@@ -82,6 +82,9 @@ class Samples:
         The n-th sample of a prompt is the one that it has alone, with this seed. A prompt that the file repeats goes
         on with further samples.
         """
+        target = output and output_path(output)
+        require(not (target and os.path.exists(target) and os.path.samefile(target, paths.expand(prompts_file))),
+                f'--output {output} is the file of the prompts; name another')
         seed = generator.new_seed() if self.seed is None else self.seed
         seen, tasks = {}, []
         for line, prompt in read_prompts(prompts_file):

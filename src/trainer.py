@@ -441,7 +441,7 @@ class Log:
 
     def __init__(self, flags, worker, directory, step, tokens):
         """step: updates done; tokens: of an update."""
-        self.silent, self.started, self.tokens = worker.rank != 0, time.time(), tokens
+        self.silent, self.started, self.tokens = worker.rank != 0, time.perf_counter(), tokens
         self.last = self.started
         self.bar = Bar(initial=step, total=flags.steps, unit='step', disable=self.silent, dynamic_ncols=True,
                         mininterval=0.1 if sys.stderr.isatty() else 10)
@@ -479,14 +479,15 @@ class Log:
 
     def update(self, step, text, **values):
         """One update: text for the progress bar, values for TensorBoard."""
-        speed, self.last = self.tokens / (time.time() - self.last), time.time()
+        now = time.perf_counter()  # which moves between two updates on every system, and never back
+        speed, self.last = self.tokens / (now - self.last), now
         self.bar.set_postfix_str(f'{text}, {speed:.0f} tokens/s', refresh=False)
         self.bar.update()
         self.scalars(step, **values, tokens_per_second=speed, peak_memory_gb=peak_memory() / 1e9)
 
     def validation(self, step, loss):
         if not self.silent:
-            say(f'[{step} | {time.time() - self.started:.2f}] validation loss = {loss:.4f}')
+            say(f'[{step} | {time.perf_counter() - self.started:.2f}] validation loss = {loss:.4f}')
         self.scalars(step, val_loss=loss)
 
     def close(self):

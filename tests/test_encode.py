@@ -55,6 +55,12 @@ def test_output_is_what_load_dataset_gives(corpus, others, capsys):
                                          f'{corpus.parent / "out.npz"}')
 
 
+@pytest.mark.parametrize('given, written', [('new', 'new.npz'), ('new.npz', 'new.npz'), ('new.NPZ', 'new.NPZ')])
+def test_the_output_gets_its_ending_where_it_has_none(corpus, given, written):
+    encode.encode(**flags(corpus, out_npz=str(corpus.parent / given)))
+    assert (corpus.parent / written).exists()
+
+
 def test_script_runs_from_anywhere_without_tensorflow(corpus):
     done = run('-X', 'importtime', SCRIPT, 'corpus', 'new/folder/out', '--model_name', 'tiny', cwd=corpus.parent)
     assert done.returncode == 0 and done.stdout == ''

@@ -575,6 +575,15 @@ def test_a_file_of_prompts_that_is_not_there_is_named(flags, capfd, tmp_path, na
     assert os.listdir(tmp_path) == []
 
 
+def test_the_file_of_the_prompts_is_no_output(fake, flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = '{"prompt": "a"}\n'  # which is what an answer to it begins with
+    (tmp_path / 'p.jsonl').write_text(text, encoding='utf-8')
+    with pytest.raises(InputError, match='is the file of the prompts'):
+        interact_model(**flags, prompts_file=str(tmp_path / 'p.jsonl'), output='./p.jsonl')
+    assert (tmp_path / 'p.jsonl').read_text(encoding='utf-8') == text
+
+
 @pytest.mark.parametrize('output', ['.', 'folder', 'folder/', 'new/out'])
 def test_an_output_for_prompts_that_is_no_file_is_refused(fake, flags, tmp_path, monkeypatch, output):
     (tmp_path / 'folder').mkdir()

@@ -9,6 +9,7 @@ import memory_saving_gradients
 import model
 import optimizer
 from errors import InputError
+from flags import TrainFlags
 
 # torch 2.13 and transformers 5.23: GPT2LMHeadModel with toy.weights(toy.hparams()), ten updates by the batches of
 # np.random.RandomState(1).randint(0, 557, [10, 2, 32]); torch.optim.Adam(lr=1e-3), torch.optim.AdamW(lr=1e-3,
@@ -22,6 +23,11 @@ SETTINGS = {'adam': (1e-3, None), 'adamw': (1e-3, 5.0), 'adafactor': (1e-2, None
 ADAFACTOR = {'scale_parameter': False, 'relative_step': False, 'warmup_init': False}
 NAMES = list(optimizer.OPTIMIZERS)
 SHAPES = [[1, 5, 7], [4, 3], [6]]
+
+
+def test_the_flag_knows_the_optimizers_that_there_are():
+    with pytest.raises(InputError, match=f'one of {", ".join(NAMES)}, not'):
+        TrainFlags(dataset='x', optimizer='none of them')
 
 
 def test_ten_losses_are_those_of_torch():
