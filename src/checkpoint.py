@@ -73,8 +73,20 @@ def find(path: str) -> str:
         return require(latest(path), f'{path} holds no file named checkpoint; give the path of one, like '
                                      f'{path}/model-1000')
     prefix = re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', path)
+    finish(prefix)
     require(os.path.exists(f'{prefix}.index'), f'no checkpoint {path}: there is no {prefix}.index')
     return prefix
+
+
+def finish(prefix):
+    """Where save_best has been cut off between the renaming of a checkpoint's data and of its index, does the second.
+
+    Of its two files the first without the second would be no checkpoint; so what looks for one does this too.
+    """
+    new = f'{prefix}-new'
+    if os.path.exists(f'{new}.index') and not os.path.exists(f'{new}{DATA}'):
+        with contextlib.suppress(FileNotFoundError):  # another process has just done it
+            os.replace(f'{new}.index', f'{prefix}.index')
 
 
 def choose(directory: str, hparams: model.HParams, name: str | None = None) -> str:
@@ -194,8 +206,7 @@ class Run:
         self.state_variables = [v for v in tf.global_variables() if v.op.name not in names]
         self.model_saver = tf.train.Saver(self.model_variables, max_to_keep=0)
         self.state_saver = tf.train.Saver(self.state_variables, max_to_keep=0) if self.state_variables else None
-        self.saving, self.best, self.new_best = (os.path.join(directory, name)
-                                                 for name in ('saving', 'model-best', 'model-best-new'))
+        self.saving, self.best = os.path.join(directory, 'saving'), os.path.join(directory, 'model-best')
         self.kept = []
         self.saved_step: int | None = None
 
@@ -281,29 +292,25 @@ class Run:
 
     def has_best(self) -> bool:
         """Whether there is a model-best."""
-        return os.path.exists(os.path.join(self.directory, 'model-best.index'))
+        return os.path.exists(f'{self.best}.index')
 
     def save_best(self, session):
         """Writes the weights as model-best, beside the checkpoints: whole under another name, and on the disk, before
         they take the place of the former. Raises as save does."""
+        new = f'{self.best}-new'
         try:
             os.makedirs(self.directory, exist_ok=True)
             self.copy_model_files()
-            with writing(self.new_best):
-                self.model_saver.save(session, self.new_best, write_state=False, write_meta_graph=False)
-            for path in glob.glob(f'{glob.escape(self.new_best)}.*'):
+            with writing(new):
+                self.model_saver.save(session, new, write_state=False, write_meta_graph=False)
+            for path in glob.glob(f'{glob.escape(new)}.*'):
                 synchronize(path)
-            os.replace(f'{self.new_best}{DATA}', f'{self.best}{DATA}')
-            self.finish_best()
+            os.replace(f'{new}{DATA}', f'{self.best}{DATA}')
+            finish(self.best)
             synchronize(self.directory)
         except OSError as error:
             self.try_clear_up()
             raise not_saved(self.best, error) from error
-
-    def finish_best(self):
-        """Renames the index of new best weights after their data, also where a kill has come between the two."""
-        if os.path.exists(f'{self.new_best}.index') and not os.path.exists(f'{self.new_best}{DATA}'):
-            os.replace(f'{self.new_best}.index', f'{self.best}.index')
 
     def commit(self, prefixes):
         names = [os.path.basename(prefix) for prefix in prefixes]
@@ -315,7 +322,7 @@ class Run:
     def clear_up(self):
         """Ends the last save, whether it was committed or cut off. Removed are the checkpoints that it has begun or was
         to remove, unless they are kept; the training state of those that are but the newest; and temporary files."""
-        self.finish_best()
+        finish(self.best)
         for path in glob.glob(f'{glob.escape(self.directory)}/*'):
             if re.search(r'\.tempstate\d+$|_temp$|\.\d+\.tmp$|/model-best-new\.[^/]*$', path):
                 with contextlib.suppress(OSError):

@@ -68,7 +68,8 @@ def documentation(function, fields):
 def run(function: Function | dict[str, Function], argv: list[str] | None = None):
     """Runs function(**flags) for a script. Exit status: 0, or 2 for a mistake of the user's, told in one line.
 
-    Ctrl-C, SIGTERM and SIGHUP end it as an exception does, without temporary files, and with 128 + their number.
+    Ctrl-C, SIGTERM and SIGHUP end it without leaving temporary files; the first with status 130, the others as they
+    end any process.
 
     The function's parameters are the script's flags, their annotations the types (str, int, float, bool, or one of
     them with `| None`; tuple[str, ...] for a flag that may be repeated). Parameters without a default may also be given
@@ -94,6 +95,8 @@ def run(function: Function | dict[str, Function], argv: list[str] | None = None)
         sys.exit(141)  # 128 + SIGPIPE, as a shell reports it
     except KeyboardInterrupt:
         sys.exit(130)  # 128 + SIGINT
+    except Ended as signal_number:
+        os.kill(os.getpid(), *signal_number.args)  # and not an exit, which would wait for a reader of stdout
     except InputError as error:
         fail(script, error)
     except OSError as error:
@@ -111,8 +114,12 @@ def set_encoding(stream: typing.TextIO, errors: str):
         stream.reconfigure(encoding='utf-8' if sys.platform == 'win32' and not stream.isatty() else None, errors=errors)
 
 
+class Ended(BaseException):
+    """A signal that ends processes has come: its number."""
+
+
 def end(number, frame):
-    sys.exit(128 + number)
+    raise Ended(number)
 
 
 def ending_at_once():

@@ -284,3 +284,71 @@ def test_remains_of_a_save_that_was_killed_are_removed(graph, made, tmp_path):
         pathlib.Path(run.directory, name).touch()
     run.save(graph, {'step': 3})
     assert not set(remains) & set(os.listdir(run.directory))
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL: nothing that would clear up catches it."""
+
+
+@pytest.mark.parametrize('moment', ['commit', 'clear_up'])
+def test_checkpoints_that_a_killed_save_began_or_was_to_remove_are_removed(graph, made, tmp_path, monkeypatch, moment):
+    run = a_run(made, tmp_path)
+    for step in range(1, 6):
+        run.save(graph, {'step': step})
+    method = getattr(checkpoint.Run, moment)
+
+    def killed(self, *arguments):
+        if moment == 'commit' or os.path.exists(f'{run.directory}/model-6.index'):
+            raise Killed
+        method(self, *arguments)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint.Run, moment, killed)
+        run.save(graph, {'step': 6})
+    assert os.path.exists(f'{run.directory}/model-1.index') and os.path.exists(f'{run.directory}/model-6.index')
+    assert os.path.exists(f'{run.directory}/saving')
+    a_run(made, tmp_path).restore(graph, 'latest', silent)
+    kept = range(1, 6) if moment == 'commit' else range(2, 7)
+    assert sorted(name for name in os.listdir(run.directory) if name.endswith('.index')) == [
+        *(f'model-{step}.index' for step in kept), f'training-{kept[-1]}.index']
+    assert not os.path.exists(f'{run.directory}/saving')
+
+
+def test_checkpoints_that_nothing_names_any_more_stay(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    run.save(graph, {'step': 9})
+    a_run(made, tmp_path).restore(graph, 'fresh', silent)
+    pathlib.Path(run.directory, 'saving').write_text('model-4\n')
+    run = a_run(made, tmp_path)
+    run.restore(graph, 'latest', silent)
+    run.save(graph, {'step': 1})
+    assert os.path.exists(f'{run.directory}/model-9.index') and os.path.exists(f'{run.directory}/training-9.json')
+
+
+@pytest.mark.parametrize('find', [
+    lambda run, graph: checkpoint.choose(run.directory, 'model-best'),
+    lambda run, graph: run.restore(graph, 'latest', silent), lambda run, graph: run.save(graph, {'step': 2}),
+    lambda run, graph: run.save_best(graph)])
+def test_the_best_weights_are_never_of_two_saves(graph, made, tmp_path, monkeypatch, find):
+    """Killed between the data of new ones and their index: whoever looks for them next finds them whole."""
+    run = a_run(made, tmp_path)
+    run.restore(graph, 'latest', silent)
+    run.save_best(graph)
+    graph.run(graph.update)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint, 'finish', lambda prefix: raise_(Killed))
+        run.save_best(graph)
+    with pytest.raises(tf.errors.OpError, match='Checksum does not match'):
+        stored(run.best)
+    new = values(graph)
+    find(run, graph)
+    assert_same(stored(run.best), new)
+    assert not any('model-best-new' in name for name in os.listdir(run.directory))
+
+
+def stored(prefix):
+    reader = tf.train.load_checkpoint(prefix)
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def raise_(error):
+    raise error
