@@ -60,6 +60,7 @@ HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.fo
 PLAIN_HEADER = re.compile(rb"\x93NUMPY\x01\0..\{'descr': '([<>|][iu][1248])', 'fortran_order': False, "
                           rb"'shape': \((\d{1,18}),\), \} *\n", re.DOTALL)
 LOCAL_HEADER = struct.Struct('<4s2xH18xHH')  # of a zip member: signature, flags, lengths of name and extra field
+UTF8_NAME = 1 << 11  # among those flags
 ROUNDS, MASK = 6, (1 << 64) - 1
 FINGERPRINTED = 64  # windows
 
@@ -423,7 +424,10 @@ def mapped_array(content, info, checksum):  # uint8 [file size], ZipInfo, bool -
     signature, flags, name_length, extra_length = LOCAL_HEADER.unpack(header)
     require(signature == b'PK\3\4', 'has no header where the zip file says')
     require(not flags & 1, 'is encrypted')
-    start = info.header_offset + LOCAL_HEADER.size + name_length + extra_length
+    start = info.header_offset + LOCAL_HEADER.size
+    name = content[start:start + name_length].tobytes().decode('utf-8' if flags & UTF8_NAME else 'cp437')
+    require(name == info.orig_filename, 'its two names differ')  # their order is that of the arrays
+    start += name_length + extra_length
     member = content[start:start + info.file_size]
     require(len(member) == info.file_size == info.compress_size, 'is cut short')
     require(not checksum or crc32(member) == info.CRC, 'is damaged: its checksum is another')
