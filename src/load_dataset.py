@@ -460,10 +460,11 @@ def inflated_array(archive, info):  # ZipFile, ZipInfo -> 1-D array, uint16 or i
     with archive.open(info) as file:
         dtype, data_start = read_header(file, info.file_size)
         array = np.empty((info.file_size - data_start) // dtype.itemsize, dtype)
-        rest = memoryview(array).cast('B')
-        while rest and (n_read := file.readinto(rest[:READ_BYTES])):  # at once, more might be inflated than it claims
+        rest = array.view(np.uint8)
+        # Not by file.read(), which inflates all that there is, whatever the file claims, nor all at once: each is copied.
+        while n_read := file.readinto(rest[:READ_BYTES]):
             rest = rest[n_read:]
-        require(not rest and not file.read(1), 'is cut short')
+        require(not len(rest) and not file.read(1), 'is cut short')
     low, high = (array.min(), array.max()) if len(array) else (0, 0)
     require(low >= 0, f'holds the negative id {low}')
     require(high < 2**31, f'holds the id {high}, more than int32 holds')
