@@ -372,8 +372,8 @@ def test_arrays_that_share_their_bytes_are_refused(tmp_path, enc):
 
 
 def test_more_than_an_array_claims_is_not_inflated(tmp_path, enc):
-    header = npy("{'descr': '<u2', 'fortran_order': False, 'shape': (1000,)}")
-    content, claimed = header + bytes(1 << 25), len(header) + 2000
+    header = npy("{'descr': '<u2', 'fortran_order': False, 'shape': (10000,)}")
+    content, claimed = header + bytes(1 << 25), len(header) + 20000
     with zipfile.ZipFile(tmp_path / 'a.npz', 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('arr_0.npy', content)
     lie = (tmp_path / 'a.npz').read_bytes().replace(len(content).to_bytes(4, 'little'), claimed.to_bytes(4, 'little'))
