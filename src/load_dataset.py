@@ -461,7 +461,7 @@ def inflated_array(archive, info):  # ZipFile, ZipInfo -> 1-D array, uint16 or i
         dtype, data_start = read_header(file, info.file_size)
         array = np.empty((info.file_size - data_start) // dtype.itemsize, dtype)
         rest = array.view(np.uint8)
-        # Not by file.read(), which inflates all that there is, whatever the file claims; and each part is copied.
+        # By file.read() all that there is would be inflated, whatever the file claims; and each part is copied.
         while n_read := file.readinto(rest[:READ_BYTES]):
             rest = rest[n_read:]
         require(not len(rest) and not file.read(1), 'is cut short')
