@@ -2,6 +2,7 @@
 # make test    all tests; make test-peers: with those that compare with transformers (and torch, which is large)
 # make bench   speed and memory, beside those of benchmarks/requirements.txt that are installed; some ten minutes
 # make horovod training on many processes, beside Debian's packages of install/horovod-debian.txt; MPI=0: without MPI
+# make torture faults injected by the thousand (damaged files, odd input), and counts of what came of them; an hour
 # make lint    what must hold before a change is proposed
 # make clean   removes what the demo made
 
@@ -14,7 +15,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
 .NOTPARALLEL:
-.PHONY: demo test test-peers bench lint install horovod clean
+.PHONY: demo test test-peers torture bench lint install horovod clean
 
 demo: install models/demo data/demo.npz
 	./train.py --dataset data/demo.npz --model_name demo --run_name demo --steps $(DEMO_STEPS) --batch_size 8 \
@@ -64,6 +65,10 @@ test: .venv/installed-tests
 	python3 -m pytest
 
 test-peers: .venv/installed-peers test
+
+# With `pip install atheris`, files are also searched for by what they reach; it has wheels for Linux on x86-64 alone.
+torture: .venv/installed-tests
+	./tests/torture.py all
 
 bench: install
 	./benchmarks/bench.py

@@ -153,7 +153,10 @@ def read_config(path):  # -> HParams, whether the output layer is the token embe
 
 
 def shown(value):
-    return type(value).__name__ if isinstance(value, (dict, list)) else json.dumps(value)[:80]
+    try:
+        return json.dumps(value)[:80]
+    except RecursionError:  # nested as deep as can just be read
+        return type(value).__name__
 
 
 def read_vocabulary(source):  # -> {symbol: id}, list of pairs of symbols, the names of the files that hold them

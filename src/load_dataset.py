@@ -62,6 +62,7 @@ HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.fo
 PLAIN_HEADER = re.compile(rb"\x93NUMPY\x01\0..\{'descr': '([<>|][iu][1248])', 'fortran_order': False, "
                           rb"'shape': \((\d{1,18}),\), \} *\n", re.DOTALL)
 LOCAL_HEADER = struct.Struct('<4s2xH18xHH')  # of a zip member: signature, flags, lengths of name and extra field
+UTF8_NAME = 1 << 11  # among those flags
 ROUNDS, MASK = 6, (1 << 64) - 1
 FINGERPRINTED = 64  # windows
 
@@ -426,7 +427,10 @@ def mapped_array(content, info, checksum):  # uint8 [file size], ZipInfo, bool -
     signature, flags, name_length, extra_length = LOCAL_HEADER.unpack(header)
     require(signature == b'PK\3\4', 'has no header where the zip file says')
     require(not flags & 1, 'is encrypted')
-    start = info.header_offset + LOCAL_HEADER.size + name_length + extra_length
+    start = info.header_offset + LOCAL_HEADER.size
+    name = content[start:start + name_length].tobytes().decode('utf-8' if flags & UTF8_NAME else 'cp437')
+    require(name == info.orig_filename, 'its two names differ')  # their order is that of the arrays
+    start += name_length + extra_length
     member = content[start:start + info.file_size]
     require(len(member) == info.file_size == info.compress_size, 'is cut short')
     require(not checksum or crc32(member) == info.CRC, 'is damaged: its checksum is another')
@@ -459,10 +463,11 @@ def inflated_array(archive, info):  # ZipFile, ZipInfo -> 1-D array, uint16 or i
     with archive.open(info) as file:
         dtype, data_start = read_header(file, info.file_size)
         array = np.empty((info.file_size - data_start) // dtype.itemsize, dtype)
-        rest = array.data.cast('B')
-        while rest and (n_read := file.readinto(rest[:READ_BYTES])):  # at once, more might be inflated than it claims
+        rest = array.view(np.uint8)
+        # By file.read() all that there is would be inflated, whatever the file claims; and each part is copied.
+        while n_read := file.readinto(rest[:READ_BYTES]):
             rest = rest[n_read:]
-        require(not rest and not file.read(1), 'is cut short')
+        require(not len(rest) and not file.read(1), 'is cut short')
     low, high = (array.min(), array.max()) if len(array) else (0, 0)
     require(low >= 0, f'holds the negative id {low}')
     require(high < 2**31, f'holds the id {high}, more than int32 holds')

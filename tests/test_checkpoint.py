@@ -1,4 +1,5 @@
 import functools
+import json
 import os
 import pathlib
 import shutil
@@ -9,7 +10,11 @@ import tensorflow.compat.v1 as tf
 import toy
 
 import checkpoint
+import generator
+import hugging_face
+import likelihood
 import model
+import saved_model
 from errors import InputError
 
 
@@ -226,6 +231,19 @@ def test_a_checkpoint_of_other_sizes_is_refused_and_nothing_is_loaded(made, size
         with pytest.raises(InputError, match=message):
             checkpoint.restore(s, checkpoint.find(made[0]), checkpoint.model_variables())
         assert_same(values(s), before)
+
+
+@pytest.mark.parametrize('begin', [
+    lambda at: generator.load('toy', at), lambda at: likelihood.Likelihood('toy', at),
+    lambda at: saved_model.write(f'{at}/out', f'{at}/toy'), lambda at: hugging_face.write(f'{at}/out', f'{at}/toy')])
+@pytest.mark.parametrize('sizes', [{'n_layer': 1000}, {'n_embd': 8192, 'n_layer': 900}, {'n_vocab': 2**31 - 1}])
+def test_sizes_of_another_model_are_refused_before_its_graph_is_built(made, tmp_path, monkeypatch, begin, sizes):
+    shutil.copytree(made[0], tmp_path / 'toy')
+    (tmp_path / 'toy' / 'hparams.json').write_text(json.dumps({**made[1].values(), **sizes}))
+    monkeypatch.setattr(tf, 'Session', None)
+    monkeypatch.setattr(tf, 'get_variable', None)
+    with pytest.raises(InputError, match=r'toy/model\.ckpt'):
+        begin(str(tmp_path))
 
 
 def damage_flip(path):

@@ -2,6 +2,7 @@ import collections
 import io
 import itertools
 import os
+import tempfile
 import tracemalloc
 import zipfile
 from unittest import mock
@@ -320,6 +321,16 @@ def test_names_in_a_npz_may_be_anything(tmp_path, enc):
     assert sorted(os.listdir(tmp_path)) == before
 
 
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+@pytest.mark.parametrize('find', [bytes.find, bytes.rfind])
+def test_a_name_that_was_damaged_changes_no_order(tmp_path, enc, save, find):
+    content = bytearray(saved(save, np.arange(3), np.arange(4)))
+    content[find(bytes(content), b'arr_0') + 4] ^= 2  # arr_2, in one of the two places where it stands
+    (tmp_path / 'a.npz').write_bytes(content)
+    with pytest.raises(InputError, match=r"array 'arr_[02]': .*differ"):
+        load(enc, tmp_path / 'a.npz')
+
+
 def encrypted(content):  # says so in both headers
     content = bytearray(content)
     for signature, flags in ((b'PK\3\4', 6), (b'PK\1\2', 8)):
@@ -361,8 +372,8 @@ def test_arrays_that_share_their_bytes_are_refused(tmp_path, enc):
 
 
 def test_more_than_an_array_claims_is_not_inflated(tmp_path, enc):
-    header = npy("{'descr': '<u2', 'fortran_order': False, 'shape': (1000,)}")
-    content, claimed = header + bytes(1 << 25), len(header) + 2000
+    header = npy("{'descr': '<u2', 'fortran_order': False, 'shape': (10000,)}")
+    content, claimed = header + bytes(1 << 25), len(header) + 20000
     with zipfile.ZipFile(tmp_path / 'a.npz', 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('arr_0.npy', content)
     lie = (tmp_path / 'a.npz').read_bytes().replace(len(content).to_bytes(4, 'little'), claimed.to_bytes(4, 'little'))
@@ -392,6 +403,25 @@ def test_damaged_npz_gives_arrays_or_an_input_error(tmp_path, enc, save):
             load(enc, path)
         except InputError as error:
             assert str(path) in str(error)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.lists(st.integers(0, 556), max_size=20)), st.booleans(), st.data())
+def test_any_chunks_come_back_and_any_bytes_are_refused_or_loaded(lists_of_ids, compress, data):
+    enc = mock.Mock(__len__=lambda enc: 557)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'a.npz')
+        write_npz(path, [np.array(ids, np.int64) for ids in lists_of_ids], 557, compress)
+        assert lists(load(enc, path)) == [ids for ids in lists_of_ids if ids]
+        with open(path, 'rb') as file:
+            whole = file.read()
+        at, length = data.draw(st.integers(0, len(whole))), data.draw(st.integers(0, 40))
+        with open(path, 'wb') as file:
+            file.write(whole[:at] + data.draw(st.binary(max_size=40)) + whole[at + length:])
+        try:
+            assert lists(load(enc, path)) == [ids for ids in lists_of_ids if ids]
+        except InputError as error:
+            assert path in str(error) and '\n' not in str(error) and len(str(error)) < 1000
 
 
 # Writing

@@ -14,6 +14,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 
 import damage
 import fuzz
+import kills
+import long_run
 
 import cli
 
@@ -21,7 +23,9 @@ CAMPAIGNS = {  # name: the function, and what it is given in `all` besides the s
     'mutations': (damage.mutations, {'count': 3000}),
     'inputs': (fuzz.inputs, {'count': 1_000_000}),
     'coverage': (fuzz.coverage, {'runs': 100_000}),
-    # Kills of training and of scripts, and a long run, have their lines here.
+    'kills_of_training': (kills.kills_of_training, {'count': 100}),
+    'kills_of_scripts': (kills.kills_of_scripts, {'count': 100}),
+    'long_run': (long_run.long_run, {'steps': 10_000}),
 }
 
 
