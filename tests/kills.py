@@ -302,7 +302,7 @@ def final(flags):
     last = checkpoint.latest(directory)
     with open(f'{checkpoint.state_prefix(last)}.json') as file:
         state = json.load(file)
-    del state['flags']
+    del state['flags'], state['crc32']  # the name of the run is in both
     return {'the state is': state, 'the weights are': tensors(last), 'the best weights are': tensors(
         os.path.join(directory, 'model-best')), 'the optimizer is': tensors(checkpoint.state_prefix(last)),
         'the files are': sorted(name for name in os.listdir(directory) if not name.startswith('events')),

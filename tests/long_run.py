@@ -48,7 +48,7 @@ def flags_for(folder, steps, seed):
     return TrainFlags(
         dataset=os.path.join(folder, 'text.txt'), model_name='toy', models_dir=os.path.join(folder, 'models'),
         checkpoint_dir=os.path.join(folder, 'checkpoint'), samples_dir=os.path.join(folder, 'samples'), steps=steps,
-        seed=seed, learning_rate=1e-4, save_every=40, sample_every=100, sample_length=40, val_every=50,
+        seed=seed, learning_rate=1e-4, save_every=40, sample_every=min(100, steps // 5), sample_length=40, val_every=50,
         val_batch_count=2)
 
 
@@ -57,8 +57,8 @@ def counts(measured, steps):  # rows of step, bytes, open files, operations
     step, memory, files, operations = measured.T
     slope = np.polyfit(step, memory, 1)[0]
     assert slope < LARGEST_SLOPE, f'memory grows by {slope:.0f} bytes a step'
-    assert files.max() == files.min(), f'from {files.min()} to {files.max()} open files'
-    assert operations.max() == operations.min(), f'from {operations.min()} to {operations.max()} operations'
+    assert files.max() == files.min(), f'from {files.min():g} to {files.max():g} open files'
+    assert operations.max() == operations.min(), f'from {operations.min():g} to {operations.max():g} operations'
     return {'steps': steps, 'slope of memory, bytes a step': round(slope), 'open files': int(files[-1]),
             'operations of the graph': int(operations[-1])}
 
