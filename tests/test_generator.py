@@ -13,6 +13,7 @@ import numpy as np
 import numpy_gpt2
 import pytest
 import tensorflow.compat.v1 as tf
+import toy
 
 import cli
 import continuation
@@ -573,6 +574,13 @@ def test_a_file_of_prompts_that_is_not_there_is_named(flags, capfd, tmp_path, na
     assert str(tmp_path / name) in refused(capfd, interact_model, *argv_of(flags), '--prompts_file', tmp_path / name,
                                            '--output', tmp_path / 'out.jsonl')
     assert os.listdir(tmp_path) == []
+
+
+def test_a_model_of_one_position_continues_prompts_by_a_token(tmp_path):
+    toy.write_model(tmp_path / 'one', toy.hparams(n_ctx=1))
+    drawn = sampling.Samples('one', str(tmp_path), None, 'float32', seed=1, nsamples=1, batch_size=1, length=None,
+                             truncate=None, stop=(), unconditional=False)
+    assert len(drawn.model.complete([[5]], [[1]], **drawn.options)[0].tokens) == 1
 
 
 def test_the_file_of_the_prompts_is_no_output(fake, flags, tmp_path, monkeypatch):
