@@ -27,10 +27,10 @@ demo: install models/demo data/demo.npz
 
 OF_DEMO = --models_dir checkpoint --model_name demo --seed 1 --length 400
 define draw
-./src/generate_unconditional_samples.py $(OF_DEMO) --nsamples 12 --batch_size 12 $(2) \
+./src/generate_unconditional_samples.py $(OF_DEMO) $(2) --nsamples 12 --batch_size 12 \
 	--output gpt-2-samples/unconditional-$(1).txt
-./src/interactive_conditional_samples.py $(OF_DEMO) --include_prefix $(2) \
-	< gpt-2-samples/contexts.txt > gpt-2-samples/conditional-$(1).txt
+./src/interactive_conditional_samples.py $(OF_DEMO) $(2) --include_prefix \
+	--output gpt-2-samples/conditional-$(1).txt < gpt-2-samples/contexts.txt
 endef
 
 samples: | install checkpoint/demo/checkpoint

@@ -3,7 +3,8 @@
 Shell commands stand in fenced blocks marked `sh`, Python in `python`, and nothing in indented blocks. All of a document
 run in its order, in one copy of the project, since later ones use what earlier ones made. A block marked `text` right
 after one of commands is what they print: each of its lines must have its like in what they do print, with other
-numbers, and anything for `…`. What a model wrote, below a line `=== SAMPLE n ===`, is not compared.
+numbers, and anything for `…`. What a model wrote is not compared: what is below a line `=== SAMPLE n ===`, and the
+field `text` of a JSON line.
 """
 import contextlib
 import dataclasses
@@ -60,6 +61,8 @@ INSTEAD = {  # to be quicker, or to do without the network
     'make demo': 'make demo DEMO_STEPS=20',
     '--steps 300': '--steps 3 --val_batch_count 2 --sample_every 3 --sample_length 20',
     '--val_every 100': '--val_every 3',
+    '--length 400': '--length 10',
+    '/json/*.py': '/json/tool.py',
     './download_model.py 124M': 'cp -r models/demo models/124M',
 }
 NEEDS = {'--train_vocab': 'tokenizers', 'from transformers': 'torch', 'make curve': 'matplotlib'}  # text: a module
@@ -118,12 +121,6 @@ def commands_of(text):
 COMMANDS = [command for block in BLOCKS if block.language == 'sh' for command in commands_of(block.text)]
 
 
-def substituted(command):
-    for old, new in INSTEAD.items():
-        command = command.replace(old, new)
-    return command
-
-
 # What the documents' commands do
 
 @pytest.fixture(scope='module')
@@ -140,24 +137,27 @@ def copy(tmp_path_factory):
     return copy
 
 
+@pytest.fixture(scope='module')
+def ran():
+    """{command: what it printed}, so that what stands in two documents runs once."""
+    return {}
+
+
 @pytest.mark.parametrize('block', [block for block in BLOCKS if block.language in RUN], ids=str)
-def test_the_documents_do_what_they_say(block, copy, monkeypatch, capfd):
+def test_the_documents_do_what_they_say(block, copy, ran, monkeypatch, capfd):
     monkeypatch.chdir(copy)
     monkeypatch.setenv('PATH', os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH'])
-    done, skipped = [], []
-    if block.language == 'python':
-        done, skipped = run_python(block, capfd)
-    else:
-        for command in commands_of(block.text):
-            reason = NOT_RUN.get(command) or missing(command)
-            if reason:
-                skipped.append(f'{command}: {reason}')
-            else:
-                done += run(substituted(command), capfd)
-    if not done:
+    printed, skipped = '', []
+    for command in [block.text] if block.language == 'python' else commands_of(block.text):
+        if reason := NOT_RUN.get(command) or missing(command):
+            skipped.append(f'{command}: {reason}')
+        elif block.language == 'python':
+            printed += run_python(block, capfd)
+        else:
+            printed += run(command, capfd, ran)
+    if skipped and not printed:
         pytest.skip('; '.join(skipped))
     if block.shown and not skipped:
-        printed = '\n'.join(done)
         for line in without_samples(block.shown):
             assert re.search(pattern(line), printed), f'{line!r} is shown, but what came is\n{printed}'
 
@@ -168,45 +168,51 @@ def missing(text):
                  if word in text and not importlib.util.find_spec(module)), '')
 
 
-def run(command, capfd):  # -> [what it printed]
-    """Runs a command. Of `make` each command that it would run, but for those that install."""
+def run(command, capfd, ran):  # -> what it printed
+    """Runs a command that has not been `ran`. Of `make` each command that it would run, but for those that install."""
+    for old, new in INSTEAD.items():
+        command = command.replace(old, new)
+    command = ' '.join(command.split())
     words = shlex.split(command)
     if words[0] == 'make':
         installed = [f'--old-file={name}' for name in ('install', '.venv/installed-tests')]
         recipe = subprocess.run([*words, '--dry-run', *installed], capture_output=True, text=True, check=True)
-        return [printed for each in commands_of(recipe.stdout) for printed in run(each, capfd)]
-    path = os.path.normpath(words[0])
-    if path in SCRIPTS and not set(words) & set('|<>;&'):
-        return [run_script(path, words, capfd)]
+        return ''.join(run(each, capfd, ran) for each in commands_of(recipe.stdout))
+    if command not in ran:
+        path = os.path.normpath(words[0])
+        by_shell = path not in SCRIPTS or re.search(r'[|>;&]|\$\(', command)
+        ran[command] = run_by_shell(command) if by_shell else run_script(path, words, capfd)
+    return ran[command]
+
+
+def run_by_shell(command):  # -> what it printed
     done = subprocess.run(['bash', '-c', command], capture_output=True, text=True, stdin=subprocess.DEVNULL,
                           timeout=TIMEOUT)
     assert done.returncode == 0, f'{command}: {done.stderr}'
-    return [done.stdout + done.stderr]
+    return done.stdout + done.stderr
 
 
 def run_script(path, words, capfd):  # -> what it printed
     """Runs a script of the project in this process, where TensorFlow is already imported."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, 'argv', [*words])
-        patch.setattr(sys, 'stdin', open(os.devnull))  # noqa: SIM115
+    words, read_from = (words[:-2], words[-1]) if words[-2] == '<' else (words, os.devnull)
+    with pytest.MonkeyPatch.context() as patch, open(read_from) as stdin:
+        patch.setattr(sys, 'argv', words)
+        patch.setattr(sys, 'stdin', stdin)
         capfd.readouterr()
         try:
             runpy.run_path(path, run_name='__main__')
             status = 0
         except SystemExit as end:
             status = end.code
-        sys.stdin.close()
     out, err = capfd.readouterr()
     assert status == 0, f'{shlex.join(words)}: {err}'
     return out + err
 
 
-def run_python(block, capfd):  # -> [what it printed], [why not]
-    if reason := missing(block.text):
-        return [], [reason]
+def run_python(block, capfd):  # -> what it printed
     capfd.readouterr()
     exec(compile(block.text, str(block), 'exec'), {})
-    return [''.join(capfd.readouterr())], []
+    return ''.join(capfd.readouterr())
 
 
 def without_samples(shown):
@@ -221,9 +227,11 @@ def without_samples(shown):
 
 def pattern(line):
     """A regular expression for lines like this one: with other numbers, other space, and anything for …"""
-    parts = re.split(r'(…|\s+|\d[\d.,]*)', line.strip())
-    kinds = {'…': '.*', ' ': r'\s+'}
-    return ''.join(kinds.get(part[:1], r'-?\d[\d.,]*' if part[:1].isdigit() else re.escape(part)) for part in parts)
+    line = re.sub(r'(?<="text": ").*(?=", "tokens")', '…', line.strip())
+    parts = re.split(r'(…|\s+|\d[\d.,]*|true|false)', line)
+    kinds = {'…': '.*', ' ': r'\s+', 'true': '(true|false)', 'false': '(true|false)'}
+    return ''.join(kinds.get(part) or (r'\d[\d.,]*' if part[:1].isdigit() else r'\s+' if part.isspace() else
+                                       re.escape(part)) for part in parts)
 
 
 # What they hold to
