@@ -139,7 +139,7 @@ def copy(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def ran():
-    """{command: what it printed}, so that what stands in two documents runs once."""
+    """{words of a command: what it printed}, so that what stands in two documents runs once."""
     return {}
 
 
@@ -173,7 +173,6 @@ def run(command, capfd, ran):  # -> what it printed
     """Runs a command that has not been `ran`. Of `make` each command that it would run, but for those that install."""
     for old, new in INSTEAD.items():
         command = command.replace(old, new)
-    command = ' '.join(command.split())
     words = shlex.split(command)
     if words[0] == 'make':
         installed = [f'--old-file={name}' for name in ('install', '.venv/installed-tests')]
@@ -181,11 +180,11 @@ def run(command, capfd, ran):  # -> what it printed
         recipe = subprocess.run([*words, '--dry-run', *installed], env=environment, capture_output=True, text=True,
                                 check=True)
         return ''.join(run(each, capfd, ran) for each in commands_of(recipe.stdout))
-    if command not in ran:
+    if tuple(words) not in ran:
         path = os.path.normpath(words[0])
-        by_shell = path not in SCRIPTS or re.search(r'[|>;&]|\$\(', command)
-        ran[command] = run_by_shell(command) if by_shell else run_script(path, words, capfd)
-    return ran[command]
+        by_shell = path not in SCRIPTS or set(command) & set('|>;&$')
+        ran[tuple(words)] = run_by_shell(command) if by_shell else run_script(path, words, capfd)
+    return ran[tuple(words)]
 
 
 def run_by_shell(command):  # -> what it printed
@@ -259,7 +258,7 @@ def known_flags():
     """All flags of the scripts."""
     found = set()
     for name in SCRIPTS:
-        (given,) = re.findall(r'cli\.run\((\w+)\)', inspect.cleandoc(read(name)))
+        (given,) = re.findall(r'cli\.run\((\w+)\)', read(name))
         given = runpy.run_path(os.path.join(ROOT, name))[given]
         for function in given.values() if isinstance(given, dict) else [given]:
             found |= set(inspect.signature(function).parameters)
