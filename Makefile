@@ -3,6 +3,7 @@
 # make bench   speed and memory, beside those of benchmarks/requirements.txt that are installed; some ten minutes
 # make horovod training on many processes, beside Debian's packages of install/horovod-debian.txt; MPI=0: without MPI
 # make torture faults injected by the thousand (damaged files, odd input), and counts of what came of them; an hour
+# make samples the texts of gpt-2-samples, and make curve the picture of the loss, again from the demo's run
 # make lint    what must hold before a change is proposed
 # make clean   removes what the demo made
 
@@ -15,17 +16,37 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
 .NOTPARALLEL:
-.PHONY: demo test test-peers torture bench lint install horovod clean
+.PHONY: demo samples curve test test-peers torture bench lint install horovod clean
 
 demo: install models/demo data/demo.npz
-	./train.py --dataset data/demo.npz --model_name demo --run_name demo --steps $(DEMO_STEPS) --batch_size 8 \
-		--learning_rate 7e-4 --val_every 300 --val_batch_size 16 --val_batch_count 16 --sample_every 500 --save_every 500
+	./train.py --dataset data/demo.npz --model_name demo --run_name demo --seed 1 --steps $(DEMO_STEPS) \
+		--batch_size 8 --learning_rate 7e-4 --val_every 300 --val_batch_size 16 --val_batch_count 16 \
+		--sample_every 500 --save_every 500
 	./src/generate_unconditional_samples.py --models_dir checkpoint --model_name demo --nsamples 3 --temperature 0.8
 	./src/interactive_conditional_samples.py --models_dir checkpoint --model_name demo --nsamples 3 --temperature 0.7 \
 		--length 100 --prompt "    def read(self, " --include_prefix
 
+OF_DEMO = --models_dir checkpoint --model_name demo --seed 1 --length 400
+define draw
+./src/generate_unconditional_samples.py $(OF_DEMO) $(2) --nsamples 12 --batch_size 12 \
+	--output gpt-2-samples/unconditional-$(1).txt
+./src/interactive_conditional_samples.py $(OF_DEMO) $(2) --include_prefix \
+	--output gpt-2-samples/conditional-$(1).txt < gpt-2-samples/contexts.txt
+endef
+
+samples: | install checkpoint/demo/checkpoint
+	$(call draw,default)
+	$(call draw,temperature-0.7,--temperature 0.7)
+	$(call draw,top-k-40,--top_k 40)
+
+curve: .venv/installed-tests | checkpoint/demo/checkpoint
+	./benchmarks/loss_curve.py demo gpt-2-samples/loss.svg
+
+checkpoint/demo/checkpoint:
+	$(MAKE) demo
+
 models/demo: | install
-	./src/create_model.py demo --n_layer 2 --n_head 8 --n_embd 256 --n_ctx 128
+	./src/create_model.py demo --n_layer 2 --n_head 8 --n_embd 256 --n_ctx 128 --seed 1
 
 data/demo.npz: | models/demo
 	./encode.py "$(STDLIB)/*.py" data/demo.npz --model_name demo

@@ -1,0 +1,325 @@
+"""What the documents say can be done: their commands run, and what they name is there.
+
+Shell commands stand in fenced blocks marked `sh`, Python in `python`, and nothing in indented blocks. All of a document
+run in its order, in one copy of the project, since later ones use what earlier ones made. A block marked `text` right
+after one of commands is what they print: each of its lines must have its like in what they do print, with other
+numbers, and anything for `…`. What a model wrote is not compared: what is below a line `=== SAMPLE n ===`, and the
+field `text` of a JSON line.
+"""
+import contextlib
+import dataclasses
+import importlib.util
+import inspect
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from test_layout import FOR_EVERYBODY, PARSED, SCRIPTS, imports, module_of
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+DOCUMENTS = ('README.md', 'DEVELOPERS.md', 'CONTRIBUTORS.md', 'model_card.md', 'gpt-2-samples/README.md')
+RUN = ('sh', 'python')
+LANGUAGES = {*RUN, 'text', 'bibtex', 'mermaid'}
+
+INSTALLS = 'installs from a registry'
+SUITE = 'runs the tests, of which this is one'
+TEST_SET = 'the test set is not here; test_evaluate.py has what stands for it'
+NOT_RUN = {  # command: why not
+    'python3 -m venv .venv': INSTALLS,
+    '. .venv/bin/activate': INSTALLS,
+    'pip install -r requirements.txt': INSTALLS,
+    'pip install tokenizers': INSTALLS,
+    'sudo apt-get install $(cat install/horovod-debian.txt)': INSTALLS,
+    'make horovod': INSTALLS,
+    'make test': SUITE,
+    'make test-peers': SUITE,
+    '.venv/bin/python -m pytest tests/test_sample.py': SUITE,
+    '.ci/run': SUITE,
+    'make lint': '.ci/run runs it',
+    'make bench': 'takes ten minutes',
+    'make torture': 'takes hours; the suite has short forms',
+    'mpirun -np 4 -H localhost:4 -bind-to none -map-by slot -x NCCL_DEBUG=INFO -x LD_LIBRARY_PATH -x PATH '
+    '-x PYTHONPATH=src -mca pml ob1 -mca btl ^openib ./train-horovod.py --dataset data/notes.npz '
+    '--models_dir checkpoint --model_name demo --run_name many --steps 300': 'test_train_horovod.py runs it',
+    'horovodrun -np 4 --gloo ./train-horovod.py --dataset data/notes.npz --models_dir checkpoint --model_name demo '
+    '--run_name many --steps 300': 'test_train_horovod.py runs its like',
+    './src/evaluate.py wikitext2 --data wikitext-2/ --stride 32': TEST_SET,
+    './src/evaluate.py lambada --data lambada_test.jsonl': TEST_SET,
+    './src/evaluate.py cbt --data CBTest/data/cbtest_CN_valid_2500ex.txt': TEST_SET,
+    'docker run --rm -p 8501:8501 -v "$PWD/served/notes:/models/notes" -e MODEL_NAME=notes tensorflow/serving':
+        'needs Docker',
+    """curl http://localhost:8501/v1/models/notes:predict -d '{"signature_name": "generate", "inputs": {
+    "tokens": [[51, 71, 68], [-1, 72, 82]], "length": 50,
+    "temperature": 0.7, "top_k": 40, "top_p": 0.9, "seed": 1}}'""": 'needs what Docker runs; test_export.py asks it',
+}
+INSTEAD = {  # to be quicker, or to do without the network
+    'make demo': 'make demo DEMO_STEPS=20',
+    '--steps 300': '--steps 3 --val_batch_count 2 --sample_every 3 --sample_length 20',
+    '--val_every 100': '--val_every 3',
+    '--length 400': '--length 10',
+    '/json/*.py': '/json/tool.py',
+    './download_model.py 124M': 'cp -r models/demo models/124M',
+}
+NEEDS = {'--train_vocab': 'tokenizers', 'from transformers': 'torch', 'make curve': 'matplotlib'}  # text: a module
+OTHERS_FLAGS = {'allow-run-as-root', 'oversubscribe', 'gloo', 'build-arg', 'rm', 'logdir',
+                'help'}  # of other programs, and of all
+TIMEOUT = 300  # seconds for a command
+FENCED = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+
+
+@dataclasses.dataclass
+class Block:
+    document: str
+    line: int
+    language: str
+    text: str
+    shown: str | None = None  # the block of text after it
+
+    def __str__(self):
+        return f'{self.document}:{self.line}'
+
+
+def read(document):
+    with open(os.path.join(ROOT, document), encoding='utf-8') as file:
+        return file.read()
+
+
+def blocks_of(document):
+    """The fenced blocks, in order."""
+    found, end = [], None
+    text = read(document)
+    for match in FENCED.finditer(text):
+        if found and found[-1].language in RUN and match[1] == 'text' and not text[end:match.start()].strip():
+            found[-1].shown = match[2]
+        found.append(Block(document, text.count('\n', 0, match.start()) + 2, match[1], match[2]))
+        end = match.end()
+    return found
+
+
+BLOCKS = [block for document in DOCUMENTS for block in blocks_of(document)]
+
+
+def commands_of(text):
+    """The commands of a shell script, each a line or several; comments are left out."""
+    command = ''
+    for line in text.splitlines(keepends=True):
+        command += line
+        with contextlib.suppress(ValueError):  # a quotation that goes on
+            words = shlex.split(command, comments=True)
+            if not line.endswith('\\\n'):
+                if words:
+                    yield re.sub(r'\s*\\\n\s*', ' ', command).partition('  #')[0].strip()
+                command = ''
+    assert not command, f'{command!r} has no end'
+
+
+COMMANDS = [command for block in BLOCKS if block.language == 'sh' for command in commands_of(block.text)]
+
+
+# What the documents' commands do
+
+@pytest.fixture(scope='module')
+def copy(tmp_path_factory):
+    """A copy of the project, without what was made in it."""
+    copy = tmp_path_factory.mktemp('copy') / 'gpt-2'
+    made = {'models', 'checkpoint', 'samples', 'data', 'served'}
+
+    def left_out(directory, names):
+        return [name for name in names
+                if (directory == ROOT and name in made) or (name.startswith('.') and name != '.gitignore')
+                or name == '__pycache__']
+    shutil.copytree(ROOT, copy, ignore=left_out)
+    return copy
+
+
+@pytest.fixture(scope='module')
+def ran():
+    """{words of a command: what it printed}, so that what stands in two documents runs once."""
+    return {}
+
+
+@pytest.mark.parametrize('block', [block for block in BLOCKS if block.language in RUN], ids=str)
+def test_the_documents_do_what_they_say(block, copy, ran, monkeypatch, capfd):
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr(sys, 'path', [*sys.path])  # scripts add to it
+    monkeypatch.setenv('PATH', os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH'])
+    printed, skipped = '', []
+    for command in [block.text] if block.language == 'python' else commands_of(block.text):
+        if reason := NOT_RUN.get(command) or missing(command):
+            skipped.append(f'{command}: {reason}')
+        elif block.language == 'python':
+            printed += run_python(block, capfd)
+        else:
+            printed += run(command, capfd, ran)
+    if skipped and not printed:
+        pytest.skip('; '.join(skipped))
+    if block.shown and not skipped:
+        for line in without_samples(block.shown):
+            assert re.search(pattern(line), printed), f'{line!r} is shown, but what came is\n{printed}'
+
+
+def missing(text):
+    """Why a command cannot run here, or ''."""
+    return next((f'{module} is not installed' for word, module in NEEDS.items()
+                 if word in text and not importlib.util.find_spec(module)), '')
+
+
+def run(command, capfd, ran):  # -> what it printed
+    """Runs a command that has not been `ran`. Of `make` each command that it would run, but for those that install."""
+    for old, new in INSTEAD.items():
+        command = command.replace(old, new)
+    words = shlex.split(command)
+    if words[0] == 'make':
+        installed = [f'--old-file={name}' for name in ('install', '.venv/installed-tests')]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(('MAKE', 'MFLAGS'))}
+        recipe = subprocess.run([*words, '--dry-run', *installed], env=environment, capture_output=True, text=True,
+                                check=True)
+        return ''.join(run(each, capfd, ran) for each in commands_of(recipe.stdout))
+    if tuple(words) not in ran:
+        path = os.path.normpath(words[0])
+        by_shell = path not in SCRIPTS or set(command) & set('|>;&$')
+        ran[tuple(words)] = run_by_shell(command) if by_shell else run_script(path, words, capfd)
+    return ran[tuple(words)]
+
+
+def run_by_shell(command):  # -> what it printed
+    done = subprocess.run(['bash', '-c', command], capture_output=True, text=True, stdin=subprocess.DEVNULL,
+                          timeout=TIMEOUT)
+    assert done.returncode == 0, f'{command}: {done.stderr}'
+    return done.stdout + done.stderr
+
+
+def run_script(path, words, capfd):  # -> what it printed
+    """Runs a script of the project in this process, where TensorFlow is already imported."""
+    words, read_from = (words[:-2], words[-1]) if words[-2] == '<' else (words, os.devnull)
+    with pytest.MonkeyPatch.context() as patch, open(read_from) as stdin:
+        patch.setattr(sys, 'argv', words)
+        patch.setattr(sys, 'stdin', stdin)
+        capfd.readouterr()
+        try:
+            runpy.run_path(path, run_name='__main__')
+            status = 0
+        except SystemExit as end:
+            status = end.code
+    out, err = capfd.readouterr()
+    assert status == 0, f'{shlex.join(words)}: {err}'
+    return out + err
+
+
+def run_python(block, capfd):  # -> what it printed
+    capfd.readouterr()
+    exec(compile(block.text, str(block), 'exec'), {})
+    return ''.join(capfd.readouterr())
+
+
+def without_samples(shown):
+    """The lines that are shown, but for those that a model wrote."""
+    sample = False
+    for line in shown.splitlines():
+        header = re.fullmatch(r'=+ SAMPLE \d+ =+', line)
+        sample = bool(header) or (sample and not line.startswith('='))
+        if line.strip(' …') and (header or not sample):
+            yield line
+
+
+def pattern(line):
+    """A regular expression for lines like this one: with other numbers, other space, and anything for …"""
+    line = re.sub(r'(?<="text": ").*(?=", "tokens")', '…', line.strip())
+    parts = re.split(r'(…|\s+|\d[\d.,]*|true|false)', line)
+    kinds = {'…': '.*', ' ': r'\s+', 'true': '(true|false)', 'false': '(true|false)'}
+    return ''.join(kinds.get(part) or (r'\d[\d.,]*' if part[:1].isdigit() else r'\s+' if part.isspace() else
+                                       re.escape(part)) for part in parts)
+
+
+# What they hold to
+
+@pytest.mark.parametrize('document', DOCUMENTS)
+def test_commands_stand_in_blocks_that_are_marked_and_nowhere_else(document):
+    assert {block.language for block in blocks_of(document)} <= LANGUAGES
+    outside = FENCED.sub('', read(document))
+    assert not re.findall(r'^(?:    |\t).*', outside, re.MULTILINE), 'an indented block'
+    assert '```' not in outside and '~~~' not in outside
+
+
+def test_what_is_listed_as_not_run_or_replaced_is_in_a_document():
+    assert set(NOT_RUN) <= set(COMMANDS)
+    run = [command for command in COMMANDS if command not in NOT_RUN]
+    assert [old for old in INSTEAD if not any(old in command for command in run)] == []
+    texts = [*run, *(block.text for block in BLOCKS if block.language == 'python')]
+    assert [word for word in NEEDS if not any(word in text for text in texts)] == []
+
+
+def known_flags():
+    """All flags of the scripts."""
+    found = set()
+    for name in SCRIPTS:
+        (given,) = re.findall(r'cli\.run\((\w+)\)', read(name))
+        given = runpy.run_path(os.path.join(ROOT, name))[given]
+        for function in given.values() if isinstance(given, dict) else [given]:
+            found |= set(inspect.signature(function).parameters)
+    return found
+
+
+def test_flags_that_are_named_exist(monkeypatch):
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    flags, named = known_flags(), set()
+    for document in DOCUMENTS:
+        text = FENCED.sub(lambda block: block[2] if block[1] in RUN else '', read(document))
+        named |= set(re.findall(r'(?<![\w-])--(\w[\w-]*)', text))
+    assert named - flags == OTHERS_FLAGS
+
+
+@pytest.mark.parametrize('document', DOCUMENTS)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r'\]\(([^)\s]+)\)', read(document)):
+        if not target.startswith('https://'):
+            path, _, anchor = target.partition('#')
+            path = os.path.normpath(os.path.join(os.path.dirname(document), path)) if path else document
+            assert os.path.exists(os.path.join(ROOT, path)), target
+            assert not anchor or anchor in anchors(path), target
+
+
+def anchors(document):
+    """As GitHub makes them of headings."""
+    return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
+            for heading in re.findall(r'^#+ (.*)', read(document), re.MULTILINE)}
+
+
+@pytest.mark.parametrize('document', DOCUMENTS)
+def test_make_targets_and_scripts_that_are_named_exist(document):
+    spans = re.findall(r'`([^`\n]+)`', read(document))
+    targets = set(re.findall(r'^([\w-]+):', read('Makefile'), re.MULTILINE))
+    for span in spans:
+        first, *words = span.split() or ['']
+        if first == 'make':
+            assert {word for word in words if '=' not in word and word.isidentifier()} <= targets, span
+        elif first.startswith('./'):
+            assert os.path.exists(os.path.join(ROOT, first)), span
+
+
+# The diagram of the data flow
+
+ARROW = re.compile(r'^ +(\S+?)(?:\(\[.*?\]\))? -->(?:\|[^|]+\|)? (\S+?)(?:\(\[.*?\]\))?$')
+
+
+def test_the_diagram_shows_each_file_of_the_table_and_only_what_is_imported():
+    (diagram,) = [block.text for block in blocks_of('DEVELOPERS.md') if block.language == 'mermaid']
+    first, *lines = diagram.splitlines()
+    assert first.startswith('flowchart')
+    arrows = [ARROW.match(line) for line in lines]
+    assert all(arrows), [line for line, arrow in zip(lines, arrows, strict=True) if not arrow]
+    files = {module_of(name): name for name in PARSED}
+    shown = {name for arrow in arrows for name in arrow.groups()}
+    table = re.findall(r'^\| (`\w+\.py`(?:, `\w+\.py`)*) \|', read('DEVELOPERS.md'), re.MULTILINE)
+    assert {module_of(name.strip('`')) for row in table for name in row.split(', ')} <= shown
+    of_files = {name for name in shown if name not in files}
+    assert of_files == set(re.findall(r'(\S+?)\(\[', diagram)), 'a node that is no module is a file, and says which'
+    for source, target in (arrow.groups() for arrow in arrows):
+        if source in files and target in files:
+            imported = imports(files[source]) | imports(files[target]) | FOR_EVERYBODY
+            assert {source, target} & imported, f'{source} --> {target}'
