@@ -327,7 +327,7 @@ def test_a_name_that_was_damaged_changes_no_order(tmp_path, enc, save, find):
     content = bytearray(saved(save, np.arange(3), np.arange(4)))
     content[find(bytes(content), b'arr_0') + 4] ^= 2  # arr_2, in one of the two places where it stands
     (tmp_path / 'a.npz').write_bytes(content)
-    with pytest.raises(InputError, match="array 'arr_[02]': .*differ"):
+    with pytest.raises(InputError, match=r"array 'arr_[02]': .*differ"):
         load(enc, tmp_path / 'a.npz')
 
 
