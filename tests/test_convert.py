@@ -384,6 +384,7 @@ def test_what_is_no_model_is_refused(home, run, tmp_path, given, flags, message)
     ({'n_layer': 3}, 'lacks 12 tensors that config.json asks for, such as transformer.h.2.ln_1.weight'),
     ({'n_layer': 1}, 'has 12 tensors that a GPT-2 of the sizes in config.json has not, such as '
                      "'transformer.h.1.attn.c_attn.bias'"),
+    ({'n_layer': 1000}, 'n_layer is 1000, but there are only 28 tensors'),
     ({'n_layer': 10**12}, 'n_layer must be at most 1,000, not 1000000000000')])
 def test_a_config_of_another_model_is_refused(folder, tmp_path, fields, message):
     change(folder, 'config.json', **fields)
