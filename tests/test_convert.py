@@ -383,8 +383,9 @@ def test_what_is_no_model_is_refused(home, run, tmp_path, given, flags, message)
     ({'vocab_size': 600}, 'wte.weight has shape'), ({'vocab_size': 300}, 'vocab_size is 300'),
     ({'n_layer': 3}, 'lacks 12 tensors that config.json asks for, such as transformer.h.2.ln_1.weight'),
     ({'n_layer': 1}, 'has 12 tensors that a GPT-2 of the sizes in config.json has not, such as '
-                     'transformer.h.1.attn.c_attn.bias'),
-    ({'n_layer': 10**12}, 'n_layer is 1000000000000, but there are only 28 tensors')])
+                     "'transformer.h.1.attn.c_attn.bias'"),
+    ({'n_layer': 1000}, 'n_layer is 1000, but there are only 28 tensors'),
+    ({'n_layer': 10**12}, 'n_layer must be at most 1,000, not 1000000000000')])
 def test_a_config_of_another_model_is_refused(folder, tmp_path, fields, message):
     change(folder, 'config.json', **fields)
     assert message in refusal(folder, tmp_path)
@@ -402,7 +403,7 @@ def test_a_config_that_says_the_same_in_other_words_is_read(home, folder, tmp_pa
                                                    'transformer.h.1.ln_2.bias'),
     (lambda t: t.pop('transformer.wte.weight'), 'has 0 tensors named wte.weight'),
     (lambda t: t.update({'other.wte.weight': np.zeros(1, np.float32)}), 'has 2 tensors named wte.weight'),
-    (lambda t: t.update({'score.weight': np.zeros([2, 32], np.float32)}), 'such as score.weight'),
+    (lambda t: t.update({'score.weight': np.zeros([2, 32], np.float32)}), "such as 'score.weight'"),
     (lambda t: t.update({'lm_head.weight': t['transformer.wte.weight'] * 2}), 'lm_head.weight is not the same as '
                                                                               'transformer.wte.weight'),
     (lambda t: t.update({'lm_head.weight': t['transformer.wte.weight'][:-1]}), 'lm_head.weight is not the same as'),
