@@ -252,7 +252,7 @@ class Trainer:
         self.position = -(-state.get('position', 0) // self.worker.size)
         kept_seed = state.get('seed', state['new_seed'])
         self.seed = kept_seed if self.flags.seed is None else self.flags.seed
-        if 'seed' in state and (self.seed, self.data.size) != (state['seed'], state['tokens']):
+        if 'seed' in state and (self.seed, self.data.size) != (state['seed'], state.get('tokens')):
             self.say('The seed or the dataset is not that of the checkpoint: the order of the data starts anew')
             self.position = 0
         self.loss, self.average = state.get('loss'), state.get('average', [0.0, 0.0])
