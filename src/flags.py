@@ -23,11 +23,7 @@ class TrainFlags:
         batch_size: windows of n_ctx tokens in a batch.
         learning_rate: of the optimizer.
         accumulate_gradients: batches that are averaged for one update.
-<<<<<<< HEAD
         memory_saving_gradients: keep one activation a layer, compute the others again: less memory, a sixth slower.
-=======
-        memory_saving_gradients: keep one activation a layer, compute the others again: less memory, a quarter slower.
->>>>>>> g-face
         only_train_transformer_layers: leave the embeddings and the last normalization as they are.
         optimizer: adam, adamw, adafactor (next to no memory of its own) or sgd.
         precision: float32, or bfloat16 for matrix products and activations: faster, less memory. The weights, sums and
