@@ -31,6 +31,9 @@ import model
 import paths
 from errors import InputError, require
 
+if sys.platform != 'win32':
+    import fcntl
+
 KEPT = 5
 DATA = '.data-00000-of-00001'
 NEW_CHECKPOINT = 'model.ckpt'  # as the released ones are named
@@ -206,6 +209,7 @@ class Run:
         self.state_variables = [v for v in tf.global_variables() if v.op.name not in names]
         self.model_saver = tf.train.Saver(self.model_variables, max_to_keep=0)
         self.state_saver = tf.train.Saver(self.state_variables, max_to_keep=0) if self.state_variables else None
+        self.lock: int | None = None  # the file descriptor of the directory, which is locked
         self.saving, self.best = os.path.join(directory, 'saving'), os.path.join(directory, 'model-best')
         self.kept = []
         self.saved_step: int | None = None
@@ -216,9 +220,15 @@ class Run:
         say: called with a line for the user. Returns the state given to `save`, with at least 'step'; a checkpoint
         without a training state (released, or written by other code) gives its weights, and the step of its name.
         """
+        if os.path.isdir(self.directory):
+            self.hold()
         self.clear_up()
         last = latest(self.directory)
         prefix, trained = source(self.directory, self.model_directory, restore_from)
+        if last and os.path.realpath(prefix) == os.path.realpath(last):
+            prefix = last  # by whatever path
+        if trained:
+            self.check_vocabulary(os.path.dirname(prefix))
         state = self.read_state(prefix) if trained else {'step': 0}
         restore(session, prefix, self.model_variables)
         say(f'Loaded {prefix}')
@@ -233,6 +243,35 @@ class Run:
             # From here on the run is another one: until this is committed, its saves could overwrite what is.
             self.save(session, state)
         return state
+
+    def hold(self):
+        """Keeps the run to this process until it ends, or `release`. Makes its directory.
+
+        Raises InputError where another has it. Where folders cannot be locked (on Windows, and on some network file
+        systems) nothing is done.
+        """
+        os.makedirs(self.directory, exist_ok=True)
+        if sys.platform != 'win32' and self.lock is None:
+            self.lock = os.open(self.directory, os.O_RDONLY)
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self.release()
+                if isinstance(error, BlockingIOError):
+                    raise InputError(f'another process is training {self.directory}; give another --run_name, or wait '
+                                     'for its end') from None
+
+    def release(self):
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
+    def check_vocabulary(self, directory):
+        """Raises InputError where a vocabulary stands beside the checkpoint to go on from, and is not the model's."""
+        if all(os.path.exists(os.path.join(directory, name)) for name in encoder.VOCABULARY_FILES):
+            require(encoder.load_vocabulary(directory) == encoder.load_vocabulary(self.model_directory),
+                    f'{directory} was trained with another vocabulary than that of {self.model_directory}; give the '
+                    '--model_name that it began with, or another --run_name')
 
     def read_state(self, prefix):
         try:

@@ -70,9 +70,9 @@ FINGERPRINTED = 64  # windows
 def load_dataset(enc, path: str, combine: int = 50000, encoding: str = 'utf-8') -> list[np.ndarray]:  # 1-D, integers
     """All chunks of a text file, a .npz, a directory (with what is below it), a glob (`**` for any depth), or several.
 
-    Several are joined by commas, as in 'a.npz,b/*.txt'. Documents are gathered into one chunk until it has at least
-    `combine` characters. Raises InputError if nothing matches the path, a text is not in the encoding, or a .npz holds
-    anything but one-dimensional integer arrays.
+    Several are joined by commas, as in 'a.npz,b/*.txt'. Of a directory, what is hidden (.git) is left out. Documents
+    are gathered into one chunk until it has at least `combine` characters. Raises InputError if nothing matches the
+    path, a text is not in the encoding, or a .npz holds anything but one-dimensional integer arrays.
     """
     return [joined(list(chunk)) for chunk in iter_chunks(enc, find_files(path), combine, encoding or 'utf-8')]
 
@@ -132,7 +132,7 @@ def find_files(path: str) -> list[str]:
 
 def files_of(path):  # -> sorted list of paths
     if os.path.isdir(path):
-        found = [os.path.join(folder, name) for folder, _, names in os.walk(path, onerror=raise_) for name in names]
+        found = [os.path.join(folder, name) for folder, names in visible(path) for name in names]
         found = [name for name in found if os.path.isfile(name) or not os.path.exists(name)]  # no pipes or devices
         require(found, f'the directory {path} holds no files; name one that does, or a file')
         return sorted(found)
@@ -144,6 +144,13 @@ def files_of(path):  # -> sorted list of paths
     files = [name for name in found if not os.path.isdir(name)]
     require(files, f'{path} matches only directories; name one of them, or add /** for the files in them')
     return files
+
+
+def visible(path):
+    """Yields the folders from a path on, and the names of their files; without what is hidden, such as .git."""
+    for folder, folders, names in os.walk(path, onerror=raise_):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        yield folder, [name for name in names if not name.startswith('.')]
 
 
 def raise_(error):
@@ -602,7 +609,11 @@ class Sampler:
         window = permuted(draw, ends[-1], self._key(epoch))
         i = bisect.bisect_right(ends, window)
         start = window - (ends[i - 1] if i else 0)
-        tokens = self.chunks[i][start:start + length].astype(np.int32)
+        tokens = self.chunks[i][start:start + length]
+        if tokens.dtype.itemsize > 2:  # of such arrays, only the first that a file holds have been looked at
+            require(0 <= tokens.min() and tokens.max() < 1 << 31, f'the data has ids from {tokens.min()} to '
+                    f'{tokens.max()}; make it anew with encode.py')
+        tokens = tokens.astype(np.int32)
         if len(tokens) < length:
             tokens = np.append(tokens, np.full(length - len(tokens), PADDING, np.int32))
         self.position += 1

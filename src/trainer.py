@@ -187,6 +187,8 @@ class Trainer:
         worker.once(lambda: checkpoint.check_start(directory, self.model_dir, flags.restore_from, self.hparams))
         worker.check_same(lambda: {'hparams.json': self.hparams.values(),
                                    'the vocabulary (its fingerprint)': fingerprint(self.enc)})
+        require(self.hparams.n_ctx > 1, f'{self.model_dir} has n_ctx 1: in a window of one token there is nothing to '
+                                        'predict; create a model with a larger one')
         self.data = Data(flags, self.enc, self.hparams, worker)
         self.whole = True  # False while an update is applied: some variables may have it then, and others not
         self.best_lost = None  # the error where the best weights could not be saved
@@ -194,7 +196,12 @@ class Trainer:
         self.run = checkpoint.Run(directory, self.model_dir)
         # Not the weights, which are about to be loaded: what random numbers need in passing would stay allocated.
         session.run([tf.variables_initializer(self.run.state_variables), tf.local_variables_initializer()])
-        self.resume()
+        try:
+            self.resume()
+            worker.once(self.run.hold)
+        except BaseException:
+            self.run.release()
+            raise
         self.log = Log(flags, worker, self.run.directory, self.step,
                        tokens=flags.batch_size * flags.accumulate_gradients * self.hparams.n_ctx * worker.size)
 
@@ -217,6 +224,8 @@ class Trainer:
         self.update = optimizer.Update(gradients, variables, optimizer=self.flags.optimizer, learning_rate=self.rate,
                                        batches=self.flags.accumulate_gradients, clip_norm=self.flags.clip_norm,
                                        weight_decay=self.flags.weight_decay, reduce=self.worker.reduce)
+        # Of all weights: what an update has spoilt shows in the loss only after the next one.
+        self.finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in self.weights.values()])
         if self.flags.sample_every and self.flags.sample_num:
             require(self.enc.eot is not None, 'samples start with <|endoftext|>, which encoder.json has not: '
                                               'add it, or use --sample_every 0')
@@ -267,6 +276,7 @@ class Trainer:
     def save(self):
         """Saves, unless it has been done at this step. Raises NotSaved."""
         if self.worker.rank == 0 and self.run.saved_step != self.step:
+            self.check_finite(1.0 if self.session.run(self.finite) else np.nan)
             self.say(f'Saving {os.path.join(self.run.directory, f"model-{self.step}")}')
             self.run.save(self.session, self.state())
 
@@ -287,7 +297,7 @@ class Trainer:
                 self.signals.check(self.worker)
                 self.advance()
                 for every, action in ((flags.val_every, self.validate), (flags.save_every, self.try_save),
-                                      (flags.sample_every, self.write_samples)):
+                                      (flags.sample_num and flags.sample_every, self.write_samples)):
                     if every and self.step % every == 0:
                         action()
         except BaseException as error:
@@ -324,12 +334,17 @@ class Trainer:
             self.whole = False
             *_, norm = self.session.run([*update.after, [update.norm]], rate)
         loss = self.mean_of_all(total, count)
-        if not np.isfinite(loss):
-            raise FloatingPointError(loss)  # the weights are spoilt: the last save is the one to keep
+        self.check_finite(loss, *norm)
         self.whole = True
         self.step, self.position, self.loss = self.step + 1, self.data.position, loss
         self.average = [0.99 * self.average[0] + loss, 0.99 * self.average[1] + 1]
         self.log.update(self.step, self.losses(), loss=loss, learning_rate=rate[self.rate], gradient_norm=norm[0])
+
+    def check_finite(self, *values):
+        """Raises FloatingPointError where one is not: the weights are spoilt, and the last save is the one to keep."""
+        if not np.isfinite(values).all():
+            self.whole = False
+            raise FloatingPointError
 
     def losses(self):
         """The loss of the last update and the running mean, as text."""
@@ -346,6 +361,7 @@ class Trainer:
 
     def validate(self):
         loss = self.validation_loss()
+        self.check_finite(loss)
         self.log.validation(self.step, loss)
         if self.best is not None and not loss < self.best[0]:
             self.worse += 1
@@ -533,10 +549,15 @@ def train(flags, worker: Worker | None = None) -> int:
         except Stopped as signal_name:
             trainer.say(f'Stopped by {signal_name} at step {trainer.step}; the same command continues from there')
             sys.exit(128 + signals.received)
-        except FloatingPointError as loss:
-            worker.refuse(f'the loss is {loss} after step {trainer.step}; the last save is kept as it is: '
-                          'start again with a lower --learning_rate')
+        except FloatingPointError:
+            worker.refuse(f'the loss, its gradient or the weights are not finite after step {trainer.step}; the last '
+                          'save is kept as it is: start again with a lower --learning_rate, or from one before it '
+                          'with --restore_from')
+        except tf.errors.ResourceExhaustedError as error:
+            raise InputError('no memory is left for the update; lower --batch_size, or see --memory_saving_gradients, '
+                             '--precision and --optimizer adafactor') from error
         finally:
             trainer.log.close()
+            trainer.run.release()
         trainer.say(f'{trainer.step} steps done, {trainer.losses() or "nothing trained"}: {trainer.run.directory}')
         return trainer.step

@@ -86,6 +86,23 @@ def test_paths_without_files(tmp_path):
         find_files(str(tmp_path / 'emp*'))
 
 
+def test_what_is_hidden_in_a_folder_is_left_out(tmp_path):
+    for name in ('.DS_Store', '.git/config', 'code/.cache/x', 'code/a.py', 'b.txt'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b'\0\xff')
+    assert find_files(str(tmp_path)) == [str(tmp_path / 'b.txt'), str(tmp_path / 'code' / 'a.py')]
+    assert find_files(str(tmp_path / '.DS_Store')) == [str(tmp_path / '.DS_Store')]  # by its name it is meant
+
+
+@pytest.mark.parametrize('dtype, wrong', [(np.uint32, 2**32 - 5), (np.int64, 2**40), (np.int32, -5)])
+def test_ids_that_no_window_can_hold_are_refused_wherever_they_are(tmp_path, enc, monkeypatch, dtype, wrong):
+    monkeypatch.setattr(load_dataset, 'CHECKED_TOKENS', 0)
+    np.savez(tmp_path / 'a.npz', np.array([1, 2, wrong, 3], dtype))
+    sampler = Sampler(load(enc, tmp_path / 'a.npz'), seed=1)
+    with pytest.raises(InputError, match=fr'the data has ids from .*{wrong}.*; make it anew with encode\.py'):
+        sampler.sample(4)
+
+
 # Text
 
 

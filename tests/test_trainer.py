@@ -482,9 +482,75 @@ def test_samples_and_events_that_cannot_be_written_do_not_stop_training(flags, t
 def test_a_loss_that_is_no_number_ends_training_and_spoils_no_checkpoint(flags):
     trainer.train(flags(steps=2))
     good = final(flags())
-    with pytest.raises(InputError, match=r'the loss is (nan|inf) after step \d+; .* lower --learning_rate'):
+    with pytest.raises(InputError, match=r'not finite after step \d+; the last save .* lower --learning_rate'):
         trainer.train(flags(learning_rate=1e30, steps=50))
     assert final(flags()) == good
+
+
+@pytest.mark.parametrize('options', [{'save_every': 1}, {'steps': 1}, {'val_every': 1}])
+def test_weights_that_an_update_spoils_are_not_saved(flags, options):
+    """The loss is that of the weights before the update, and tells nothing of those after it."""
+    with pytest.raises(InputError, match=r'not finite after step [01]; the last save .* lower --learning_rate'):
+        trainer.train(flags(optimizer='sgd', learning_rate=1e39, **options))
+    assert not glob.glob(os.path.join(flags().checkpoint_dir, 'run1', '*model-*'))
+
+
+def test_a_run_is_one_process_at_a_time(flags):
+    trainer.train(flags(steps=1))
+    directory = os.path.join(flags().checkpoint_dir, 'run1')
+    with open(os.path.join(directory, 'counter'), 'rb') as file:  # whichever file, the lock is the folder's
+        before = file.read()
+    other = subprocess.Popen([sys.executable, '-c', 'import fcntl, os, sys, time\n'
+                              'fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)\n'
+                              'print(flush=True)\ntime.sleep(60)', directory], stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(InputError, match=r'another process is training .*run1; give another --run_name'):
+        trainer.train(flags(steps=2))
+    assert pathlib.Path(directory, 'counter').read_bytes() == before
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    assert trainer.train(flags(steps=2)) == 2
+
+
+def test_another_vocabulary_than_the_runs_is_refused(flags, world, tmp_path):
+    trainer.train(flags(steps=1))
+    shutil.copytree(world / 'models', tmp_path / 'models')
+    path = tmp_path / 'models' / 'toy' / 'encoder.json'
+    ids = json.loads(path.read_text())
+    ids['a'], ids['b'] = ids['b'], ids['a']
+    path.write_text(json.dumps(ids))
+    with pytest.raises(InputError, match=r'run1 was trained with another vocabulary than that of .*models/toy; give'):
+        trainer.train(flags(models_dir=str(tmp_path / 'models'), steps=2))
+    assert trainer.train(flags(steps=2)) == 2
+
+
+def test_the_runs_last_checkpoint_by_another_path_is_the_same_run(flags, monkeypatch):
+    trainer.train(flags(steps=3, save_every=1))
+    directory = os.path.join(flags().checkpoint_dir, 'run1')
+    monkeypatch.chdir(directory)
+    trainer.train(flags(steps=4, restore_from=os.path.join('..', 'run1', 'model-3')))
+    assert sorted(glob.glob('model-*.index')) == [f'model-{step}.index' for step in (1, 2, 3, 4)]
+    with open('checkpoint') as file:
+        assert file.read().count('all_model_checkpoint_paths') == 4
+
+
+def test_no_samples_are_no_error(flags):
+    assert trainer.train(flags(steps=2, sample_every=1, sample_num=0)) == 2
+
+
+def test_a_window_of_one_token_is_refused(flags, tmp_path):
+    toy.write_model(tmp_path / 'models' / 'toy', toy.hparams(n_ctx=1))
+    with pytest.raises(InputError, match='n_ctx 1: in a window of one token there is nothing to predict'):
+        trainer.train(flags(models_dir=str(tmp_path / 'models')))
+
+
+def test_an_update_without_memory_names_the_flags_that_help(flags, monkeypatch):
+    def none(self):
+        raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor')
+    monkeypatch.setattr(trainer.Trainer, 'advance', none)
+    with pytest.raises(InputError, match='no memory is left for the update; lower --batch_size'):
+        trainer.train(flags())
 
 
 def test_fresh_starts_over(flags, world):
