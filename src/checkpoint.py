@@ -31,9 +31,6 @@ import model
 import paths
 from errors import InputError, require
 
-if sys.platform != 'win32':
-    import fcntl
-
 KEPT = 5
 DATA = '.data-00000-of-00001'
 NEW_CHECKPOINT = 'model.ckpt'  # as the released ones are named
@@ -220,8 +217,6 @@ class Run:
         say: called with a line for the user. Returns the state given to `save`, with at least 'step'; a checkpoint
         without a training state (released, or written by other code) gives its weights, and the step of its name.
         """
-        if os.path.isdir(self.directory):
-            self.hold()
         self.clear_up()
         last = latest(self.directory)
         prefix, trained = source(self.directory, self.model_directory, restore_from)
@@ -245,13 +240,13 @@ class Run:
         return state
 
     def hold(self):
-        """Keeps the run to this process until it ends, or `release`. Makes its directory.
+        """Keeps the run to this process until it ends, or `release`, where its directory exists.
 
         Raises InputError where another has it. Where folders cannot be locked (on Windows, and on some network file
         systems) nothing is done.
         """
-        os.makedirs(self.directory, exist_ok=True)
-        if sys.platform != 'win32' and self.lock is None:
+        if sys.platform != 'win32' and self.lock is None and os.path.isdir(self.directory):
+            import fcntl  # which is not known there
             self.lock = os.open(self.directory, os.O_RDONLY)
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

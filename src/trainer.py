@@ -196,14 +196,15 @@ class Trainer:
         self.run = checkpoint.Run(directory, self.model_dir)
         # Not the weights, which are about to be loaded: what random numbers need in passing would stay allocated.
         session.run([tf.variables_initializer(self.run.state_variables), tf.local_variables_initializer()])
+        worker.once(self.run.hold)
         try:
             self.resume()
-            worker.once(self.run.hold)
         except BaseException:
             self.run.release()
             raise
         self.log = Log(flags, worker, self.run.directory, self.step,
                        tokens=flags.batch_size * flags.accumulate_gradients * self.hparams.n_ctx * worker.size)
+        worker.once(self.run.hold)  # which there is by now
 
     # The graph
 

@@ -343,7 +343,7 @@ def test_checkpoints_that_nothing_names_any_more_stay(graph, made, tmp_path):
 
 
 @pytest.mark.parametrize('find', [
-    lambda run, graph: checkpoint.choose(run.directory, 'model-best'),
+    lambda run, graph: checkpoint.choose(run.directory, toy.hparams(), 'model-best'),
     lambda run, graph: run.restore(graph, 'latest', silent), lambda run, graph: run.save(graph, {'step': 2}),
     lambda run, graph: run.save_best(graph)])
 def test_the_best_weights_are_never_of_two_saves(graph, made, tmp_path, monkeypatch, find):
