@@ -1,4 +1,4 @@
-"""The flags of training, listed once for train.py, train-horovod.py and whoever calls the trainer from Python."""
+"""Flags that several scripts have, listed once for them and for whoever calls what they call from Python."""
 import dataclasses
 
 from errors import require
@@ -125,3 +125,22 @@ class HorovodFlags(TrainFlags):
     def __post_init__(self):
         super().__post_init__()
         self.check('compression', self.compression in COMPRESSIONS, f'one of {", ".join(COMPRESSIONS)}')
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportFlags:
+    """Writes a model, or a training run's, in another format.
+
+    Args:
+        model_or_run: the name of a directory of models_dir or checkpoint_dir, or the path of one.
+        out: the new folder, which must not exist yet.
+        models_dir: where models are.
+        checkpoint_dir: where runs are.
+        checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of any; None
+            for the newest.
+    """
+    model_or_run: str
+    out: str
+    models_dir: str = 'models'
+    checkpoint_dir: str = 'checkpoint'
+    checkpoint: str | None = None

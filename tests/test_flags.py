@@ -4,7 +4,7 @@ import re
 import pytest
 
 from errors import InputError
-from flags import HorovodFlags, TrainFlags
+from flags import ExportFlags, HorovodFlags, TrainFlags
 
 FORK = {  # the fine-tuning fork's train.py
     'model_name': '124M', 'models_dir': 'models', 'combine': 50000, 'encoding': 'utf-8', 'batch_size': 1,
@@ -65,9 +65,10 @@ def test_the_ends_of_each_range_are_accepted(name, value):
     assert getattr(TrainFlags(dataset='x', **{name: value}), name) == value
 
 
-def test_every_flag_is_explained():
-    explained = re.findall(r'^        (\w+): \S', TrainFlags.__doc__.partition('Args:')[2], re.MULTILINE)
-    assert explained == [field.name for field in dataclasses.fields(TrainFlags)]
+@pytest.mark.parametrize('listed', [TrainFlags, ExportFlags])
+def test_every_flag_is_explained(listed):
+    explained = re.findall(r'^        (\w+): \S', listed.__doc__.partition('Args:')[2], re.MULTILINE)
+    assert explained == [field.name for field in dataclasses.fields(listed)]
 
 
 @pytest.mark.parametrize('changes, message', [
