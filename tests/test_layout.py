@@ -49,8 +49,8 @@ MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
     'src/horovod_worker.py': {'horovod', 'load_dataset', 'numpy', 'tensorflow', 'trainer'},
     'src/evaluate.py': {'cli', 'corpora', 'figures', 'likelihood', 'load_dataset', 'tqdm'},
     'src/export.py': {'cli', 'flags', 'saved_model'},
-    'src/generate_unconditional_samples.py': {'cli', 'samples'},
-    'src/interactive_conditional_samples.py': {'cli', 'samples'},
+    'src/generate_unconditional_samples.py': {'cli', 'flags', 'samples'},
+    'src/interactive_conditional_samples.py': {'cli', 'flags', 'samples'},
 }
 TENSORFLOW_FREE = ['continuation', 'encoder', 'load_dataset', 'paths', 'errors', 'interrupts', 'cli', 'flags', 'encode',
                    'download_model', 'train', 'convert', 'create_model', 'generate_unconditional_samples',
