@@ -4,6 +4,8 @@ import dataclasses
 from errors import require
 
 COMPRESSIONS = ('none', 'float16', 'bfloat16')
+PRECISIONS = ('float32', 'bfloat16')  # of matrix products
+WEIGHT_PRECISIONS = (*PRECISIONS, 'int8')  # of the weights that samples are drawn with
 
 
 class Checked:
@@ -108,8 +110,8 @@ class TrainFlags(Checked):
         self.check('learning_rate', self.learning_rate > 0, 'above 0')
         self.check('noise', 0 <= self.noise < 1, 'from 0 to below 1')
         self.check('top_p', 0 <= self.top_p <= 1, 'from 0 to 1')
-        for name, choices in (('optimizer', ('adam', 'adamw', 'adafactor', 'sgd')),
-                              ('precision', ('float32', 'bfloat16')), ('schedule', ('constant', 'cosine', 'linear'))):
+        for name, choices in (('optimizer', ('adam', 'adamw', 'adafactor', 'sgd')), ('precision', PRECISIONS),
+                              ('schedule', ('constant', 'cosine', 'linear'))):
             self.check(name, getattr(self, name) in choices, f'one of {", ".join(choices)}')
         require(self.schedule == 'constant' or self.steps, f'--schedule {self.schedule} needs --steps, where it ends')
         require(self.val_every or not self.patience, '--patience counts validations: give --val_every too')
