@@ -36,6 +36,7 @@ import typing
 import fire
 
 import interrupts
+import paths
 from errors import InputError, require
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # told without the file's name
@@ -45,7 +46,8 @@ Function = collections.abc.Callable[..., None]
 def takes(fields: type) -> collections.abc.Callable[[Function], Function]:
     """Gives a function that takes **flags the signature and help of a dataclass, so that flags are listed once.
 
-    A function with a docstring keeps it, and of the dataclass's help only what it says of the flags is added.
+    Where the dataclass is not kw_only, the function takes *args too, since fire then passes them by position. A
+    function with a docstring keeps it, and of the dataclass's help only what it says of the flags is added.
     """
     def decorate(function):
         function.__signature__ = inspect.signature(fields)
@@ -231,6 +233,22 @@ def load_tensorflow():
     for line in lines:
         if not any(each in line for each in usual):
             print(line, end='', file=sys.stderr)
+
+
+def write_model(flags, write: collections.abc.Callable[[str, str, str | None], str]):
+    """Makes the folder that ExportFlags name, whole, of the model or run that they name.
+
+    write(new folder, directory of the model or run, name of the checkpoint or None), which is called once TensorFlow
+    has been loaded, returns the prefix of the checkpoint that it has written. Raises InputError, before that, where the
+    folder exists and where the model or run does not.
+    """
+    out = paths.expand(flags.out)
+    paths.check_new(out)
+    directory = paths.model_or_run(flags.model_or_run, flags.models_dir, flags.checkpoint_dir)
+    load_tensorflow()
+    with paths.making(out) as folder:
+        prefix = write(folder, directory, flags.checkpoint)
+    print(f'Wrote {prefix} to {out}')
 
 
 def find_devices():

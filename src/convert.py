@@ -8,28 +8,16 @@ import math
 
 import cli
 import paths
+from flags import ExportFlags
 
 
-def to_hf(model_or_run: str, out: str, models_dir: str = 'models', checkpoint_dir: str = 'checkpoint',
-          checkpoint: str | None = None):
-    """Writes a model, or a training run's, into a folder that transformers and what reads its format take.
-
-    Args:
-        model_or_run: the name of a directory of models_dir or checkpoint_dir, or the path of one.
-        out: the new folder, which must not exist yet.
-        models_dir: where models are.
-        checkpoint_dir: where runs are.
-        checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of any; None
-            for the newest.
-    """
-    out = paths.expand(out)
-    paths.check_new(out)
-    directory = paths.model_or_run(model_or_run, models_dir, checkpoint_dir)
-    cli.load_tensorflow()
-    import hugging_face
-    with paths.making(out) as folder:
-        prefix = hugging_face.write(folder, directory, checkpoint)
-    print(f'Wrote {prefix} to {out}')
+@cli.takes(ExportFlags)
+def to_hf(*args, **given):
+    """Writes a model, or a training run's, into a folder that transformers and what reads its format take."""
+    def write(folder, directory, checkpoint):
+        import hugging_face
+        return hugging_face.write(folder, directory, checkpoint)
+    cli.write_model(ExportFlags(*args, **given), write)
 
 
 def from_hf(directory: str, name: str, models_dir: str = 'models'):

@@ -1,13 +1,23 @@
-"""The flags of training, listed once for train.py, train-horovod.py and whoever calls the trainer from Python."""
+"""Flags that several scripts have, listed once for them and for whoever calls what they call from Python."""
 import dataclasses
 
 from errors import require
 
 COMPRESSIONS = ('none', 'float16', 'bfloat16')
+PRECISIONS = ('float32', 'bfloat16')  # of matrix products
+WEIGHT_PRECISIONS = (*PRECISIONS, 'int8')  # of the weights that samples are drawn with
+
+
+class Checked:
+    """What dataclasses of flags check their fields with."""
+
+    def check(self, name: str, valid: bool, expected: str):
+        """Raises InputError, which names the flag, what is expected and what came, unless valid."""
+        require(valid, f'--{name} must be {expected}, not {getattr(self, name)!r}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainFlags:
+class TrainFlags(Checked):
     """Fine-tunes a model on text.
 
     Where the run has a checkpoint, training continues from it exactly as if it had never stopped. 0 turns a periodic
@@ -100,15 +110,11 @@ class TrainFlags:
         self.check('learning_rate', self.learning_rate > 0, 'above 0')
         self.check('noise', 0 <= self.noise < 1, 'from 0 to below 1')
         self.check('top_p', 0 <= self.top_p <= 1, 'from 0 to 1')
-        for name, choices in (('optimizer', ('adam', 'adamw', 'adafactor', 'sgd')),
-                              ('precision', ('float32', 'bfloat16')), ('schedule', ('constant', 'cosine', 'linear'))):
+        for name, choices in (('optimizer', ('adam', 'adamw', 'adafactor', 'sgd')), ('precision', PRECISIONS),
+                              ('schedule', ('constant', 'cosine', 'linear'))):
             self.check(name, getattr(self, name) in choices, f'one of {", ".join(choices)}')
         require(self.schedule == 'constant' or self.steps, f'--schedule {self.schedule} needs --steps, where it ends')
         require(self.val_every or not self.patience, '--patience counts validations: give --val_every too')
-
-    def check(self, name: str, valid: bool, expected: str):
-        """Raises InputError, which names the flag, what is expected and what came, unless valid."""
-        require(valid, f'--{name} must be {expected}, not {getattr(self, name)!r}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,3 +131,75 @@ class HorovodFlags(TrainFlags):
     def __post_init__(self):
         super().__post_init__()
         self.check('compression', self.compression in COMPRESSIONS, f'one of {", ".join(COMPRESSIONS)}')
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingFlags(Checked):
+    """Draws samples of a model.
+
+    Args:
+        model_name: a directory of models_dir; of a training run with --models_dir checkpoint.
+        seed: the same seed gives the same samples (of the same prompt); None for new ones.
+        nsamples: how many, or how many for each prompt; without prompts 0 is for no end.
+        batch_size: how many are drawn side by side. It does not change what is drawn.
+        length: tokens in a sample; None for n_ctx, or half of it after a prompt. Past n_ctx, the prompt counted, the
+            model sees the last 3/4 to 4/4 of n_ctx tokens.
+        temperature: below 1 the likely becomes likelier, above less so; 0 for always the likeliest token.
+        top_k: draw from this many of the likeliest tokens; 0 for all. 40 is a good value.
+        top_p: draw from the likeliest tokens that together have this probability; 0 or 1 for all.
+        models_dir: where models are.
+        checkpoint: one of the model's checkpoints, such as model-best or model-1000, or the path of any; None
+            for the newest.
+        precision: of the weights: float32, bfloat16 or int8. Less memory, and faster on a CPU.
+        repetition_penalty: above 1 what prompt and sample have already becomes less likely, below 1 likelier.
+        truncate: end a sample where this text appears, which is left out; often '<|endoftext|>'.
+        stop: the same; may be given several times.
+        output: a file for the samples, instead of the terminal.
+    """
+    model_name: str = '124M'
+    seed: int | None = None
+    nsamples: int = 0
+    batch_size: int = 1
+    length: int | None = None
+    temperature: float = 1
+    top_k: int = 0
+    top_p: float = 1
+    models_dir: str = 'models'
+    checkpoint: str | None = None
+    precision: str = 'float32'
+    repetition_penalty: float = 1
+    truncate: str | None = None
+    stop: tuple[str, ...] = ()
+    output: str | None = None
+
+    def __post_init__(self):
+        self.check('batch_size', self.batch_size >= 1, '1 or more')
+        for name in ('nsamples', 'seed'):
+            self.check(name, (getattr(self, name) or 0) >= 0, '0 or more')
+        require(self.truncate != '', '--truncate needs a text')
+        require('' not in self.ends, '--stop needs a text')
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The texts that end a sample: those of stop, which may be a single one, and of truncate."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return stop if self.truncate is None else (*stop, self.truncate)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportFlags:
+    """Writes a model, or a training run's, in another format.
+
+    Args:
+        model_or_run: the name of a directory of models_dir or checkpoint_dir, or the path of one.
+        out: the new folder, which must not exist yet.
+        models_dir: where models are.
+        checkpoint_dir: where runs are.
+        checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of any; None
+            for the newest.
+    """
+    model_or_run: str
+    out: str
+    models_dir: str = 'models'
+    checkpoint_dir: str = 'checkpoint'
+    checkpoint: str | None = None

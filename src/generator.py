@@ -18,8 +18,8 @@ import model
 import sample
 from continuation import Continuation
 from errors import require
+from flags import WEIGHT_PRECISIONS
 
-PRECISIONS = ('float32', 'bfloat16', 'int8')
 SMALLEST_CACHE = 128  # positions; from there it is doubled, so that attention reads at most twice what there is
 ENCODED_TOGETHER = 512  # tokens of contexts, over all rows, in a run of the session: what bounds its memory;
 SMALLEST_PART = 64  # but not less of a row than this
@@ -33,7 +33,8 @@ def load(model_name: str = '124M', models_dir: str = 'models', checkpoint_name: 
     int8: with a scale for each output of a matrix; both are multiplied by activations in bfloat16, and added up in
     float32. Raises InputError for what is missing, damaged or does not fit.
     """
-    require(precision in PRECISIONS, f'precision must be one of {", ".join(PRECISIONS)}, not {precision!r}')
+    require(precision in WEIGHT_PRECISIONS,
+            f'precision must be one of {", ".join(WEIGHT_PRECISIONS)}, not {precision!r}')
     directory, hparams, enc = checkpoint.describe(model_name, models_dir)
     prefix = checkpoint.choose(directory, hparams, checkpoint_name)
     if precision == 'int8' and platform.machine() in ('x86_64', 'AMD64'):

@@ -19,6 +19,7 @@ import checkpoint
 import generator
 import model
 from errors import require
+from flags import PRECISIONS
 from load_dataset import PADDING
 
 SHORTEST = 16  # tokens in a shape
@@ -55,7 +56,7 @@ class Likelihood:
         require(1 <= self.context <= self.hparams.n_ctx,
                 f'--context must be from 1 to n_ctx, {self.hparams.n_ctx}, not {context}')
         require(batch_size is None or batch_size >= 1, f'--batch_size must be 1 or more, not {batch_size}')
-        require(precision in ('float32', 'bfloat16'), f'--precision must be float32 or bfloat16, not {precision!r}')
+        require(precision in PRECISIONS, f'--precision must be {" or ".join(PRECISIONS)}, not {precision!r}')
         self.batch_size = batch_size or max(1, BATCH_TOKENS // self.context)
         self.prefix = checkpoint.choose(directory, self.hparams, checkpoint_name)
         self.session = tf.Session(graph=tf.Graph(), config=generator.session_config())

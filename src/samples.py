@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
@@ -16,29 +16,19 @@ from sample import check_controls
 
 
 class Samples:
-    """A model by name, and what is to be drawn from it.
+    """The model of SamplingFlags, and what is to be drawn from it."""
 
-    stop: strings that end a sample. controls: temperature, top_k, top_p, repetition_penalty.
-    """
-
-    def __init__(self, model_name: str, models_dir: str, checkpoint: str | None, precision: str, *, seed: int | None,
-                 nsamples: int, batch_size: int, length: int | None, truncate: str | None, stop: str | Iterable[str],
-                 unconditional: bool, **controls: float):
-        require(batch_size >= 1, f'--batch_size must be 1 or more, not {batch_size}')
-        require(nsamples >= 0, f'--nsamples must be 0 or more, not {nsamples}')
-        require(seed is None or seed >= 0, f'--seed must be 0 or more, not {seed}')
-        require(truncate != '', '--truncate needs a text')
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        require('' not in stop, '--stop needs a text')
-        check_controls(length=1 if length is None else length, **controls)
-        self.model = generator.load(model_name, models_dir, checkpoint, precision)
+    def __init__(self, flags, unconditional: bool):
+        controls = {name: getattr(flags, name) for name in ('temperature', 'top_k', 'top_p', 'repetition_penalty')}
+        check_controls(length=1 if flags.length is None else flags.length, **controls)
+        self.model = generator.load(flags.model_name, flags.models_dir, flags.checkpoint, flags.precision)
         self.enc, n_ctx = self.model.enc, self.model.hparams.n_ctx
         require(self.enc.eot is not None or not unconditional,
-                f'{paths.model_dir(model_name, models_dir)}/encoder.json lacks {encoder.EOT}, with which unconditional '
-                'samples begin')
-        self.seed, self.nsamples, self.batch_size = seed, nsamples, batch_size
-        self.options: dict = {'length': length or (n_ctx if unconditional else max(1, n_ctx // 2)), **controls,
-                              'stop': stop + ((truncate,) if truncate else ())}
+                f'{paths.model_dir(flags.model_name, flags.models_dir)}/encoder.json lacks {encoder.EOT}, with which '
+                'unconditional samples begin')
+        self.seed, self.nsamples, self.batch_size = flags.seed, flags.nsamples, flags.batch_size
+        self.options: dict = {'length': flags.length or (n_ctx if unconditional else max(1, n_ctx // 2)), **controls,
+                              'stop': flags.ends}
 
     def context(self, prompt: str, name: str = 'the prompt') -> list[int]:
         """A prompt's tokens; if they are more than fit the window, the last of them, which is told on stderr."""

@@ -15,6 +15,7 @@ import generator
 import model
 import sample
 from errors import InputError
+from flags import WEIGHT_PRECISIONS
 
 CONTEXTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5], [7], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5, 9], [5, 5]]  # of several lengths
 SMALL = {'n_vocab': 6, 'n_ctx': 8, 'n_embd': 16, 'n_head': 2}
@@ -378,7 +379,7 @@ def test_perplexity_is_within_1_percent_of_float32s(trained, float32_loss, preci
     assert abs(np.exp(total / n - float32_loss) - 1) < 0.01
 
 
-@pytest.mark.parametrize('precision', generator.PRECISIONS)
+@pytest.mark.parametrize('precision', WEIGHT_PRECISIONS)
 def test_a_model_directory_loaded_in_each_precision(tmp_path, precision):
     hp, values = toy.write_model(tmp_path / 'toy')
     gpt2 = generator.load('toy', str(tmp_path), precision=precision)

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from errors import InputError
-from flags import HorovodFlags, TrainFlags
+from flags import ExportFlags, HorovodFlags, SamplingFlags, TrainFlags
 
 FORK = {  # the fine-tuning fork's train.py
     'model_name': '124M', 'models_dir': 'models', 'combine': 50000, 'encoding': 'utf-8', 'batch_size': 1,
@@ -65,9 +65,10 @@ def test_the_ends_of_each_range_are_accepted(name, value):
     assert getattr(TrainFlags(dataset='x', **{name: value}), name) == value
 
 
-def test_every_flag_is_explained():
-    explained = re.findall(r'^        (\w+): \S', TrainFlags.__doc__.partition('Args:')[2], re.MULTILINE)
-    assert explained == [field.name for field in dataclasses.fields(TrainFlags)]
+@pytest.mark.parametrize('listed', [TrainFlags, SamplingFlags, ExportFlags])
+def test_every_flag_is_explained(listed):
+    explained = re.findall(r'^        (\w+): \S', listed.__doc__.partition('Args:')[2], re.MULTILINE)
+    assert explained == [field.name for field in dataclasses.fields(listed)]
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -86,3 +87,21 @@ def test_those_of_several_processes_are_the_same_and_how_gradients_are_sent():
         HorovodFlags(dataset='x', compression='zip')
     with pytest.raises(InputError, match='--batch_size must be 1 or more'):
         HorovodFlags(dataset='x', batch_size=0)
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'batch_size': 0}, '--batch_size must be 1 or more, not 0'),
+    ({'nsamples': -1}, '--nsamples must be 0 or more, not -1'),
+    ({'seed': -1}, '--seed must be 0 or more, not -1'), ({'truncate': ''}, '--truncate needs a text'),
+    ({'stop': ''}, '--stop needs a text'), ({'stop': ('a', '')}, '--stop needs a text')])
+def test_those_of_sampling_are_refused_before_a_model_is_looked_for(changes, message):
+    with pytest.raises(InputError, match=message):
+        SamplingFlags(**changes)
+    SamplingFlags(batch_size=1, nsamples=0, seed=0)
+
+
+@pytest.mark.parametrize('changes, ends', [
+    ({}, ()), ({'stop': 'ab'}, ('ab',)), ({'stop': ['a', 'b']}, ('a', 'b')), ({'truncate': 'c'}, ('c',)),
+    ({'stop': ('a',), 'truncate': 'c'}, ('a', 'c'))])
+def test_a_sample_ends_at_every_stop_and_at_truncate(changes, ends):
+    assert SamplingFlags(**changes).ends == ends

@@ -1,4 +1,5 @@
 """The two sampling scripts, and how a model is loaded for them. What is drawn is in test_drawing.py."""
+import inspect
 import io
 import json
 import os
@@ -24,6 +25,7 @@ import samples as sampling
 from create_model import create_model
 from encoder import get_encoder
 from errors import InputError
+from flags import SamplingFlags
 from generate_unconditional_samples import sample_model
 from interactive_conditional_samples import interact_model
 
@@ -60,10 +62,8 @@ def enc(models):
 
 def make(models, **changes):
     """A samples.Samples for prompts, 8 tokens each, but for the changes."""
-    flags = {'checkpoint': None, 'precision': 'float32', 'seed': 1, 'nsamples': 2, 'batch_size': 1, 'length': 8,
-             'temperature': 1, 'top_k': 0, 'top_p': 1, 'repetition_penalty': 1, 'truncate': None, 'stop': (),
-             'unconditional': False}
-    return sampling.Samples('toy', str(models), **{**flags, **changes})
+    flags = {'model_name': 'toy', 'models_dir': str(models), 'seed': 1, 'nsamples': 2, 'length': 8}
+    return sampling.Samples(SamplingFlags(**{**flags, **changes}), unconditional=False)
 
 
 @pytest.fixture(scope='module')
@@ -578,8 +578,7 @@ def test_a_file_of_prompts_that_is_not_there_is_named(flags, capfd, tmp_path, na
 
 def test_a_model_of_one_position_continues_prompts_by_a_token(tmp_path):
     toy.write_model(tmp_path / 'one', toy.hparams(n_ctx=1))
-    drawn = sampling.Samples('one', str(tmp_path), None, 'float32', seed=1, nsamples=1, batch_size=1, length=None,
-                             truncate=None, stop=(), unconditional=False)
+    drawn = sampling.Samples(SamplingFlags('one', models_dir=str(tmp_path)), unconditional=False)
     assert len(drawn.model.complete([[5]], [[1]], **drawn.options)[0].tokens) == 1
 
 
@@ -875,13 +874,19 @@ def test_a_person_at_a_terminal_is_asked_again(flags, capsys, monkeypatch):
 
 
 def test_the_defaults_are_the_originals_and_what_is_new_changes_nothing():
-    defaults = dict(zip(sample_model.__code__.co_varnames, sample_model.__defaults__, strict=False))
+    defaults = defaults_of(sample_model)
     assert defaults == {'model_name': '124M', 'seed': None, 'nsamples': 0, 'batch_size': 1, 'length': None,
                         'temperature': 1, 'top_k': 0, 'top_p': 1, 'models_dir': 'models', 'checkpoint': None,
                         'precision': 'float32', 'repetition_penalty': 1, 'truncate': None, 'stop': (), 'output': None}
-    other = dict(zip(interact_model.__code__.co_varnames, interact_model.__defaults__, strict=False))
+    other = defaults_of(interact_model)
     assert other == {**defaults, 'nsamples': 1, 'prompt': None, 'prompts_file': None, 'logprobs': False,
                      'include_prefix': False}
+    assert list(defaults)[:9] == list(other)[:9] == [
+        'model_name', 'seed', 'nsamples', 'batch_size', 'length', 'temperature', 'top_k', 'top_p', 'models_dir']
+
+
+def defaults_of(function):
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
 
 
 # Model directories that are not whole

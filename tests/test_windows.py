@@ -19,7 +19,7 @@ import load_dataset
 import paths
 import samples
 import trainer
-from flags import TrainFlags
+from flags import SamplingFlags, TrainFlags
 
 fcntl = pytest.importorskip('fcntl')
 pytestmark = pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='what is open is looked up in /proc')
@@ -100,8 +100,8 @@ def test_a_run_is_trained_saved_and_resumed(windows, flags, tmp_path, monkeypatc
         assert trainer.train(flags(steps=steps)) == steps
     assert np.isnan(trainer.peak_memory())
     assert b'\r' not in (tmp_path / 'samples' / 'run1' / 'samples-8').read_bytes()
-    drawn = samples.Samples('run1', str(tmp_path / 'checkpoint'), None, 'float32', seed=1, nsamples=1, batch_size=1,
-                            length=3, truncate=None, stop=(), unconditional=True)
+    sampling = SamplingFlags('run1', models_dir=str(tmp_path / 'checkpoint'), seed=1, nsamples=1, length=3)
+    drawn = samples.Samples(sampling, unconditional=True)
     with samples.opened(str(tmp_path / 'drawn.txt')) as file:
         drawn.write(file)
     assert (tmp_path / 'drawn.txt').read_bytes().startswith(b'=====')
