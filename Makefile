@@ -89,7 +89,7 @@ test-peers: .venv/installed-peers test
 
 # With `pip install atheris`, files are also searched for by what they reach; it has wheels for Linux on x86-64 alone.
 torture: .venv/installed-tests
-	./tests/torture.py all
+	TF_CPP_MIN_LOG_LEVEL=2 ./tests/torture.py all
 
 bench: install
 	./benchmarks/bench.py

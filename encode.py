@@ -18,6 +18,7 @@ import encoder
 import load_dataset
 import paths
 from errors import require
+from npz import write_npz
 
 
 def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str = 'models', combine: int = 50000,
@@ -51,7 +52,7 @@ def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str
         first = next(chunks, None)
         require(first is not None, f'{in_text} holds no text; nothing was written')
         os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
-        n_tokens, n_chunks = load_dataset.write_npz(out, itertools.chain([first], chunks), len(enc), compress)
+        n_tokens, n_chunks = write_npz(out, itertools.chain([first], chunks), len(enc), compress)
     print(f'{n_tokens} tokens in {n_chunks} chunks, {os.path.getsize(out)} bytes, written to {out}', file=sys.stderr)
 
 

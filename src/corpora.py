@@ -26,6 +26,7 @@ import numpy as np
 import load_dataset
 import paths
 from errors import InputError, require
+from npz import npz_arrays
 
 AHEAD, BEHIND = 6, 6  # characters that a spacing rule sees
 CONTRACTION = re.compile(r"'(?:s|t|ll|ve|re|d|m)(?!\w)", re.IGNORECASE)  # "don't" is "don 't" in WikiText
@@ -313,7 +314,7 @@ def text_documents(enc, files: Iterable[str], encoding: str = 'utf-8') -> Iterat
     load_dataset.text_decoder(encoding)  # an unknown one is told before any work
     for path in files:
         if path.lower().endswith('.npz'):
-            for array in load_dataset.npz_arrays(path):
+            for array in npz_arrays(path):
                 for tokens in between(array, enc.eot):
                     text = enc.decode(tokens)
                     yield dataclasses.replace(counted(text), text=None, tokens=tokens)

@@ -20,7 +20,7 @@ import generator
 import model
 from errors import require
 from flags import PRECISIONS
-from load_dataset import PADDING
+from windows import PADDING
 
 SHORTEST = 16  # tokens in a shape
 BATCH_TOKENS = 2048  # in a batch, where no batch_size is given

@@ -23,7 +23,9 @@ import model
 import optimizer
 import paths
 from errors import InputError, require
-from load_dataset import Sampler, encoded, fingerprint, hold_out, load_dataset, release
+from load_dataset import encoded, fingerprint, load_dataset
+from npz import release
+from windows import Sampler, hold_out
 
 FEWEST_TOKENS = 16  # of a dataset: less is a mistake, such as an empty file or a wrong path
 RELEASE_EVERY = 256  # batches between giving back the memory of the data that were read

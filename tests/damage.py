@@ -187,14 +187,14 @@ def of_a_model(models):
 
 
 def of_datasets(folder, models):
-    import load_dataset
+    import npz
     os.makedirs(os.path.join(folder, 'data'))
     enc = encoder.get_encoder('toy', models)
     rng = np.random.default_rng(0)
     chunks = [rng.integers(len(enc), size=size).astype(np.uint16) for size in (3000, 1, 500)]
     for name in ('stored.npz', 'deflated.npz'):
         path = os.path.join(folder, 'data', name)
-        load_dataset.write_npz(path, [[chunk] for chunk in chunks], len(enc), compress='deflated' in path)
+        npz.write_npz(path, [[chunk] for chunk in chunks], len(enc), compress='deflated' in path)
         yield Target(name, [path], functools.partial(arrays, enc, path), sealed=True)
 
 

@@ -12,15 +12,15 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 
 if __name__ == '__main__':  # what is imported here tells which of its lines are reached
     import atheris
-    watched = atheris.instrument_imports(include=['encoder', 'hugging_face', 'load_dataset', 'merges', 'model',
-                                                  'samples', 'json', 'zipfile'])
+    watched = atheris.instrument_imports(include=['encoder', 'hugging_face', 'merges', 'model', 'npz', 'samples',
+                                                  'json', 'zipfile'])
 else:
     watched = contextlib.nullcontext()
 with watched:
     import encoder
     import hugging_face
-    import load_dataset
     import model
+    import npz
     import samples
     from errors import InputError
 
@@ -44,7 +44,7 @@ def written(folder, data, name):  # -> path
 
 
 def read_npz(folder, data):
-    for array in load_dataset.npz_arrays(written(folder, data, 'a.npz')):
+    for array in npz.npz_arrays(written(folder, data, 'a.npz')):
         assert array.ndim == 1 and array.dtype.kind in 'iu' and (not len(array) or array.min() >= 0)
 
 

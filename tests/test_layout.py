@@ -15,7 +15,7 @@ NAMES = [os.path.relpath(path, ROOT) for path in FILES]
 FOR_EVERYBODY = {'errors', 'paths'}
 MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
     'download_model.py': {'cli', 'requests', 'tqdm'},
-    'encode.py': {'cli', 'encoder', 'load_dataset'},
+    'encode.py': {'cli', 'encoder', 'load_dataset', 'npz'},
     'train.py': {'cli', 'flags', 'trainer'},
     'train-horovod.py': {'cli', 'flags', 'horovod_worker', 'trainer'},
     'src/errors.py': set(),
@@ -26,7 +26,9 @@ MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
     'src/pieces.py': {'numpy', 'regex'},
     'src/merges.py': {'numpy'},
     'src/encoder.py': {'merges', 'numpy', 'pieces'},
-    'src/load_dataset.py': {'encoder', 'numpy', 'tqdm'},
+    'src/npz.py': {'numpy'},
+    'src/windows.py': {'numpy'},
+    'src/load_dataset.py': {'encoder', 'npz', 'numpy', 'tqdm', 'windows'},
     'src/continuation.py': set(),
     'src/fused.py': {'tensorflow'},
     'src/model.py': {'fused', 'numpy', 'tensorflow'},
@@ -38,11 +40,11 @@ MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
     'src/hugging_face.py': {'checkpoint', 'encoder', 'model', 'numpy', 'safetensors', 'tensorflow'},
     'src/generator.py': {'checkpoint', 'continuation', 'flags', 'fused', 'model', 'numpy', 'sample', 'tensorflow'},
     'src/samples.py': {'encoder', 'generator', 'sample', 'tqdm'},
-    'src/corpora.py': {'load_dataset', 'numpy'},
+    'src/corpora.py': {'load_dataset', 'npz', 'numpy'},
     'src/figures.py': {'numpy'},
-    'src/likelihood.py': {'checkpoint', 'flags', 'generator', 'load_dataset', 'model', 'numpy', 'tensorflow'},
+    'src/likelihood.py': {'checkpoint', 'flags', 'generator', 'model', 'numpy', 'tensorflow', 'windows'},
     'src/trainer.py': {'checkpoint', 'generator', 'interrupts', 'load_dataset', 'memory_saving_gradients', 'model',
-                       'numpy', 'optimizer', 'tensorflow', 'tqdm'},
+                       'npz', 'numpy', 'optimizer', 'tensorflow', 'tqdm', 'windows'},
     'src/convert.py': {'cli', 'flags', 'hugging_face', 'model'},
     'src/create_model.py': {'checkpoint', 'cli', 'encoder', 'load_dataset', 'model', 'tokenizers'},
     'src/saved_model.py': {'checkpoint', 'fused', 'model', 'sample', 'tensorflow'},
@@ -52,9 +54,10 @@ MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
     'src/generate_unconditional_samples.py': {'cli', 'flags', 'samples'},
     'src/interactive_conditional_samples.py': {'cli', 'flags', 'samples'},
 }
-TENSORFLOW_FREE = ['continuation', 'encoder', 'load_dataset', 'paths', 'errors', 'interrupts', 'cli', 'flags', 'encode',
-                   'download_model', 'train', 'convert', 'create_model', 'generate_unconditional_samples',
-                   'interactive_conditional_samples', 'corpora', 'figures', 'evaluate', 'export']
+TENSORFLOW_FREE = ['continuation', 'encoder', 'npz', 'windows', 'load_dataset', 'paths', 'errors', 'interrupts', 'cli',
+                   'flags', 'encode', 'download_model', 'train', 'convert', 'create_model',
+                   'generate_unconditional_samples', 'interactive_conditional_samples', 'corpora', 'figures',
+                   'evaluate', 'export']
 CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'Corpus', 'typing.TypeVar'}
 
 

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from tiny_vocab import EOT, tiny_bpe
 
 import load_dataset
+import npz
 from encoder import Encoder, bytes_to_unicode
 from errors import InputError
-from load_dataset import PADDING, Sampler, find_files, hold_out, iter_chunks, permuted, write_npz
+from load_dataset import find_files, iter_chunks
+from npz import write_npz
+from windows import PADDING, Sampler, hold_out, permuted
 
 
 @pytest.fixture(scope='module')
@@ -96,7 +99,7 @@ def test_what_is_hidden_in_a_folder_is_left_out(tmp_path):
 
 @pytest.mark.parametrize('dtype, wrong', [(np.uint32, 2**32 - 5), (np.int64, 2**40), (np.int32, -5)])
 def test_ids_that_no_window_can_hold_are_refused_wherever_they_are(tmp_path, enc, monkeypatch, dtype, wrong):
-    monkeypatch.setattr(load_dataset, 'CHECKED_TOKENS', 0)
+    monkeypatch.setattr(npz, 'CHECKED_TOKENS', 0)
     np.savez(tmp_path / 'a.npz', np.array([1, 2, wrong, 3], dtype))
     sampler = Sampler(load(enc, tmp_path / 'a.npz'), seed=1)
     with pytest.raises(InputError, match=fr'the data has ids from .*{wrong}.*; make it anew with encode\.py'):
@@ -134,7 +137,7 @@ def test_chunks_are_compact(tmp_path, enc):
     assert load(enc, tmp_path / 'a')[0].dtype == np.uint16
     wide = Encoder({**enc.encoder, 'far': 65536}, [])
     assert load(wide, tmp_path / 'a')[0].dtype == np.int32
-    assert load_dataset.token_dtype(65536) == np.uint16
+    assert npz.token_dtype(65536) == np.uint16
 
 
 @pytest.mark.parametrize('read_bytes', [1, 3, 1 << 18])
@@ -210,9 +213,9 @@ def test_stored_arrays_are_mapped_in_numeric_order(tmp_path, enc):
 
 def test_only_so_many_mapped_tokens_are_searched(tmp_path, enc):
     np.savez(tmp_path / 'a.npz', np.arange(5), np.arange(5), np.array([1, -2]))
-    with mock.patch.object(load_dataset, 'CHECKED_TOKENS', 11):
+    with mock.patch.object(npz, 'CHECKED_TOKENS', 11):
         assert lists(load(enc, tmp_path / 'a.npz'))[2] == [1, -2]
-    with mock.patch.object(load_dataset, 'CHECKED_TOKENS', 12), pytest.raises(InputError, match='negative id -2'):
+    with mock.patch.object(npz, 'CHECKED_TOKENS', 12), pytest.raises(InputError, match='negative id -2'):
         load(enc, tmp_path / 'a.npz')
 
 
@@ -232,15 +235,15 @@ def test_release_gives_memory_back_and_changes_nothing(tmp_path, enc):
     assert resident(path) > 1000
     for chunks in (training, validation, sampler.chunks, [training[0][5:]]):
         assert int(training[0].sum(dtype=np.int64)) == total and resident(path) > 1000
-        load_dataset.release(chunks)
+        npz.release(chunks)
         assert resident(path) < 300
     sampler.position = 0
     assert np.array_equal(sampler.sample(1000), first)
 
 
 def test_release_of_what_is_not_mapped():
-    load_dataset.release([])
-    load_dataset.release([np.arange(5), np.arange(5)[1:], np.frombuffer(b'ab', np.uint8)])
+    npz.release([])
+    npz.release([np.arange(5), np.arange(5)[1:], np.frombuffer(b'ab', np.uint8)])
 
 
 def test_writing_from_a_map_keeps_little_of_it_in_memory(tmp_path, enc):
@@ -462,7 +465,7 @@ def test_write_npz(tmp_path, enc, compress):
 def test_write_npz_spools_long_chunks_and_repeats_itself(tmp_path):
     array = np.random.default_rng(1).integers(0, 70000, 100000)
     write_npz(str(tmp_path / 'a.npz'), [array], 70000)
-    with mock.patch.multiple(load_dataset, SPOOL_BYTES=1000, READ_BYTES=777):
+    with mock.patch.multiple(npz, SPOOL_BYTES=1000, READ_BYTES=777):
         write_npz(str(tmp_path / 'b.npz'), [array], 70000)
     assert (tmp_path / 'a.npz').read_bytes() == (tmp_path / 'b.npz').read_bytes()
     with np.load(tmp_path / 'b.npz') as archive:
@@ -484,7 +487,7 @@ def test_write_npz_leaves_nothing_after_an_error(tmp_path):
 def test_full_disk_is_told_with_the_path():
     if not os.path.exists('/dev/full'):
         pytest.skip('no /dev/full here')
-    with mock.patch.object(load_dataset.paths, 'replacing', lambda path, mode: open('/dev/full', mode)), \
+    with mock.patch.object(npz.paths, 'replacing', lambda path, mode: open('/dev/full', mode)), \
             pytest.raises(OSError) as caught:
         write_npz('out.npz', [np.arange(10)], 100)
     assert caught.value.filename == 'out.npz'
@@ -618,7 +621,7 @@ def test_permuted_of_huge_ranges():
 
 def test_sampler_does_not_copy_chunks(tmp_path, enc):
     np.savez(tmp_path / 'a.npz', np.arange(1000, dtype=np.uint16))
-    sampler = Sampler(load(enc, tmp_path / 'a.npz'), seed=0)
+    sampler = load_dataset.Sampler(load(enc, tmp_path / 'a.npz'), seed=0)
     assert memory_map_below(sampler.chunks[0])
 
 

@@ -20,7 +20,8 @@ from tiny_vocab import ENGLISH
 import load_dataset
 import trainer
 from flags import TrainFlags
-from load_dataset import Sampler
+from npz import write_npz
+from windows import Sampler
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RANKS = os.path.join(ROOT, 'tests', 'ranks.py')
@@ -332,7 +333,7 @@ def test_the_command_of_the_readme(flags, tmp_path, world):
     with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as file:
         (command,) = re.findall(r'^mpirun (.*?[^\\])\n', file.read(), re.MULTILINE | re.DOTALL)
     enc = trainer.checkpoint.describe('toy', str(world / 'models'))[2]
-    load_dataset.write_npz(str(tmp_path / 'encoded.npz'), load_dataset.load_dataset(enc, str(world / 'text')), len(enc))
+    write_npz(str(tmp_path / 'encoded.npz'), load_dataset.load_dataset(enc, str(world / 'text')), len(enc))
     words = command.replace('\\\n', ' ').split()
     end = words.index('./train-horovod.py') + 1
     assert words[:2] == ['-np', '4'] and words[end] == '--dataset'

@@ -20,6 +20,7 @@ import paths
 import samples
 import trainer
 from flags import SamplingFlags, TrainFlags
+from npz import npz_arrays
 
 fcntl = pytest.importorskip('fcntl')
 pytestmark = pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='what is open is looked up in /proc')
@@ -125,7 +126,7 @@ def test_what_the_system_refuses_is_told(windows, flags, tmp_path):
     """The stand-in itself refuses: a mapped data set cannot be replaced."""
     for _ in range(2):
         encode.encode(str(tmp_path / 'a.txt'), str(tmp_path / 'a.npz'), 'toy', str(tmp_path / 'models'))
-    mapped = list(load_dataset.npz_arrays(str(tmp_path / 'a.npz')))
+    mapped = list(npz_arrays(str(tmp_path / 'a.npz')))
     with pytest.raises(PermissionError) as raised:
         encode.encode(str(tmp_path / 'a.txt'), str(tmp_path / 'a.npz'), 'toy', str(tmp_path / 'models'))
     assert raised.value.filename == str(tmp_path / 'a.npz')
