@@ -160,10 +160,11 @@ def watch_operations(fault):
                 kill()
             if here and fault.when == 'during':
                 threading.Timer(fault.seconds, kill).start()
-            result = function(*arguments, **options)
-            if here and fault.when == 'after':
-                kill()
-            return result
+            try:
+                return function(*arguments, **options)
+            finally:  # also where it fails, as the removal of what is not there
+                if here and fault.when == 'after':
+                    kill()
         return call
 
     for owner, name in ((os, 'replace'), (os, 'rename'), (os, 'unlink'), (os, 'fsync'), (os, 'mkdir'), (os, 'rmdir'),
