@@ -86,8 +86,9 @@ def ours(directory, size, batch_size, sequence, precision, saving):
     import trainer
     from flags import TrainFlags
     flags = TrainFlags(dataset=os.path.join(directory, 'tokens.npz'), model_name=size, models_dir=directory,
-                       checkpoint_dir=os.path.join(directory, 'runs'), batch_size=batch_size, sample_every=0,
-                       save_every=0, precision=precision, memory_saving_gradients=saving)
+                       checkpoint_dir=os.path.join(directory, 'runs'), run_name=str(os.getpid()),  # which locks its run
+                       batch_size=batch_size, sample_every=0, save_every=0, precision=precision,
+                       memory_saving_gradients=saving)
     worker = trainer.Worker()
     with tf.Graph().as_default(), tf.Session(config=trainer.session_config(worker)) as session:
         yield from measure.seconds(trainer.Trainer(flags, worker, session, trainer.Signals()).advance)
