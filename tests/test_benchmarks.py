@@ -1,4 +1,5 @@
 """The benchmarks run, on models that are too small to tell anything of speed."""
+import contextlib
 import os
 
 import pytest
@@ -22,12 +23,14 @@ def benchmarks(monkeypatch, tmp_path):
 
 def test_two_processes_of_training_are_measured_side_by_side(benchmarks, monkeypatch):
     training, _, directory = benchmarks
-    steps = []
-    for pid, precision, saving in ((1, 'float32', False), (2, 'bfloat16', True)):
-        monkeypatch.setattr(os, 'getpid', lambda pid=pid: pid)
-        steps.append(training.ours(directory, 'toy', 2, 32, precision, saving))
-        assert next(steps[-1]) > 0
-    assert all(next(each) > 0 for each in steps)
+    with contextlib.ExitStack() as stack:  # a session that only the end of Python closes would wait for ever
+        steps = []
+        for pid, precision, saving in ((1, 'float32', False), (2, 'bfloat16', True)):
+            monkeypatch.setattr(os, 'getpid', lambda pid=pid: pid)
+            steps.append(stack.enter_context(contextlib.closing(
+                training.ours(directory, 'toy', 2, 32, precision, saving))))
+            assert next(steps[-1]) > 0
+        assert all(next(each) > 0 for each in steps)
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'int8'])
