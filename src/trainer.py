@@ -2,6 +2,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import glob
 import math
 import os
 import signal
@@ -29,6 +30,7 @@ from windows import Sampler, hold_out
 
 FEWEST_TOKENS = 16  # of a dataset: less is a mistake, such as an empty file or a wrong path
 RELEASE_EVERY = 256  # batches between giving back the memory of the data that were read
+ACTIONS = (('val_every', 'validate'), ('sample_every', 'write_samples'), ('save_every', 'try_save'))  # flag, method
 HELD_OUT = 0.05  # the share of the dataset's tokens that validates where no --val_dataset is given
 
 
@@ -76,6 +78,10 @@ class Worker:
 
 class Stopped(Exception):
     """A signal has asked for the end of training."""
+
+
+class Interrupted(Exception):
+    """A signal has come in what rank 0 does alone. Its loop asks all ranks before the next update."""
 
 
 class Signals:
@@ -269,12 +275,13 @@ class Trainer:
             self.position = 0
         self.loss, self.average = state.get('loss'), state.get('average', [0.0, 0.0])
         self.best, self.worse = (state.get('best'), state.get('worse', 0)) if state['has_best'] else (None, 0)
+        self.acted = state.get('acted', len(ACTIONS))
         self.worker.agree(lambda: self.data.start(self.seed, self.position))
 
     def state(self):
         return {'step': self.step, 'position': self.position * self.worker.size, 'seed': self.seed,
                 'tokens': self.data.size, 'loss': self.loss, 'average': self.average, 'best': self.best,
-                'worse': self.worse, 'flags': dataclasses.asdict(self.flags)}
+                'worse': self.worse, 'acted': self.acted, 'flags': dataclasses.asdict(self.flags)}
 
     def save(self):
         """Saves, unless it has been done at this step. Raises NotSaved."""
@@ -294,15 +301,12 @@ class Trainer:
 
     def train(self):
         """Updates until --steps, --patience, a signal or an error; whichever, the last whole update is saved."""
-        flags = self.flags
         try:
+            self.act()  # what an interruption has left undone
             while not self.finished():
                 self.signals.check(self.worker)
                 self.advance()
-                for every, action in ((flags.val_every, self.validate), (flags.save_every, self.try_save),
-                                      (flags.sample_num and flags.sample_every, self.write_samples)):
-                    if every and self.step % every == 0:
-                        action()
+                self.act()
         except BaseException as error:
             if self.whole and not self.worker.lost(error):
                 self.save_after(error)
@@ -310,6 +314,15 @@ class Trainer:
         self.save()
         if self.best_lost:
             raise self.best_lost
+
+    def act(self):
+        """What is due at this step and has not been done. The save comes last, as it commits what was before it."""
+        with contextlib.suppress(Interrupted):
+            for flag, action in ACTIONS[self.acted:]:
+                every = getattr(self.flags, flag)
+                if every and self.step % every == 0:
+                    getattr(self, action)()
+                self.acted += 1
 
     def finished(self):
         if self.flags.patience and self.worse >= self.flags.patience:
@@ -339,7 +352,7 @@ class Trainer:
         loss = self.mean_of_all(total, count)
         self.check_finite(loss, *norm)
         self.whole = True
-        self.step, self.position, self.loss = self.step + 1, self.data.position, loss
+        self.step, self.position, self.loss, self.acted = self.step + 1, self.data.position, loss, 0
         self.average = [0.99 * self.average[0] + loss, 0.99 * self.average[1] + 1]
         self.log.update(self.step, self.losses(), loss=loss, learning_rate=rate[self.rate], gradient_norm=norm[0])
 
@@ -398,7 +411,7 @@ class Trainer:
 
     def write_samples(self):
         """Samples to samples_dir/<run_name>/samples-<step>, the last also to the terminal."""
-        if self.worker.rank:
+        if self.worker.rank or not self.flags.sample_num:
             return
         try:
             self.try_samples()
@@ -409,7 +422,7 @@ class Trainer:
         texts = []
         for first in range(0, self.flags.sample_num, self.flags.batch_size):
             if self.signals.received:
-                return  # the loop asks all ranks before the next update
+                raise Interrupted
             numbers = range(first, min(first + self.flags.batch_size, self.flags.sample_num))
             rows = self.generator.complete(
                 [[self.enc.eot]] * len(numbers), [[self.seed + self.step, number] for number in numbers],
@@ -422,8 +435,11 @@ class Trainer:
         self.log.text(self.step, samples='\n'.join(texts))
         directory = paths.child(self.flags.samples_dir, self.flags.run_name, '--run_name')
         os.makedirs(directory, exist_ok=True)
-        with paths.replacing(os.path.join(directory, f'samples-{self.step}'), encoding='utf-8') as file:
+        path = os.path.join(directory, f'samples-{self.step}')
+        with paths.replacing(path) as file:
             file.write('\n'.join(texts))
+        for left in glob.glob(f'{glob.escape(path)}.*.tmp'):  # by a kill
+            os.unlink(left)
 
     def say(self, line):
         if self.worker.rank == 0:

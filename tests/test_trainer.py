@@ -447,6 +447,47 @@ def test_samples_are_written_and_repeat(flags, capsys):
     assert pathlib.Path(made.samples_dir, 'again', 'samples-2').read_text(encoding='utf-8') == text
 
 
+@pytest.mark.parametrize('method', ['validation_loss', 'try_samples', 'try_save'])
+def test_what_a_signal_interrupts_is_done_when_the_run_goes_on(flags, monkeypatch, method):
+    """Validation, by which the best weights are chosen, and samples: none is left out, none is counted twice."""
+    options = {'val_every': 2, 'sample_every': 2, 'save_every': 2, 'sample_num': 2, 'sample_length': 3, 'patience': 3}
+    undisturbed = flags(run_name='whole', **options)
+    trainer.train(undisturbed)
+    original, calls = getattr(trainer.Trainer, method), []
+
+    def interrupted(self):
+        calls.append(self.step)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+    monkeypatch.setattr(trainer.Trainer, method, interrupted)
+    with pytest.raises(SystemExit):
+        trainer.train(flags(**options))
+    assert calls == [2, 4]
+    trainer.train(flags(**options))
+    assert calls == [2, 4, 4, 6, 8]  # where it was the save, the second one finds it done
+    assert everything_of(flags()) == everything_of(undisturbed)
+
+
+def test_what_a_kill_leaves_of_a_sample_is_removed(flags):
+    made = flags(steps=2, sample_every=2, sample_length=3)
+    directory = os.path.join(made.samples_dir, 'run1')
+    os.makedirs(directory)
+    pathlib.Path(directory, 'samples-2.123.tmp').write_text('of another process')
+    trainer.train(made)
+    assert os.listdir(directory) == ['samples-2']
+
+
+def everything_of(made):
+    """What is left of a run at its end, and its losses of validation."""
+    directory = os.path.join(made.samples_dir, made.run_name)
+    with open(os.path.join(made.checkpoint_dir, made.run_name, 'training-8.json')) as file:
+        state = json.load(file)
+    samples = {name: pathlib.Path(directory, name).read_text(encoding='utf-8') for name in os.listdir(directory)}
+    return (final(made), samples, events(made, 'val_loss'),
+            {name: state[name] for name in ('best', 'worse', 'acted')})
+
+
 def test_samples_are_what_the_saved_weights_give_to_a_generator(flags, monkeypatch):
     """Longer than the window, and of whatever the weights were at that update; the second time adds no operation."""
     counts = []

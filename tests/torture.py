@@ -7,17 +7,21 @@
 
 A campaign prints its counts, a line each, or raises at the first promise that is broken, naming the fault and the seed.
 """
+# ruff: noqa: E402
 import os
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'src'))
 
+import cli
+
+cli.load_tensorflow()  # before what imports it with all its start-up lines
+
+# isort: split
 import damage
 import fuzz
 import kills
 import long_run
-
-import cli
 
 CAMPAIGNS = {  # name: the function, and what it is given in `all` besides the seed
     'mutations': (damage.mutations, {'count': 2000}),
