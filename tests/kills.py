@@ -101,8 +101,8 @@ class Attempt:
         with open(self.log, 'wb') as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-            signal.signal(number, handler)
+        for number in (signal.SIGINT, signal.SIGTERM):  # as cli.py has them before and after a script's work
+            signal.signal(number, signal.SIG_DFL)
         operations = watch_operations(fault)
         function(tell)
         tell(next(operations))
