@@ -89,8 +89,13 @@ def without_kernels():
 
 
 def apart(x):
-    """x; in a kernel, what makes it is not mixed into the loops of what uses it, where it would be made many times."""
-    return xla.optimization_barrier([x])[0] if in_kernel() else x
+    """x; in a kernel, operations before it and after it are not joined as XLA simplifies them. Loops still may be."""
+    return xla.optimization_barrier(x)[0] if in_kernel() else x
+
+
+def computed_once(x):  # floating, finite -> the same
+    """x, for a kernel: it is stored, and not computed again by each turn of the loops of what uses it."""
+    return x / (1 + 0 * x)  # XLA does not copy a division into loops, as it takes long, and cannot know that this is x
 
 
 def put(buffer, new, position):  # [B, H, S, D], [B, H, T, D], scalar -> [B, H, S, D]

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from errors import InputError, require
-from fused import apart, fused, in_kernel, kernel
+from fused import apart, computed_once, fused, in_kernel, kernel
 
 # What no model comes near, so that a file that is damaged or was made to harm is refused before a graph of its sizes is
 # built. Ids and positions are int32; the largest GPT of published sizes (GPT-3: Brown et al. 2020, table 2.1) has 96
@@ -181,7 +181,8 @@ def product(x, w, transposed=False):  # [N, n_in], [n_in, n_out] or (transposed)
     if not in_kernel():
         result = tf.cast(tf.matmul(x, tf.cast(w.values, tf.bfloat16), transpose_b=True), tf.float32)
     elif x.shape[0] == 1:  # compiled into a loop that reads the values as they are stored
-        result = apart(tf.matmul(apart(tf.cast(x, tf.float32)), tf.cast(w.values, tf.float32), transpose_b=True))
+        result = apart(tf.matmul(computed_once(tf.cast(x, tf.float32)), tf.cast(w.values, tf.float32),
+                                 transpose_b=True))
     elif w.scale is None:
         result = apart(tf.matmul(apart(x), w.values, transpose_b=True, output_type=tf.float32))
     else:
