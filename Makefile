@@ -2,7 +2,7 @@
 # make test    all tests; make test-peers: with those that compare with transformers (and torch, which is large)
 # make bench   speed and memory, beside those of benchmarks/requirements.txt that are installed; some ten minutes
 # make horovod training on many processes, beside Debian's packages of install/horovod-debian.txt; MPI=0: without MPI
-# make torture faults injected by the thousand (damaged files, odd input), and counts of what came of them; an hour
+# make torture faults injected by the thousand (damaged files, odd input, kills), and counts of what came of them; ten minutes
 # make samples the texts of gpt-2-samples, and make curve the picture of the loss, again from the demo's run
 # make lint    what must hold before a change is proposed
 # make clean   removes what the demo made

@@ -1,147 +1,151 @@
-"""What Windows refuses is refused here too, while a model is made, trained, resumed and sampled: a stand-in for it."""
-import errno
-import io
-import os
-import shutil
-import signal
-import sys
-import time
+"""Training windows: all are drawn, each once an epoch, and what is held out is not among them."""
+import collections
 
 import numpy as np
 import pytest
-import toy
-from tiny_vocab import ENGLISH
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_load_dataset import load
+from test_npz import memory_map_below
+from tiny_vocab import tiny_bpe
 
-import checkpoint
-import cli
-import encode
 import load_dataset
-import paths
-import samples
-import trainer
-from flags import SamplingFlags, TrainFlags
-from npz import npz_arrays
-
-fcntl = pytest.importorskip('fcntl')
-pytestmark = pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='what is open is looked up in /proc')
+from encoder import Encoder
+from errors import InputError
+from windows import PADDING, Sampler, hold_out, permuted
 
 
-class Sys:
-    """The module sys of another system; the standard library and TensorFlow keep theirs."""
-    platform = 'win32'
-
-    def __getattr__(self, name):
-        return getattr(sys, name)
+@pytest.fixture(scope='module')
+def enc():
+    return Encoder(*tiny_bpe())
 
 
-def in_use(path):
-    """Whether this process has a file, or one below a folder, open or mapped into memory."""
-    path = os.path.realpath(path)
-    names = []
-    for descriptor in os.listdir('/proc/self/fd'):
-        try:
-            names.append(os.readlink(f'/proc/self/fd/{descriptor}'))
-        except FileNotFoundError:  # that of listdir itself
-            continue
-    with open('/proc/self/maps', encoding='utf-8') as file:
-        names += [line.split(maxsplit=5)[-1].rstrip('\n') for line in file]
-    return any(name == path or name.startswith(f'{path}/') for name in names)
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.floats(0.01, 0.99))
+def test_hold_out(lengths, fraction):
+    ends = np.cumsum(lengths)
+    tokens = np.arange(ends[-1])
+    chunks = np.split(tokens, ends[:-1])
+    count = round(len(tokens) * fraction)
+    if min(count, len(tokens) - count) < 2:
+        with pytest.raises(InputError, match=rf'of {len(tokens)} tokens leaves'):
+            hold_out(chunks, fraction)
+        return
+    training, validation = hold_out(chunks, fraction)
+    assert np.concatenate(training + validation).tolist() == tokens.tolist()
+    assert sum(map(len, validation)) == count
+    assert len(training) + len(validation) <= len(chunks) + 1
+    assert all(chunk.base is not None for chunk in training + validation)  # views
+    assert len(chunks) == len(lengths)  # the caller's list is as it was
 
 
-@pytest.fixture
-def windows(monkeypatch):
-    """No resource, no SIGHUP; no folder can be opened, only a file open for writing be forced to the disk, and none
-    that is in use be renamed, replaced or removed."""
-    def refusing(name, n_paths):
-        function = getattr(os, name)
-
-        def refuse(*args, **kwargs):
-            for path in args[:n_paths]:
-                if in_use(path):
-                    raise PermissionError(errno.EACCES, 'is in use', path)
-            return function(*args, **kwargs)
-        monkeypatch.setattr(os, name, refuse)
-
-    open_, fsync = os.open, os.fsync
-
-    def open_file(path, flags, *args, **kwargs):
-        if os.path.isdir(path):
-            raise PermissionError(errno.EACCES, 'is a folder', path)
-        return open_(path, flags, *args, **kwargs)
-
-    def fsync_writable(descriptor):
-        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-            raise OSError(errno.EBADF, 'is not open for writing')
-        fsync(descriptor)
-    for name, n_paths in (('replace', 2), ('rename', 2), ('unlink', 1), ('remove', 1)):
-        refusing(name, n_paths)
-    monkeypatch.setattr(shutil, '_use_fd_functions', False)  # which open folders
-    monkeypatch.setattr(os, 'open', open_file)
-    monkeypatch.setattr(os, 'fsync', fsync_writable)
-    monkeypatch.setitem(sys.modules, 'resource', None)
-    monkeypatch.delattr(signal, 'SIGHUP')
-    for module in (checkpoint, cli, load_dataset, trainer):
-        monkeypatch.setattr(module, 'sys', Sys())
+@pytest.mark.parametrize('fraction', [0, 1, -0.1, 1.5, float('nan')])
+def test_hold_out_of_impossible_fractions(fraction):
+    with pytest.raises(InputError, match='between 0 and 1'):
+        hold_out([np.arange(10)], fraction)
 
 
-@pytest.fixture
-def flags(tmp_path):
-    toy.write_model(tmp_path / 'models' / 'toy')
-    (tmp_path / 'a.txt').write_text(ENGLISH, encoding='utf-8')
-    return lambda **changes: TrainFlags(**{
-        'dataset': str(tmp_path / 'a.npz'), 'model_name': 'toy', 'models_dir': str(tmp_path / 'models'),
-        'checkpoint_dir': str(tmp_path / 'checkpoint'), 'samples_dir': str(tmp_path / 'samples'), 'save_every': 1,
-        'sample_every': 2, 'sample_length': 3, 'val_every': 1, 'val_batch_count': 1, 'seed': 3, **changes})
+CHUNKS = [np.arange(100, 110), np.arange(200, 203), np.array([300]), np.arange(400, 405), np.arange(500, 502)]
 
 
-def test_a_run_is_trained_saved_and_resumed(windows, flags, tmp_path, monkeypatch):
-    encode.encode(str(tmp_path / 'a.txt'), str(tmp_path / 'a.npz'), 'toy', str(tmp_path / 'models'))
-    monkeypatch.setattr(time, 'time', lambda: 1e9)  # which may stand still for 16 ms
-    for steps in (2, 8):  # of the saves some are removed
-        assert trainer.train(flags(steps=steps)) == steps
-    assert np.isnan(trainer.peak_memory())
-    assert b'\r' not in (tmp_path / 'samples' / 'run1' / 'samples-8').read_bytes()
-    sampling = SamplingFlags('run1', models_dir=str(tmp_path / 'checkpoint'), seed=1, nsamples=1, length=3)
-    drawn = samples.Samples(sampling, unconditional=True)
-    with samples.opened(str(tmp_path / 'drawn.txt')) as file:
-        drawn.write(file)
-    assert (tmp_path / 'drawn.txt').read_bytes().startswith(b'=====')
+def windows(chunks, length):
+    """Every window, written out."""
+    result = []
+    for chunk in chunks:
+        if len(chunk) >= length and len(chunk) > 1:
+            result += [tuple(chunk[i:i + length].tolist()) for i in range(len(chunk) - length + 1)]
+        elif len(chunk) > 1:
+            result.append((*chunk.tolist(), *[PADDING] * (length - len(chunk))))
+    return sorted(result)
 
 
-def test_a_signal_that_windows_knows_still_stops_training(windows):
-    with trainer.Signals().noted() as signals:
-        assert set(signals.previous) <= {signal.SIGINT, signal.SIGTERM}
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(trainer.Stopped):
-            signals.check(trainer.Worker())
+@pytest.mark.parametrize('length', [1, 2, 3, 4, 5, 9, 10, 11, 40])
+def test_each_window_once_an_epoch(length):
+    sampler = Sampler(CHUNKS, seed=5)
+    expected = windows(CHUNKS, length)
+    epochs = [[tuple(sampler.sample(length).tolist()) for _ in expected] for _ in range(3)]
+    assert [sorted(epoch) for epoch in epochs] == [expected] * 3
+    if len(expected) > 6:
+        assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
-def test_a_model_is_made_as_a_whole(windows, tmp_path):
-    with paths.making(str(tmp_path / 'models' / 'new')) as folder:
-        checkpoint.create(folder, toy.hparams())
-    assert (tmp_path / 'models' / 'new' / 'checkpoint').exists()
+def test_sample_is_a_fresh_int32_array():
+    chunk = np.arange(10, dtype=np.int32)
+    sampler = Sampler([chunk], seed=1)
+    window = sampler.sample(10)
+    assert window.dtype == np.int32 and window.shape == (10,)
+    window[:] = 0
+    assert chunk.tolist() == list(range(10))
+    assert sampler.sample(15).tolist() == [*range(10), *[-1] * 5]
+    assert sampler.total_size == 10 and Sampler(CHUNKS).total_size == 21
 
 
-def test_what_the_system_refuses_is_told(windows, flags, tmp_path):
-    """The stand-in itself refuses: a mapped data set cannot be replaced."""
-    for _ in range(2):
-        encode.encode(str(tmp_path / 'a.txt'), str(tmp_path / 'a.npz'), 'toy', str(tmp_path / 'models'))
-    mapped = list(npz_arrays(str(tmp_path / 'a.npz')))
-    with pytest.raises(PermissionError) as raised:
-        encode.encode(str(tmp_path / 'a.txt'), str(tmp_path / 'a.npz'), 'toy', str(tmp_path / 'models'))
-    assert raised.value.filename == str(tmp_path / 'a.npz')
-    assert len(mapped) == 1
+@pytest.mark.parametrize('size', [2, 3, 5])
+def test_ranks_share_each_epoch(size):
+    one = Sampler(CHUNKS, seed=7)
+    stream = [one.sample(3).tolist() for _ in range(60)]
+    ranks = [Sampler(CHUNKS, seed=7, rank=rank, size=size) for rank in range(size)]
+    assert [sampler.sample(3).tolist() for _ in range(60 // size) for sampler in ranks] == stream
+    assert all(sampler.position == 60 // size for sampler in ranks)
 
 
-def test_what_is_piped_is_utf_8_and_a_terminal_keeps_its_own(windows):
-    class Terminal(io.BytesIO):
-        def isatty(self):
-            return True
-    written = []
-    for kind in (io.BytesIO, Terminal):
-        stream = io.TextIOWrapper(kind(), encoding='cp1252', newline='\n')
-        cli.set_encoding(stream, 'replace')
-        stream.write('é→')
-        stream.flush()
-        written.append(stream.buffer.getvalue())
-    assert written == ['é→'.encode(), b'\xe9?']
+def test_position_is_the_whole_state():
+    one, other = Sampler(CHUNKS, seed=7), Sampler(CHUNKS, seed=7)
+    for _ in range(30):
+        one.sample(4)
+    other.position = one.position
+    assert [one.sample(4).tolist() for _ in range(40)] == [other.sample(4).tolist() for _ in range(40)]
+
+
+def test_seeds():
+    def draws(seed):
+        sampler = Sampler([np.arange(1000)], seed)
+        return [int(sampler.sample(2)[0]) for _ in range(20)]
+    assert draws(1) == draws(1) == draws(np.int64(1)) != draws(2)
+    assert draws(-1) != draws(1) and draws(2**70) != draws(0)
+    assert draws(None) != draws(None)
+    sampler = Sampler(CHUNKS)
+    assert Sampler(CHUNKS, sampler.seed).sample(5).tolist() == sampler.sample(5).tolist()
+
+
+def test_first_draws_are_uniform_over_seeds():
+    n, seeds = 7, 4000
+    counts, pairs = np.zeros((3, n)), collections.Counter()
+    for seed in range(seeds):
+        sampler = Sampler([np.arange(n)], seed)
+        drawn = [int(sampler.sample(1)[0]) for _ in range(3)]
+        counts[range(3), drawn] += 1
+        pairs[drawn[0], drawn[1]] += 1
+    assert np.all(((counts - seeds / n)**2).sum(1) / (seeds / n) < 27.9)  # chi-squared, 6 degrees, p = 0.0001
+    expected = seeds / (n * (n - 1))
+    assert len(pairs) == n * (n - 1)
+    assert sum((count - expected)**2 for count in pairs.values()) / expected < 85  # 41 degrees, p = 0.0001
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 300), st.integers(0, 2**64 - 1))
+def test_permuted_is_a_permutation(n, key):
+    assert sorted(permuted(i, n, key) for i in range(n)) == list(range(n))
+
+
+def test_permuted_of_huge_ranges():
+    n = 10**13 + 7
+    results = {permuted(i, n, 3) for i in range(1000)}
+    assert len(results) == 1000 and all(0 <= each < n for each in results)
+    assert max(results) > 0.9 * n and min(results) < 0.1 * n
+
+
+def test_sampler_does_not_copy_chunks(tmp_path, enc):
+    np.savez(tmp_path / 'a.npz', np.arange(1000, dtype=np.uint16))
+    sampler = load_dataset.Sampler(load(enc, tmp_path / 'a.npz'), seed=0)
+    assert memory_map_below(sampler.chunks[0])
+
+
+def test_too_little_data():
+    for chunks, tokens in (([], 0), ([np.array([5])], 1), ([np.array([5]), np.array([6])], 2)):
+        with pytest.raises(InputError, match=f'has {tokens} tokens .* at least 2 in one chunk'):
+            Sampler(chunks)
+    with pytest.raises(InputError, match='at least 1 token, not 0'):
+        Sampler(CHUNKS).sample(0)
+    with pytest.raises(InputError, match='rank 2 must be from 0 to 1'):
+        Sampler(CHUNKS, rank=2, size=2)
