@@ -106,3 +106,18 @@ def test_a_graph_in_which_nothing_is_to_be_compiled_has_no_kernels_in_loops_and_
             assert (len(calls(s.graph)) == 2) != nothing
             results += s.run([y, looped])
     np.testing.assert_allclose(results, [np.full([2, 3], 2 * np.sin(1))] * 4, rtol=1e-6)
+
+
+@pytest.mark.parametrize('function', [fused.apart, fused.computed_once])
+def test_what_is_said_of_loops_changes_no_bit_and_no_shape(function):
+    values = np.float32([[0, -0.0, 1e-30, -3e38, 1 / 3, 7]])
+    seen = []
+
+    @fused.kernel
+    def twice(x):
+        seen.append(function(2 * x))
+        return function(2 * x)
+    with toy.session() as s:
+        found = s.run(twice(tf.constant(values / 2)))
+    assert seen[0].shape == values.shape
+    assert found.tobytes() == values.tobytes()
