@@ -98,6 +98,7 @@ class Attempt:
 
     def call(self, function, tell, fault):
         os.setsid()
+        tqdm.set_lock(threading.RLock())  # its own is shared with forks, and one that is killed would keep it for ever
         with open(self.log, 'wb') as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -111,7 +112,9 @@ class Attempt:
         """Receives what is told, up to the end of the process (or the first)."""
         with contextlib.suppress(EOFError):
             while not (until_first and self.told):
-                assert self.reports.poll(SECONDS), f'{self.process.name} says nothing for {SECONDS} s, see {self.log}'
+                if not self.reports.poll(SECONDS):
+                    os.killpg(self.process.pid, signal.SIGKILL)  # else the end of this process would wait for it
+                    raise AssertionError(f'{self.process.name} says nothing for {SECONDS} s: {self.said()}')
                 self.told.append(self.reports.recv())
 
     def end(self):  # -> status, or minus the number of the signal
