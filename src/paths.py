@@ -7,6 +7,7 @@ Needs no TensorFlow, so that encoding and downloading do not wait for its import
 """
 import contextlib
 import os
+import stat
 import tempfile
 import typing
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ MODEL_FILES = ('checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00
                'model.ckpt.meta', 'vocab.bpe')
 RELEASED_MODELS = ('124M', '355M', '774M', '1558M')
 ALIASES = {'117M': '124M', '345M': '355M'}  # the names under which the first two were announced
+SMALL_FILE = 1 << 26  # bytes of a file that is read whole; GPT-2's encoder.json has 2^20
 
 
 def expand(path: str) -> str:
@@ -67,6 +69,24 @@ def model_or_run(given: str, models_dir: str = 'models', checkpoint_dir: str = '
     require(not os.path.isdir(model) or os.path.samefile(model, run),
             f'{given} is both a model and a run; give the path of one, {model} or {run}')
     return run
+
+
+def read_small(path: str, limit: int = SMALL_FILE) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes, for files that are read whole.
+
+    Raises InputError for a pipe or a device, which may never end, and for a larger file; OSError where there is none.
+    """
+    def opener(name, flags):  # a pipe that nobody writes to would keep open() waiting
+        return os.open(name, flags | getattr(os, 'O_NONBLOCK', 0))
+    with open(path, 'rb', opener=opener) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f'{path} is a pipe or a device; give a regular file')
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise InputError(f'{path} has {status.st_size:,} bytes, expected at most {limit:,}; give the file that belongs '
+                         'there')
+    return data
 
 
 @contextlib.contextmanager

@@ -193,3 +193,16 @@ def test_a_folder_below_a_file_cannot_be_made(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(NotADirectoryError), paths.making(str(tmp_path / 'file' / 'folder')):
         pytest.fail('the block was entered')
+
+
+def test_a_small_file_is_read_only_where_it_is_regular_and_small(tmp_path):
+    (tmp_path / 'file').write_bytes(b'12345')
+    assert paths.read_small(str(tmp_path / 'file'), 5) == b'12345'
+    with pytest.raises(InputError, match='has 5 bytes, expected at most 4'):
+        paths.read_small(str(tmp_path / 'file'), 4)
+    os.mkfifo(tmp_path / 'pipe')
+    for path in (tmp_path / 'pipe', '/dev/zero'):
+        with pytest.raises(InputError, match='is a pipe or a device'):
+            paths.read_small(str(path))
+    with pytest.raises(FileNotFoundError):
+        paths.read_small(str(tmp_path / 'none'))
