@@ -1,5 +1,6 @@
 # make demo    from nothing to samples of a fine-tuned model
-# make test    all tests; make test-peers: with those that compare with transformers (and torch, which is large)
+# make test    all tests; make test-peers: with those that compare with transformers (and torch, which is large);
+#              make test-quick: those that take some four minutes, with another Python: VENV=.venv-3.13 PYTHON=python3.13
 # make bench   speed and memory, beside those of benchmarks/requirements.txt that are installed; some ten minutes
 # make horovod training on many processes, beside Debian's packages of install/horovod-debian.txt; MPI=0: without MPI
 # make torture faults injected by the thousand (damaged files, odd input, kills), and counts of what came of them; ten minutes
@@ -8,15 +9,16 @@
 # make clean   removes what the demo made
 
 PYTHON ?= python3
+VENV = .venv
 # tensorflow-cpu is half the size; 'tensorflow[and-cuda]' brings what GPUs need.
 TENSORFLOW ?= tensorflow
 DEMO_STEPS ?= 1500
 
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
 .NOTPARALLEL:
-.PHONY: demo samples curve test test-peers torture bench lint install horovod clean
+.PHONY: demo samples curve test test-peers test-quick torture bench lint install horovod clean
 
 demo: install models/demo data/demo.npz
 	./train.py --dataset data/demo.npz --model_name demo --run_name demo --seed 1 --steps $(DEMO_STEPS) \
@@ -39,7 +41,7 @@ samples: | install checkpoint/demo/checkpoint
 	$(call draw,temperature-0.7,--temperature 0.7)
 	$(call draw,top-k-40,--top_k 40)
 
-curve: .venv/installed-tests | checkpoint/demo/checkpoint
+curve: $(VENV)/installed-tests | checkpoint/demo/checkpoint
 	./benchmarks/loss_curve.py demo gpt-2-samples/loss.svg
 
 checkpoint/demo/checkpoint:
@@ -51,50 +53,55 @@ models/demo: | install
 data/demo.npz: | models/demo
 	./encode.py "$(STDLIB)/*.py" data/demo.npz --model_name demo
 
-install: .venv/installed
+install: $(VENV)/installed
 
 PIP = python3 -m pip install --disable-pip-version-check --requirement
 
-.venv/installed: requirements.txt
+$(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2> /dev/null || { \
 		echo "This needs Python 3.10 to 3.13 with venv: apt install python3-venv, or make PYTHON=python3.12 …"; exit 2; }
-	test -d .venv || $(PYTHON) -m venv .venv
-	sed 's/^tensorflow>/$(TENSORFLOW)>/' requirements.txt > .venv/requirements.txt
-	$(PIP) .venv/requirements.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	sed 's/^tensorflow>/$(TENSORFLOW)>/' requirements.txt > $(VENV)/requirements.txt
+	$(PIP) $(VENV)/requirements.txt
 	touch $@
 
-.venv/installed-tests: tests/requirements.txt .venv/installed
+$(VENV)/installed-tests: tests/requirements.txt $(VENV)/installed
 	$(PIP) $<
 	touch $@
 
-.venv/installed-peers: tests/requirements-peers.txt .venv/installed-tests
+$(VENV)/installed-peers: tests/requirements-peers.txt $(VENV)/installed-tests
 	$(PIP) $<
 	touch $@
 
-horovod: .venv/installed-horovod
+horovod: $(VENV)/installed-horovod
 
-.venv/installed-horovod: install/horovod.sh .venv/installed
+$(VENV)/installed-horovod: install/horovod.sh $(VENV)/installed
 	./install/horovod.sh
 	touch $@
 
 # Where an option is named, what was installed may be of another.
 ifneq ($(MPI)$(HOROVOD_GPU_OPERATIONS),)
-.PHONY: .venv/installed-horovod
+.PHONY: $(VENV)/installed-horovod
 endif
 
-test: .venv/installed-tests
+test: $(VENV)/installed-tests
 	python3 -m pytest
 
-test-peers: .venv/installed-peers test
+test-peers: $(VENV)/installed-peers test
+
+# All modules, but not for long.
+LONG = benchmarks checkpoint documents drawing generator kills sample torture train_horovod trainer
+test-quick: $(VENV)/installed-tests
+	python3 -m pytest $(LONG:%=--ignore=tests/test_%.py)
 
 # With `pip install atheris`, files are also searched for by what they reach; it has wheels for Linux on x86-64 alone.
-torture: .venv/installed-tests
+torture: $(VENV)/installed-tests
 	TF_CPP_MIN_LOG_LEVEL=2 ./tests/torture.py all
 
 bench: install
 	./benchmarks/bench.py
 
-lint: .venv/installed-tests
+lint: $(VENV)/installed-tests
 	ruff check .
 	mypy
 	mypy --platform win32

@@ -3,7 +3,8 @@
 
 A file stands under its final name only when it is whole and checked. Until then it is <file>.part, with
 <file>.part.etag beside it, which says which version of the file the part belongs to; a broken download is resumed
-from there, also by a later run. Run again on a whole model, it fetches nothing.
+from there, also by a later run. Run again on a whole model, it fetches nothing. What has not the length and
+SHA-256 that are known of a released file is kept beside it, as <file>.sha256-<its own>.
 
 Another source, such as a mirror, is given by --base_url or the environment variable GPT2_BASE_URL; the files are
 expected at <base_url>/<model_name>/<file>.
@@ -33,9 +34,23 @@ import paths
 from errors import InputError, require
 
 BASE_URL = 'https://openaipublic.blob.core.windows.net/gpt-2/models'
-SHA256 = {  # the same in all released models
-    'encoder.json': '196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783',
-    'vocab.bpe': '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5',
+WEIGHTS = 'model.ckpt.data-00000-of-00001'
+KNOWN: dict[str, tuple] = {  # of released files: bytes, SHA-256, and True where two ways have led to the same sum
+    'checkpoint': (77, 'dd1b025d2e155283f5e300ce95bf6d5b6bc0f7fe010db73daa6975eb896ab9cb', True),
+    'encoder.json': (1_042_301, '196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783', True),
+    'vocab.bpe': (456_318, '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5', True),
+    '124M/hparams.json': (90, 'd9d56e4121c427164e0c55c6f03c08e1daf9002b9b672825112d19097b680318', True),
+    f'124M/{WEIGHTS}': (497_759_232, '2060c885360cc0cf41d7a6dbc4d24b5127aae20260c8b5ae521b5a6578407118', True),
+    '124M/model.ckpt.index': (5_215, '71916f763f9746f9b2a06b12d91996cf1084ae008d0424543d39391c5f2dc687'),
+    '124M/model.ckpt.meta': (471_155, '4668c448fa11531fd6700460487f73e82d3272960cea942252f8744bf225c77b'),
+    '355M/hparams.json': (91, '310dfdb1f0c786b79d93459eaa470f3978d873bdc3e1f9fed1cad24d9dd0b1f6'),
+    f'355M/{WEIGHTS}': (1_419_292_672,),
+    '355M/model.ckpt.index': (10_399,),
+    '355M/model.ckpt.meta': (926_519,),
+    '774M/hparams.json': (91, '55485135775c1ed186dd09e372e74d2617ee7dc2cf7b54de26960fb5192dbacf'),
+    f'774M/{WEIGHTS}': (3_096_120_320,),
+    '1558M/hparams.json': (91, '647420ef8cf586f8933899000aa50c1996eaca50e4dc6fbd25bfdc64f4207bbf'),
+    f'1558M/{WEIGHTS}': (6_230_444_800,),
 }
 CONNECT_TIMEOUT = 10  # seconds
 READ_TIMEOUT = 30  # seconds without a byte
@@ -47,7 +62,7 @@ REDIRECTS = 10
 LARGEST = {  # bytes that a file may have; the released ones are far from it
     'checkpoint': 1 << 16, 'hparams.json': 1 << 16, 'encoder.json': 1 << 26, 'vocab.bpe': 1 << 26,
     'model.ckpt.index': 1 << 26, 'model.ckpt.meta': 1 << 28,
-    'model.ckpt.data-00000-of-00001': 1 << 36}  # 17 thousand million weights; 1558M has 6.2e9 bytes
+    WEIGHTS: 1 << 36}  # 17 thousand million weights; 1558M has 6.2e9 bytes
 
 
 class TransferError(Exception):
@@ -72,10 +87,12 @@ class Session(requests.Session):
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file of the model: its URL, its final path, and its SHA-256 where that is known."""
+    """A file of the model: its URL, its final path, what KNOWN says of it; what is sure has length and sum."""
     url: str
     path: str
-    sha256: str | None
+    length: int | None = None
+    sha256: str | None = None
+    sure: bool = False
 
     @property
     def part(self):
@@ -104,13 +121,17 @@ def download_model(model_name: str, models_dir: str = 'models', base_url: str | 
     folder = paths.child(models_dir, name, '--model_name')
     with Session() as session:
         session.headers['Accept-Encoding'] = 'identity'  # lengths and ranges are those of the file itself
-        for file in model_files(name, folder, base_url):
+        files = model_files(name, folder, base_url)
+        for file in files:
             try:
                 if not is_whole(session, file):
                     fetch(session, file)
             except OSError as error:
                 raise InputError(f'{error.filename or file.part} cannot be written: {error.strerror or error}; '
                                  'check its folder and the free space, then run again') from error
+    missing = [os.path.basename(file.path) for file in files if not os.path.exists(file.path)]
+    require(not missing, f'{folder} is not whole: what came as {" and ".join(missing)} is kept aside; rename it as '
+                         'said above, or give another --base_url, and run again')
     note(f'{name} is in {folder}')
 
 
@@ -134,36 +155,54 @@ def source(model_name, base_url):  # -> released name, base URL
 
 
 def model_files(name, folder, base_url):
-    known = SHA256 if name in paths.RELEASED_MODELS else {}
-    return [File(f'{base_url}/{urllib.parse.quote(name)}/{each}', os.path.join(folder, each), known.get(each))
-            for each in paths.MODEL_FILES]
+    known = KNOWN if name in paths.RELEASED_MODELS else {}
+    return [File(f'{base_url}/{urllib.parse.quote(name)}/{each}', os.path.join(folder, each),
+                 *known.get(f'{name}/{each}', known.get(each, ()))) for each in paths.MODEL_FILES]
 
 
 def is_whole(session, file):
-    """Whether the file under its final name can stay: its SHA-256 where known, otherwise the length the server tells.
+    """Whether the file under its final name can stay: it is as known, or else has the length that the server tells.
 
     It was renamed whole, so a server that cannot be asked or tells no length does not count against it.
     """
     if not os.path.exists(file.path):
         return False
-    if file.sha256:
-        return digest(file.path, 'sha256').hexdigest() == file.sha256
-    try:
-        with request(session, 'HEAD', file.url) as response:
-            check_headers(response, file)
-            length = content_length(response)
-    except (InputError, TransferError):
-        return True
-    return not length or length == os.path.getsize(file.path)  # some servers answer HEAD with 0
+    difference = unlike_released(file, file.path)
+    if file.sure or (file.length and not difference):
+        return not difference
+    length = None
+    with contextlib.suppress(InputError, TransferError), request(session, 'HEAD', file.url) as response:
+        check_headers(response, file)
+        length = content_length(response)
+    stays = not length or length == os.path.getsize(file.path)  # some servers answer HEAD with 0
+    if stays and difference:
+        note(f'{file.path}: {difference}; it stays, as what is known is not sure')
+    return stays
+
+
+def unlike_released(file, path):  # -> how, '' if not at all or if nothing is known
+    length = os.path.getsize(path)
+    if file.length not in (None, length):
+        return f'has {length:,} bytes, the released file {file.length:,}'
+    if file.sha256 and (sha256 := digest(path, 'sha256').hexdigest()) != file.sha256:
+        return f'SHA-256 is {sha256}, that of the released file {file.sha256}'
+    return ''
+
+
+def set_aside(file, path):  # -> its new path, which no other content has
+    aside = f'{file.path}.sha256-{digest(path, "sha256").hexdigest()[:16]}'
+    os.replace(path, aside)
+    return aside
 
 
 def fetch(session, file):
     """Downloads a file, checks it and puts it under its final name; a corrupt one is fetched once more.
 
-    Raises InputError when that is in vain or refused.
+    Raises InputError when that is in vain or refused. What differs from what is known of the released file is
+    set aside, and refused where that is sure.
     """
-    if file.sha256:
-        remove(file.path)  # not whole, or it would have been kept
+    if file.length and os.path.exists(file.path):  # perhaps somebody's own weights
+        note(f'{file.path} is not the released file, and is kept as {set_aside(file, file.path)}')
     for last in (False, True):
         try:
             transfer(session, file)
@@ -173,10 +212,16 @@ def fetch(session, file):
             discard(file)
             require(not last, f'{file.url}: {error}, twice; try again later or give another --base_url')
             note(f'{file.url}: {error}; fetching it once more')
-    with open(file.part, 'rb+') as part:
-        os.fsync(part.fileno())
-    os.replace(file.part, file.path)
-    remove(file.record)
+    if difference := unlike_released(file, file.part):
+        difference = f'{file.url}: {difference}; what came is kept as {set_aside(file, file.part)}'
+        remove(file.record)
+        require(not file.sure, f'{difference}; run again, or give another --base_url')
+        note(f'{difference}; what is known is not sure: if you trust the server, rename it to {file.path}')
+    else:
+        with open(file.part, 'rb+') as part:
+            os.fsync(part.fileno())
+        os.replace(file.part, file.path)
+        remove(file.record)
 
 
 def transfer(session, file):
@@ -232,11 +277,13 @@ def request(session, method, url, headers=None):
             if target is None:
                 return response
             response.close()
-            at = urllib.parse.urljoin(at, target)
+            secure, at = at.lower().startswith('https:'), urllib.parse.urljoin(at, target)
+            if secure and not at.lower().startswith('https:'):
+                raise ValueError(f'https leads on to {at}')
         raise ValueError(f'more than {REDIRECTS} redirects')
     except ValueError as error:  # all of requests' complaints about URLs are
-        raise InputError(f'{url}: cannot be fetched ({str(error)[:200]}); it must lead to an http or https address; '
-                         'check --base_url (or GPT2_BASE_URL) and the proxy settings') from error
+        raise InputError(f'{url}: cannot be fetched ({str(error)[:200]}); it must lead to an http or https address, '
+                         'from https to https; check --base_url (or GPT2_BASE_URL) and the proxy settings') from error
     except requests.RequestException as error:
         raise TransferError(reason(error)) from error
 
@@ -289,10 +336,11 @@ def content_length(response):
 
 
 def complete_size(response, file):
-    """The announced length of a whole file, None where only its end or its hash tells. Raises InputError if nothing."""
+    """The length of a whole file, announced or known; None where only its end tells; InputError if nothing."""
     length = content_length(response)
-    chunked = 'chunked' in header(response, 'Transfer-Encoding').lower()
-    require(length is not None or chunked or file.sha256,
+    if length is None and file.sure:
+        return file.length
+    require(length is not None or 'chunked' in header(response, 'Transfer-Encoding').lower(),
             f'{file.url}: the server announces no length (Content-Length), so that a break would go unnoticed; '
             'give another --base_url')
     return length
@@ -335,6 +383,9 @@ def receive(response, file, start, whole):
     """
     announced = whole or start
     require(announced <= file.largest, too_large(file, f'{announced:,} bytes are announced'))
+    if file.sure and whole != file.length:
+        raise InputError(f'{file.url}: {whole:,} bytes are announced, where the released file has '
+                         f'{file.length:,}; check --base_url (or GPT2_BASE_URL)')
     os.makedirs(os.path.dirname(file.part), exist_ok=True)
     free = shutil.disk_usage(os.path.dirname(file.part)).free
     require(announced - start <= free, f'{file.path}: {announced - start:,} bytes are to come, and the disk has '
@@ -347,7 +398,7 @@ def receive(response, file, start, whole):
         for chunk in chunks(response):
             have += len(chunk)
             if whole is not None and have > whole:
-                raise CorruptError(f'more than the announced {whole} bytes came')
+                raise CorruptError(f'more than the {whole} bytes of the file came')
             if have > file.largest:
                 discard(file)
                 raise InputError(too_large(file, 'more came'))
@@ -374,15 +425,13 @@ def chunks(response):
 
 
 def check(file):
-    """Raises InputError if file.part is a web page, CorruptError if it is not what its name and its hashes say."""
+    """Raises InputError if file.part is a web page, CorruptError if it is not what its name and MD5 say."""
     with open(file.part, 'rb') as part:
         start = part.read(1024).lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     if start.startswith((b'<!doctype', b'<html', b'<?xml')):
         discard(file)
         raise InputError(web_page(file))
-    sha256, md5 = digest(file.part, 'sha256').hexdigest(), read_record(file)[1]
-    if file.sha256 and sha256 != file.sha256:
-        raise CorruptError(f'SHA-256 is {sha256}, expected {file.sha256}')
+    md5 = read_record(file)[1]
     if md5 and base64.b64encode(digest(file.part, 'md5').digest()).decode() != md5:
         raise CorruptError(f'its MD5 is not that of its Content-MD5 header, {md5}')
     check_structure(file, start)

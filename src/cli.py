@@ -6,6 +6,7 @@ handed values that it cannot misread.
 """
 # ruff: noqa: E402
 import os
+import re
 import signal
 import sys
 
@@ -15,6 +16,30 @@ def is_script():
     path, src = getattr(sys.modules['__main__'], '__file__', None) or '', os.path.dirname(os.path.realpath(__file__))
     return bool(path) and os.path.dirname(os.path.realpath(path)) in (src, os.path.dirname(src))
 
+
+def fail(script, error):
+    """Ends the process with status 2 after one line on stderr."""
+    print(f'{script}: error: {" ".join(str(error).split())}', file=sys.stderr)
+    sys.exit(2)
+
+
+def tell_missing(kind, error, traceback):
+    """Ends a script as Python does where an exception has been raised, but tells in one line, with status 2, that a
+    package of requirements.txt is not installed."""
+    if isinstance(error, ModuleNotFoundError):
+        root = os.path.relpath(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+        required, venv = (os.path.normpath(os.path.join(root, name)) for name in ('requirements.txt', '.venv'))
+        with open(required, encoding='utf-8') as file:
+            if error.name in re.findall(r'^[\w-]+', file.read(), re.MULTILINE):
+                activate = os.path.join(venv, 'bin', 'activate')
+                helps = os.path.exists(activate) and not os.path.samefile(venv, sys.prefix)
+                fail(os.path.basename(sys.argv[0]), f'{sys.executable} has no package {error.name}; run: '
+                                                    + (f'. {activate}' if helps else f'pip install -r {required}'))
+    sys.__excepthook__(kind, error, traceback)
+
+
+if is_script():
+    sys.excepthook = tell_missing  # before the first package is imported
 
 # While a script imports what it needs, first of all what follows here, Ctrl-C has nothing to clear up and would print
 # a traceback: it ends the process.
@@ -128,12 +153,6 @@ def ending_at_once():
     """For the length of the block, signals end a script in place of raising an exception: while modules are imported
     and graphs are built, C++ calls Python, and drops what that raises, or makes another error of it."""
     return interrupts.handling(dict.fromkeys(interrupts.SIGNALS if is_script() else (), signal.SIG_DFL))
-
-
-def fail(script, error):
-    """Ends the process with status 2 after one line on stderr."""
-    print(f'{script}: error: {" ".join(str(error).split())}', file=sys.stderr)
-    sys.exit(2)
 
 
 def arguments(function, argv, script):

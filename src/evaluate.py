@@ -13,9 +13,11 @@ import json
 import math
 import os
 
+import cli  # before what may not be installed
+
+# isort: split
 from tqdm import tqdm
 
-import cli
 import corpora
 import figures
 import load_dataset

@@ -326,8 +326,9 @@ def worker_processes(count: int, model_name: str, models_dir: str = 'models') ->
             return own.pipe.recv()
         except (EOFError, OSError):
             own.process.join()
-            raise InputError(f'one of the {count} worker processes was killed (status {own.process.exitcode}), most '
-                             'likely for want of memory; give fewer --workers') from None
+        # Not within the block: the pipe's exception would be kept, and with it the message, a buffer that is in use.
+        raise InputError(f'one of the {count} worker processes was killed (status {own.process.exitcode}), most likely '
+                         'for want of memory; give fewer --workers')
 
     pool = concurrent.futures.ThreadPoolExecutor(count, initializer=begin)
     try:

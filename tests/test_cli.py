@@ -1,14 +1,20 @@
 import dataclasses
+import glob
 import os
+import shutil
 import subprocess
 import sys
 
+import fire
 import pytest
 
 import cli
 from errors import InputError, require
 
 SRC = os.path.dirname(os.path.abspath(cli.__file__))
+ROOT = os.path.dirname(SRC)
+SCRIPTS = [os.path.relpath(path, ROOT) for path in sorted(glob.glob(f'{ROOT}/*.py') + glob.glob(f'{SRC}/*.py'))
+           if os.access(path, os.X_OK)]
 DEFAULTS = {'text': 'none given', 'run_name': 'run1', 'length': 1, 'rate': 0.5, 'include_prefix': False,
             'maybe': None, 'prompt': None}
 ODD_TEXTS = ['2019', '1e3', 'None', 'True', '[1]', '{}', '(1, 2)', 'a, b', '"', "'", '\'"', 'a\nb', '\\n', '\t', ' ',
@@ -347,6 +353,50 @@ def test_a_reader_that_goes_away_ends_the_script_quietly(tmp_path):
     assert process.stderr.read() == ''
     process.stderr.close()
     assert process.wait(timeout=60) == 141
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """Runs a copy of the project by this Python with no more packages than a folder has; gives status and output."""
+    home = tmp_path / 'gpt-2'
+    shutil.copytree(SRC, home / 'src', ignore=shutil.ignore_patterns('__pycache__'))
+    for path in [*glob.glob(f'{ROOT}/*.py'), f'{ROOT}/requirements.txt']:
+        shutil.copy(path, home)
+
+    def run(*argv, packages='', cwd=home):
+        done = subprocess.run([sys.executable, '-S', *argv], cwd=cwd, env={**os.environ, 'PYTHONPATH': str(packages)},
+                              text=True, capture_output=True, timeout=60)
+        return done.returncode, done.stdout, done.stderr
+    run.home = home
+    return run
+
+
+@pytest.mark.parametrize('name', SCRIPTS)
+def test_what_is_not_installed_is_told_in_one_line(bare, name):
+    missing = f'{os.path.basename(name)}: error: {sys.executable} has no package fire; run: '
+    assert bare(name) == (2, '', f'{missing}pip install -r requirements.txt\n')
+    (bare.home / '.venv' / 'bin').mkdir(parents=True)
+    (bare.home / '.venv' / 'bin' / 'activate').touch()
+    assert bare(name) == (2, '', f'{missing}. .venv/bin/activate\n')
+    assert bare(f'../{name}', cwd=bare.home / 'src') == (2, '', f'{missing}. ../.venv/bin/activate\n')
+
+
+@pytest.mark.parametrize('argv, missing', [
+    (['encode.py'], 'regex'), (['src/evaluate.py'], 'tqdm'), (['download_model.py'], 'urllib3'),
+    (['train.py', '--dataset', 'a.txt'], 'tensorflow')])
+def test_so_is_what_is_imported_later(bare, tmp_path, argv, missing):
+    (tmp_path / 'packages').mkdir()
+    for path in glob.glob(f'{os.path.dirname(os.path.dirname(fire.__file__))}/*'):
+        if os.path.basename(path) != missing:
+            os.symlink(path, tmp_path / 'packages' / os.path.basename(path))
+    status, out, said = bare(*argv, packages=tmp_path / 'packages')
+    assert (status, out, said.count('\n')) == (2, '', 1) and f'has no package {missing}; run: pip install' in said
+
+
+def test_a_package_that_we_do_not_ask_for_keeps_its_traceback(bare):
+    (bare.home / 'src' / 'fire.py').write_text('import of_somebody_else')
+    status, _, said = bare('src/export.py')
+    assert status == 1 and 'Traceback' in said and "No module named 'of_somebody_else'" in said
 
 
 def test_tensorflow_starts_without_a_line_on_the_terminal(tmp_path):

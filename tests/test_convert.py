@@ -48,6 +48,7 @@ def home(tmp_path_factory):
     values = toy.weights(hp, scale=0.2)
     # Numbers that only bits tell apart from others, or that arithmetic would not keep.
     values['model/h1/mlp/c_fc/b'][:3] = [-0.0, 1e-40, 1 / 3]
+    values['model/wpe'] *= 10  # each place has a token of its own, so that no continuation is a loop
     toy.write_model(home / 'models' / 'toy', hp, values)
     to_hf('toy', str(home / 'hf'), models_dir=str(home / 'models'))
     return home, hp, values

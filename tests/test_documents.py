@@ -38,6 +38,7 @@ NOT_RUN = {  # command: why not
     'make horovod': INSTALLS,
     'make test': SUITE,
     'make test-peers': SUITE,
+    'make test-quick': SUITE,
     '.venv/bin/python -m pytest tests/test_sample.py': SUITE,
     '.ci/run': SUITE,
     'make lint': '.ci/run runs it',

@@ -5,6 +5,7 @@ import email.utils
 import hashlib
 import http.server
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 import time
 
 import pytest
+from tiny_vocab import shared
 
 import download_model
 from errors import InputError
@@ -102,8 +104,11 @@ def settings(monkeypatch):
     monkeypatch.setenv('NO_PROXY', '*')
     monkeypatch.delenv('GPT2_BASE_URL', raising=False)
     monkeypatch.setattr(download_model, 'BACKOFF', 0)
-    monkeypatch.setattr(download_model, 'SHA256', {name: hashlib.sha256(FILES[name]).hexdigest()
-                                                   for name in ('encoder.json', 'vocab.bpe')})
+    monkeypatch.setattr(download_model, 'KNOWN', {name: known_of(name) for name in ('encoder.json', 'vocab.bpe')})
+
+
+def known_of(name, sure=True):
+    return len(FILES[name]), hashlib.sha256(FILES[name]).hexdigest(), sure
 
 
 @pytest.fixture
@@ -163,8 +168,8 @@ def test_whole_model_stands_without_a_server(server, folder):
     assert_complete(server, folder)
 
 
-@pytest.mark.parametrize('name', ['hparams.json', 'encoder.json', BIG])
-def test_file_of_another_length_or_hash_is_fetched_anew(server, folder, name):
+@pytest.mark.parametrize('name', ['hparams.json', BIG])
+def test_file_of_another_length_is_fetched_anew(server, folder, name):
     download(server, folder)
     (folder / name).write_bytes(FILES[name][:-1])
     server.seen.clear()
@@ -350,6 +355,28 @@ def test_redirect_elsewhere_is_refused(server, folder, target):
     assert len(server.gets(BIG)) == 1
 
 
+@pytest.mark.parametrize('target, message', [
+    ('https://safe.test/elsewhere/', None), ('/elsewhere/', None), ('//safe.test/elsewhere/', None),
+    ('http://safe.test/', 'https leads on to http://safe.test/'), ('HTTP://safe.test/', 'https leads on')])
+@pytest.mark.parametrize('scheme', ['https', 'HTTPS'])
+def test_https_does_not_lead_to_http(server, folder, monkeypatch, scheme, target, message):
+    """Any scheme of safe.test is answered by this server."""
+    def request(self, method, url, **options):
+        return send(self, method, re.sub('(?i)^https?://safe.test', server.url, url), **options)
+    send = download_model.Session.request
+    monkeypatch.setattr(download_model.Session, 'request', request)
+    server.script[BIG] = [reply(302, Location=f'{target}{BIG}')]
+    with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+        download_model.download_model('124M', str(folder.parent), f'{scheme}://safe.test')
+    assert len(server.gets(BIG)) == (1 if message else 2)
+
+
+def test_what_reads_as_it_comes_is_asked_for():
+    with open(os.path.join(os.path.dirname(download_model.__file__), 'requirements.txt')) as file:
+        least = re.search(r'^urllib3>=(\d+)\.(\d+)', file.read(), re.MULTILINE)
+    assert tuple(map(int, least.groups())) >= (2, 2)  # the first with read1
+
+
 def drip(handler, *parts):  # -> the number of bytes that were taken; sends without end
     sent = 0
     with contextlib.suppress(OSError):
@@ -378,6 +405,7 @@ def test_what_comes_with_a_redirect_is_not_read(server, folder):
 @pytest.mark.parametrize('name', MODEL_FILES)
 def test_data_without_end_is_refused(server, folder, monkeypatch, name):
     monkeypatch.setattr(download_model, 'LARGEST', dict.fromkeys(MODEL_FILES, 1 << 20))
+    monkeypatch.setattr(download_model, 'KNOWN', {})
     server.script[name] = [endless(chunked=True)] * 9
     assert 'more came, where such a file has at most 1,048,576' in refused(server, folder)
     assert not (folder / f'{name}.part').exists()
@@ -453,7 +481,7 @@ def test_announced_longer_than_sent(server, folder, body, headers):
 
 def test_sent_more_than_announced(server, folder):
     server.script[BIG] = [reply(200, chunked(FILES[BIG]), Content_Length=CUT, Transfer_Encoding='chunked')] * 2
-    assert f'more than the announced {CUT} bytes' in refused(server, folder)
+    assert f'more than the {CUT} bytes' in refused(server, folder)
     assert not (folder / f'{BIG}.part').exists()
 
 
@@ -494,8 +522,8 @@ def test_login_page_leaves_the_part(server, folder, monkeypatch):
 
 
 @pytest.mark.parametrize('name, body', [
-    ('checkpoint', b'checkpoint'), ('encoder.json', b'{}'), ('hparams.json', b'{"n_vocab": '), ('hparams.json', b'[]'),
-    ('hparams.json', b'\xff'), ('vocab.bpe', b'#version: 0.2\n'), (BIG, b''),
+    ('checkpoint', b'checkpoint'), ('encoder.json', b'{"a": 0, "b": 1]'), ('hparams.json', b'{"n_vocab": '),
+    ('hparams.json', b'[]'), ('hparams.json', b'\xff'), ('vocab.bpe', b'#vermin: 0.2\na b\n\n'), (BIG, b''),
 ])
 def test_corrupt_file_is_fetched_once_more(server, folder, name, body):
     server.script[name] = [reply(200, body)]
@@ -504,7 +532,7 @@ def test_corrupt_file_is_fetched_once_more(server, folder, name, body):
 
 
 @pytest.mark.parametrize('name, body, fault', [
-    ('encoder.json', b'{}', 'SHA-256 is 44136f'), ('hparams.json', b'[]', 'not a JSON object but list'),
+    ('encoder.json', b'{"a": 0, "b": 1]', 'is not JSON'), ('hparams.json', b'[]', 'not a JSON object but list'),
 ])
 def test_corrupt_file_is_refused_the_second_time(server, folder, name, body, fault):
     server.script[name] = [reply(200, body)] * 9
@@ -523,6 +551,114 @@ def test_wrong_vocabulary_does_not_stay_under_its_name(server, folder):
 def test_structure_is_checked_where_no_hash_is_known(server, folder):
     server.script['vocab.bpe'] = [reply(200, b'a b\n')] * 2
     assert "expected b'#version'" in refused(server, folder.parent / 'mine', 'mine')
+
+
+# Released files, of which length and sum are known
+
+RELEASED = {  # n_embd, n_head, n_layer
+    '124M': (768, 12, 12), '355M': (1024, 16, 24), '774M': (1280, 20, 36), '1558M': (1600, 25, 48)}
+KNOWN = download_model.KNOWN  # before `settings` takes its place
+
+
+@pytest.fixture
+def know(monkeypatch):
+    def know(*names, sure=True):
+        monkeypatch.setattr(download_model, 'KNOWN', {name: known_of(name, sure) for name in names})
+    return know
+
+
+def asides(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if '.sha256-' in path.name}
+
+
+def test_what_is_known_fits_what_can_be_worked_out():
+    for name, (width, heads, layers) in RELEASED.items():
+        hparams = (f'{{\n  "n_vocab": 50257,\n  "n_ctx": 1024,\n  "n_embd": {width},\n  "n_head": {heads},\n'
+                   f'  "n_layer": {layers}\n}}\n').encode()
+        assert KNOWN[f'{name}/hparams.json'][:2] == (len(hparams), hashlib.sha256(hparams).hexdigest())
+        weights = (50257 + 1024 + 2) * width + layers * (12 * width + 13) * width
+        assert KNOWN[f'{name}/{BIG}'][0] == 4 * weights
+    checkpoint = FILES['checkpoint']
+    assert KNOWN['checkpoint'] == (len(checkpoint), hashlib.sha256(checkpoint).hexdigest(), True)
+    assert {key for key, known in KNOWN.items() if known[-1] is True} == {
+        'checkpoint', 'encoder.json', 'vocab.bpe', '124M/hparams.json', f'124M/{BIG}'}
+    assert {key.rpartition('/')[2] for key in KNOWN} <= set(MODEL_FILES)
+
+
+@pytest.mark.parametrize('name', ['encoder.json', 'vocab.bpe'])
+def test_what_is_known_of_the_vocabulary_is_true(name):
+    with open(shared('vocab', name), 'rb') as file:
+        body = file.read()
+    assert KNOWN[name] == (len(body), hashlib.sha256(body).hexdigest(), True)
+
+
+def test_a_model_that_is_known_whole_needs_no_server(server, folder, know):
+    know(*FILES, sure=False)
+    download(server, folder)
+    server.seen.clear()
+    download(server, folder)
+    assert server.seen == []
+
+
+def test_another_sum_that_is_sure_is_refused_and_kept_aside(server, folder, know):
+    know(BIG)
+    expected, server.files[BIG] = hashlib.sha256(FILES[BIG]).hexdigest(), FILES[BIG][::-1]
+    sum_ = hashlib.sha256(FILES[BIG][::-1]).hexdigest()
+    message = refused(server, folder)
+    assert f'SHA-256 is {sum_}, that of the released file {expected}' in message
+    assert asides(folder) == {f'{BIG}.sha256-{sum_[:16]}': FILES[BIG][::-1]} and next(iter(asides(folder))) in message
+    assert len(server.gets(BIG)) == 1 and not list(folder.glob('*.part*'))
+
+
+def test_another_sum_that_is_less_sure_is_warned_of_and_kept_aside(server, folder, know, capsys):
+    know('checkpoint', 'model.ckpt.index', sure=False)
+    server.files['model.ckpt.index'] = b'\0other'
+    server.files['checkpoint'] += b'\n'  # another length
+    with pytest.raises(InputError, match=r'is not whole: what came as checkpoint and model\.ckpt\.index is kept aside'):
+        download(server, folder)
+    said = [line for line in capsys.readouterr().err.splitlines() if 'not sure' in line]
+    assert len(said) == len(asides(folder)) == 2 and 'has 78 bytes, the released file 77;' in said[0]
+    assert all(name in line for name, line in zip(sorted(asides(folder)), said, strict=True))
+    assert (folder / 'vocab.bpe').exists()  # all others were fetched
+    for name in asides(folder):
+        (folder / name).rename(folder / name.partition('.sha256-')[0])
+    server.seen.clear()
+    download(server, folder)
+    assert_complete(server, folder)
+    assert len([line for line in capsys.readouterr().err.splitlines() if 'not sure' in line]) == 2
+    assert not [path for method, path, _ in server.seen if method == 'GET']
+
+
+def test_another_length_that_is_sure_is_refused_before_it_comes(server, folder, know):
+    know(BIG)
+    server.files[BIG] = FILES[BIG] + b'x'
+    assert '10,241 bytes are announced, where the released file has 10,240' in refused(server, folder)
+    assert len(server.gets(BIG)) == 1 and not list(folder.glob(f'{BIG}*'))
+
+
+def test_without_an_announced_length_the_known_one_counts(server, folder, know):
+    know(BIG)
+    server.script[BIG] = [reply(200, FILES[BIG][:CUT], Content_Length=None, ETag='"1"')]
+    download(server, folder)
+    assert_complete(server, folder)
+    assert server.gets(BIG)[1]['Range'] == f'bytes={CUT}-'
+
+
+@pytest.mark.parametrize('body', [FILES[BIG][::-1], b'somebody\'s own'])
+def test_what_stood_under_the_name_of_a_released_file_is_not_lost(server, folder, know, capsys, body):
+    know(BIG)
+    folder.mkdir(parents=True)
+    (folder / BIG).write_bytes(body)
+    download(server, folder)
+    assert list(asides(folder).values()) == [body]
+    assert f'{folder / BIG} is not the released file, and is kept as {folder / BIG}.sha256-' in capsys.readouterr().err
+
+
+def test_models_of_other_names_are_not_compared(server, folder, know):
+    know(*FILES)
+    server.files.update({'vocab.bpe': b'#version: 0.2\nof its own\n', BIG: b'its own'})
+    download(server, folder.parent / 'mine', 'mine')
+    assert_complete(server, folder.parent / 'mine')
 
 
 def md5(body):

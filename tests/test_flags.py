@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import re
 
 import pytest
@@ -67,7 +68,7 @@ def test_the_ends_of_each_range_are_accepted(name, value):
 
 @pytest.mark.parametrize('listed', [TrainFlags, SamplingFlags, ExportFlags])
 def test_every_flag_is_explained(listed):
-    explained = re.findall(r'^        (\w+): \S', listed.__doc__.partition('Args:')[2], re.MULTILINE)
+    explained = re.findall(r'^    (\w+): \S', inspect.getdoc(listed).partition('Args:')[2], re.MULTILINE)
     assert explained == [field.name for field in dataclasses.fields(listed)]
 
 

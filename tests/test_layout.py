@@ -152,8 +152,8 @@ def is_path_line(node, name):
 
 
 def is_for_scripts(node, name):
-    """What cli does where the process runs a script: until `run`, Ctrl-C ends it."""
-    return name == 'src/cli.py' and isinstance(node, ast.If) and ast.unparse(node.test).startswith('is_script() and ')
+    """What cli does where the process runs a script: until `run`, Ctrl-C ends it; what is not installed is told."""
+    return name == 'src/cli.py' and isinstance(node, ast.If) and ast.unparse(node.test).startswith('is_script()')
 
 
 def is_guard(node, name):

@@ -1,14 +1,9 @@
-"""What the tests share about vocabularies: a small one trained on the spot, and tiktoken as the reference."""
-import collections
+"""What the tests share about vocabularies: a small one, and tiktoken as the reference."""
 import functools
-import inspect
-import itertools
 import json
 import os
-import textwrap
 
 import pytest
-import regex
 import tiktoken
 
 from encoder import bytes_to_unicode
@@ -25,41 +20,17 @@ usually right about the things that we're all wrong about. I'm telling it as it 
 """
 
 
-def train_bpe(text, n_merges):
-    """Trains n_merges merges naively. Returns the encoder dict (bytes first, <|endoftext|> last) and the merges."""
-    symbols = bytes_to_unicode()
-    words = collections.Counter(regex.findall(PATTERN, text))
-    words = {tuple(symbols[byte] for byte in word.encode()): count for word, count in words.items()}
-    vocabulary, merges = list(symbols.values()), []
-    while len(merges) < n_merges:
-        pairs = collections.Counter()
-        for word, count in words.items():
-            for pair in itertools.pairwise(word):
-                pairs[pair] += count
-        if not pairs:
-            break
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
-        words = {merged(word, best): count for word, count in words.items()}
-        if ''.join(best) not in vocabulary:  # two ways to one symbol: only the first is learned
-            vocabulary.append(''.join(best))
-        merges.append(best)
-    return {symbol: id for id, symbol in enumerate([*vocabulary, EOT])}, merges
-
-
-def merged(word, pair):
-    result = []
-    for symbol in word:
-        if result and (result[-1], symbol) == pair:
-            result[-1] += symbol
-        else:
-            result.append(symbol)
-    return tuple(result)
-
-
 @functools.cache
 def tiny_bpe(n_merges=300):
-    """(encoder dict, merges) trained on a little English and Python."""
-    return train_bpe(ENGLISH + inspect.getsource(textwrap), n_merges)
+    """(encoder dict, merges), the bytes first, <|endoftext|> last.
+
+    The merges were learned from ENGLISH and Python's module textwrap, once: it is another with each version of Python,
+    and so would be the ids, and the models that learn to predict them.
+    """
+    with open(os.path.join(os.path.dirname(__file__), 'tiny_vocab.bpe'), encoding='utf-8') as file:
+        merges = [tuple(line.split()) for line in file.read().splitlines()[1:n_merges + 1]]
+    symbols = dict.fromkeys([*bytes_to_unicode().values(), *map(''.join, merges), EOT])
+    return {symbol: id for id, symbol in enumerate(symbols)}, merges
 
 
 def write_vocab(directory, n_merges=300):
