@@ -71,21 +71,31 @@ def model_or_run(given: str, models_dir: str = 'models', checkpoint_dir: str = '
     return run
 
 
-def read_small(path: str, limit: int = SMALL_FILE) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes, for files that are read whole.
-
-    Raises InputError for a pipe or a device, which may never end, and for a larger file; OSError where there is none.
-    """
+@contextlib.contextmanager
+def open_regular(path: str) -> Iterator[typing.BinaryIO]:
+    """Opens a regular file for reading. Raises InputError for a pipe or a device, which may never end; OSError where
+    there is none."""
     def opener(name, flags):  # a pipe that nobody writes to would keep open() waiting
         return os.open(name, flags | getattr(os, 'O_NONBLOCK', 0))
     with open(path, 'rb', opener=opener) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f'{path} is a pipe or a device; give a regular file')
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise InputError(f'{path} has {status.st_size:,} bytes, expected at most {limit:,}; give the file that belongs '
-                         'there')
+        require(stat.S_ISREG(os.fstat(file.fileno()).st_mode), f'{path} is a pipe or a device; give a regular file')
+        yield file
+
+
+def read_small(path: str, limit: int = SMALL_FILE) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes, for files that are read whole.
+
+    Raises InputError for a larger file, and as open_regular does; OSError where there is none.
+    """
+    with open_regular(path) as file:
+        return read_whole(file, path, limit)
+
+
+def read_whole(file: typing.BinaryIO, path: str, limit: int) -> bytes:
+    """What an open file holds, which may be a pipe. Raises InputError where that is more than `limit` bytes."""
+    data = file.read(limit + 1)
+    require(len(data) <= limit, f'{path} has {max(len(data), os.fstat(file.fileno()).st_size):,} bytes, expected at '
+                                f'most {limit:,}; give the file that belongs there')
     return data
 
 
@@ -94,11 +104,13 @@ def replacing(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[t
     """Opens a new file beside `path` for writing; at the end of the block it takes the place of `path`, whole.
 
     On an exception nothing is left behind and `path` is as it was. The data is on the disk before the name is. Text has
-    the same bytes on every system.
+    the same bytes on every system. Those who may read a file that was there, and no others, may read the new one.
     """
-    temporary, binary = f'{path}.{os.getpid()}.tmp', 'b' in mode
+    temporary = f'{path}.{os.getpid()}.tmp'
     try:
-        with open(temporary, mode, encoding=None if binary else encoding, newline=None if binary else '\n') as file:
+        with open(temporary, mode, **as_text(mode, encoding)) as file:
+            if os.path.isfile(path) and not os.path.islink(path):
+                os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -109,6 +121,44 @@ def replacing(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[t
         if isinstance(error, OSError) and error.filename in (None, temporary):
             error.filename = path  # the name that the caller knows
         raise
+
+
+def as_text(mode, encoding):  # -> arguments of open
+    return {} if 'b' in mode else {'encoding': encoding, 'newline': '\n'}
+
+
+@contextlib.contextmanager
+def output(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[typing.IO]:
+    """Opens for writing what a user calls `path`: a file as `replacing` does, at the end of symbolic links; a `stream`
+    as it is, where nothing can be taken back.
+
+    What stands in a folder is not written in this way, since a link in it could lead out of it.
+    """
+    target = stream(path)
+    if target is None:
+        with replacing(os.path.realpath(path), mode, encoding) as file:
+            yield file
+    else:
+        try:
+            with open(target, mode, closefd=isinstance(target, str), **as_text(mode, encoding)) as file:
+                yield file
+        except OSError as error:
+            error.filename = error.filename or path
+            raise
+
+
+def stream(path: str) -> str | int | None:
+    """What open() is to be given where `path` is no file that could be replaced: the path of a device or a pipe, or the
+    descriptor of a file that is open already, such as /dev/stdout; else None."""
+    link = path
+    while os.path.exists(path):
+        folder, name = os.path.split(link)
+        if os.path.realpath(folder) == os.path.realpath('/dev/fd'):
+            return int(name)
+        if not os.path.islink(link):
+            return None if os.path.isfile(path) or os.path.isdir(path) else path
+        link = os.path.join(folder, os.readlink(link))
+    return None
 
 
 def check_new(folder):

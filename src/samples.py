@@ -142,7 +142,8 @@ def prompt_of(line):
 
 @contextlib.contextmanager
 def appending(output, prompts):
-    """A file for JSON lines, and how many it has; None: stdout. A last line that was cut off is removed.
+    """A file for JSON lines, and how many it has; None: stdout. A last line that was cut off is removed; of a pipe or
+    a device none is known.
 
     prompts: those of all lines that there will be. Raises InputError where the file's are not the first of them.
     """
@@ -150,6 +151,10 @@ def appending(output, prompts):
         yield sys.stdout, 0
         return
     path = output_path(output)
+    if paths.stream(path) is not None:  # what was written into it before cannot be looked at
+        with paths.output(path) as file:
+            yield file, 0
+        return
     with open(path, 'a+', encoding='utf-8', errors='surrogateescape', newline='\n') as file:  # cut within a character
         file.seek(0)
         n_done = whole = 0
@@ -177,5 +182,5 @@ def opened(output: str | None) -> Iterator[typing.IO[str]]:
     if output is None:
         yield sys.stdout
         return
-    with paths.replacing(output_path(output)) as file, contextlib.suppress(KeyboardInterrupt):
+    with paths.output(output_path(output)) as file, contextlib.suppress(KeyboardInterrupt):
         yield file

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -325,6 +326,25 @@ def test_an_output_that_is_no_file_is_refused_before_anything_is_drawn(fake, fla
         script(**flags, **more, nsamples=1, output=output)
     assert fake.calls == []
     assert os.listdir(tmp_path) == ['folder'] and os.listdir(tmp_path / 'folder') == []
+
+
+@pytest.mark.parametrize('more', [{'prompt': 'x'}, {'prompts_file': 'prompts.txt'}])
+def test_output_may_be_a_pipe_or_what_is_open_already(fake, flags, tmp_path, monkeypatch, capsys, more):
+    monkeypatch.chdir(tmp_path)
+    write_prompts(tmp_path / 'prompts.txt')
+    interact_model(**flags, **more)
+    expected = capsys.readouterr().out
+    os.mkfifo('pipe')
+    for output in ('pipe', None):
+        reading, descriptor = os.pipe()
+        if output:
+            os.close(reading)
+            reading = os.open(output, os.O_RDONLY | os.O_NONBLOCK)
+        interact_model(**flags, **more, output=output or f'/dev/fd/{descriptor}')
+        os.close(descriptor)
+        assert os.read(reading, 10000).decode() == expected
+        os.close(reading)
+    assert sorted(os.listdir()) == ['pipe', 'prompts.txt'] and stat.S_ISFIFO(os.stat('pipe').st_mode)
 
 
 def test_output_without_an_end_is_refused(flags, tmp_path):
