@@ -68,7 +68,7 @@ def latest(directory: str) -> str | None:
 
 def find(path: str) -> str:
     """The checkpoint at a path given by a user: a directory, a checkpoint's path, or one of its files."""
-    path = paths.expand(path)
+    path = paths.for_tensorflow(paths.expand(path))
     if os.path.isdir(path):
         return require(latest(path), f'{path} holds no file named checkpoint; give the path of one, like '
                                      f'{path}/model-1000')

@@ -35,7 +35,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
                                                        'is; give one of them')
     require((train_vocab is None) == (corpus is None), '--train_vocab and --corpus belong together: the number of '
                                                        'tokens, and the text that they are learned from')
-    directory = paths.child(models_dir, name, 'NAME')
+    directory = paths.for_tensorflow(paths.child(models_dir, name, 'NAME'))
     paths.check_new(directory)
     cli.load_tensorflow()
     import checkpoint

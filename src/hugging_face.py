@@ -284,7 +284,7 @@ def weight_files(source):  # -> paths
         names = names.values() if isinstance(names, dict) else ()
         require(names and all(isinstance(name, str) and name.endswith('.safetensors') for name in names),
                 f'{index} has no weight_map of tensors to files *.safetensors')
-        return [paths.child(source, name, f'{index}: the file') for name in sorted(set(names))]
+        return [os.path.join(source, paths.child('', name, f'{index}: the file')) for name in sorted(set(names))]
     pickled = [name for name in sorted(os.listdir(source)) if name.endswith(('.bin', '.pt', '.pth', '.ckpt', '.pkl'))]
     require(not pickled, f'{source} has its weights in {"".join(pickled[:1])}, a pickle: reading one runs whatever '
                          'program it holds, so none is read; have them saved as safetensors, as save_pretrained of '

@@ -18,6 +18,7 @@ MODEL_FILES = ('checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00
                'model.ckpt.meta', 'vocab.bpe')
 RELEASED_MODELS = ('124M', '355M', '774M', '1558M')
 ALIASES = {'117M': '124M', '345M': '355M'}  # the names under which the first two were announced
+PATTERN_CHARACTERS = {'*', '?', '[', '\\'} - {os.sep}
 SMALL_FILE = 1 << 26  # bytes of a file that is read whole; GPT-2's encoder.json has 2^20
 
 
@@ -34,9 +35,22 @@ def child(parent: str, name: str, flag: str) -> str:
     return os.path.join(expand(parent), name)
 
 
+def for_tensorflow(path: str) -> str:
+    """The path, where TensorFlow can read a checkpoint there: it takes the path for a pattern, and for UTF-8.
+
+    Raises InputError, which names the character, where it cannot. What it is not given, such as the folders above a
+    relative path, may have any name.
+    """
+    for character in path:
+        if character in PATTERN_CHARACTERS or '\ud800' <= character <= '\udfff':
+            raise InputError(f'the path {path[:200]!r} has the character {character!r}, with which TensorFlow reads no '
+                             'checkpoint; give another name, or a path relative to the folder that has it')
+    return path
+
+
 def model_dir(model_name: str, models_dir: str = 'models') -> str:
     """The existing directory of a model; 117M and 345M find 124M and 355M, and the other way round."""
-    path = child(models_dir, model_name, '--model_name')
+    path = for_tensorflow(child(models_dir, model_name, '--model_name'))
     other = {**ALIASES, **{new: old for old, new in ALIASES.items()}}.get(model_name)
     for candidate in (path, other and child(models_dir, other, '--model_name')):
         if candidate and os.path.isdir(candidate):
@@ -50,7 +64,7 @@ def model_dir(model_name: str, models_dir: str = 'models') -> str:
 
 def run_dir(run_name: str, checkpoint_dir: str = 'checkpoint') -> str:
     """The directory of a training run, which need not exist yet."""
-    return child(checkpoint_dir, run_name, '--run_name')
+    return for_tensorflow(child(checkpoint_dir, run_name, '--run_name'))
 
 
 def model_or_run(given: str, models_dir: str = 'models', checkpoint_dir: str = 'checkpoint') -> str:
@@ -59,10 +73,12 @@ def model_or_run(given: str, models_dir: str = 'models', checkpoint_dir: str = '
     Raises InputError where there is none, and where a model and a run have the name.
     """
     if os.path.dirname(given):
-        path = os.path.abspath(expand(given))
+        path = os.path.normpath(expand(given))
+        if os.path.basename(path) in ('', '.', '..'):
+            path = os.path.abspath(path)  # which has a name
         require(os.path.isdir(path), f'no folder {given}; give the name of a model or run, or the path of its folder')
-        return path
-    run = child(checkpoint_dir, given, 'MODEL_OR_RUN')
+        return for_tensorflow(path)
+    run = for_tensorflow(child(checkpoint_dir, given, 'MODEL_OR_RUN'))
     if not os.path.isdir(run):
         return model_dir(given, models_dir)
     model = child(models_dir, given, 'MODEL_OR_RUN')

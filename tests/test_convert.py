@@ -587,6 +587,17 @@ def test_from_the_command_line_a_mistake_is_one_line_and_status_2(home, folder, 
                                        'remove it\n')
 
 
+def test_only_what_tensorflow_reads_must_have_a_plain_name(home, folder, tmp_path, monkeypatch):
+    theirs = shutil.copytree(folder, tmp_path / 'a [1]')
+    with pytest.raises(InputError, match=r"has the character '\['"):
+        from_hf(str(theirs), 'b[1]', models_dir=str(tmp_path / 'models'))
+    from_hf(str(theirs), 'b', models_dir=str(tmp_path / 'models'))
+    assert_bits(weights(tmp_path / 'models' / 'b'), home[2])
+    monkeypatch.chdir(shutil.move(tmp_path / 'models', theirs))
+    to_hf('./b', str(tmp_path / 'c[2]'))
+    assert_bits(safetensors.numpy.load_file(tmp_path / 'c[2]' / 'model.safetensors'), tensors(home[2]))
+
+
 # Memory
 
 def test_written_tensors_are_not_kept(tmp_path):

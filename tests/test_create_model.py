@@ -174,6 +174,24 @@ def test_the_models_folder_is_made(tmp_path):
     assert listing(tmp_path / 'a' / 'b') == ['toy']
 
 
+@pytest.mark.parametrize('name, folder, character', [
+    ('a[1]', '', '['), ('a', 'b[1]', '['), ('a*', '', '*'), ('a', 'b?', '?'), ('a\udcff', '', '\udcff')])
+def test_a_model_that_could_not_be_read_is_not_made(tmp_path, name, folder, character):
+    with pytest.raises(InputError) as raised:
+        create_model(name, **TOY, models_dir=str(tmp_path / folder))
+    assert f'has the character {character!r}, with which TensorFlow reads no checkpoint' in str(raised.value)
+    assert listing(tmp_path) == []
+
+
+def test_a_model_is_made_and_read_below_a_folder_of_any_name(tmp_path, monkeypatch):
+    (tmp_path / 'a[1]').mkdir()
+    monkeypatch.chdir(tmp_path / 'a[1]')
+    create_model('toy', **TOY, seed=1)
+    assert weights('models/toy').keys() == SHAPES.keys()
+    with pytest.raises(Exception, match='Failed to find any matching files'):  # TensorFlow takes it for a pattern
+        weights(tmp_path / 'a[1]' / 'models' / 'toy' / 'model.ckpt')
+
+
 # A vocabulary of one's own
 
 HELD_OUT = ["The keepers' lamps weren't trimmed, they'd said, on 12 November 1986.\n\n", '   \t\n  x ', '',

@@ -303,3 +303,26 @@ def test_what_is_open_for_reading_alone_is_named():
         with pytest.raises(OSError) as raised, paths.output(path) as out:
             out.write('text')
     assert raised.value.filename == path
+
+
+# Characters that TensorFlow cannot read
+
+@pytest.mark.parametrize('name', ['a[1]', 'a*', 'a?', 'a\udcff'])
+@pytest.mark.parametrize('find', [paths.model_dir, paths.run_dir, paths.model_or_run])
+def test_a_folder_whose_checkpoints_tensorflow_cannot_read_is_refused(tmp_path, find, name):
+    (tmp_path / name / name).mkdir(parents=True)
+    for given in ((name, str(tmp_path)), ('b', str(tmp_path / name))):
+        with pytest.raises(InputError) as raised:
+            find(*given)
+        assert f'has the character {name[1]!r}' in str(raised.value)
+    with pytest.raises(InputError, match='has the character'):
+        paths.model_or_run(str(tmp_path / name))
+
+
+def test_what_stands_above_a_relative_path_may_have_any_name(tmp_path, monkeypatch):
+    (tmp_path / 'a[1]' / 'models' / 'b').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / 'a[1]')
+    assert paths.model_dir('b') == paths.model_or_run('models/b/') == paths.model_or_run('./models/b') == 'models/b'
+    monkeypatch.chdir('models/b')
+    with pytest.raises(InputError, match='has the character'):
+        paths.model_or_run('./')  # whose name is known from the top alone

@@ -632,6 +632,9 @@ def test_another_vocabularys_tokens_are_refused_before_anything_is_written(flags
     ({'model_name': 'none'}, 'no model directory'),
     ({'restore_from': 'nowhere/model-3'}, 'no checkpoint nowhere/model-3'),
     ({'run_name': '../up'}, '--run_name'),
+    ({'run_name': 'a[1]'}, r"a\[1\]' has the character '\['"),
+    ({'restore_from': 'a*/model-3'}, r"a\*/model-3' has the character '\*'"),
+    ({'models_dir': 'what?'}, r"what\?/toy' has the character '\?'"),
 ])
 def test_flags_that_cannot_be_used_write_nothing(flags, changes, message):
     with pytest.raises(InputError, match=message):
