@@ -125,10 +125,11 @@ def read(source: str, folder: str) -> model.HParams:
 def read_object(path):
     """The object of a JSON file. Raises InputError if there is none."""
     try:
-        with open(path, encoding='utf-8') as file:
-            values = json.load(file)
+        data = paths.read_small(path)
     except FileNotFoundError:
         raise InputError(f'no {path}; copy it from where the model came from') from None
+    try:
+        values = json.loads(data)  # also with a byte-order mark
     except (ValueError, RecursionError) as error:
         raise InputError(f'{path} is not JSON ({error}); copy it again from where the model came from') from None
     require(isinstance(values, dict), f'{path} must hold an object, not {type(values).__name__}')

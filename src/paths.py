@@ -20,6 +20,7 @@ RELEASED_MODELS = ('124M', '355M', '774M', '1558M')
 ALIASES = {'117M': '124M', '345M': '355M'}  # the names under which the first two were announced
 PATTERN_CHARACTERS = {'*', '?', '[', '\\'} - {os.sep}
 SMALL_FILE = 1 << 26  # bytes of a file that is read whole; GPT-2's encoder.json has 2^20
+BYTE_ORDER_MARK = '\ufeff'
 
 
 def expand(path: str) -> str:
@@ -88,30 +89,28 @@ def model_or_run(given: str, models_dir: str = 'models', checkpoint_dir: str = '
 
 
 @contextlib.contextmanager
-def open_regular(path: str) -> Iterator[typing.BinaryIO]:
-    """Opens a regular file for reading. Raises InputError for a pipe or a device, which may never end; OSError where
-    there is none."""
+def open_regular(path: str, or_pipe: bool = False) -> Iterator[typing.BinaryIO]:
+    """Opens a regular file for reading, or a pipe where that is allowed. Raises InputError for what else there is,
+    which may never end; OSError where there is nothing."""
     def opener(name, flags):  # a pipe that nobody writes to would keep open() waiting
-        return os.open(name, flags | getattr(os, 'O_NONBLOCK', 0))
+        return os.open(name, flags | (0 if or_pipe else getattr(os, 'O_NONBLOCK', 0)))
     with open(path, 'rb', opener=opener) as file:
-        require(stat.S_ISREG(os.fstat(file.fileno()).st_mode), f'{path} is a pipe or a device; give a regular file')
+        mode = os.fstat(file.fileno()).st_mode
+        require(stat.S_ISREG(mode) or (or_pipe and stat.S_ISFIFO(mode)),
+                f'{path} is {"" if or_pipe else "a pipe or "}a device; give a regular file')
         yield file
 
 
-def read_small(path: str, limit: int = SMALL_FILE) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes, for files that are read whole.
+def read_small(path: str, limit: int = SMALL_FILE, or_pipe: bool = False) -> bytes:
+    """The bytes of a file of at most `limit` bytes, for files that are read whole.
 
     Raises InputError for a larger file, and as open_regular does; OSError where there is none.
     """
-    with open_regular(path) as file:
-        return read_whole(file, path, limit)
-
-
-def read_whole(file: typing.BinaryIO, path: str, limit: int) -> bytes:
-    """What an open file holds, which may be a pipe. Raises InputError where that is more than `limit` bytes."""
-    data = file.read(limit + 1)
-    require(len(data) <= limit, f'{path} has {max(len(data), os.fstat(file.fileno()).st_size):,} bytes, expected at '
-                                f'most {limit:,}; give the file that belongs there')
+    with open_regular(path, or_pipe) as file:
+        data = file.read(limit + 1)
+        size = max(len(data), os.fstat(file.fileno()).st_size)
+    require(len(data) <= limit, f'{path} has {size:,} bytes, expected at most {limit:,}; give the file that belongs '
+                                'there')
     return data
 
 

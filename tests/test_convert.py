@@ -468,6 +468,13 @@ def test_whatever_stands_in_a_header_it_is_refused_or_read_whole(home, folder):
     assert refused > 200
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(home, folder, tmp_path):
+    shard(folder, tensors(home[2]))
+    for name in ('config.json', 'vocab.json', 'merges.txt', 'model.safetensors.index.json'):
+        (folder / name).write_bytes('\ufeff'.encode() + (folder / name).read_bytes())
+    assert_bits(read_back(folder, tmp_path), home[2])
+
+
 @pytest.mark.parametrize('name', ['config.json', 'vocab.json', 'merges.txt', 'model.safetensors'])
 def test_a_missing_file_is_named(folder, tmp_path, name):
     os.unlink(folder / name)
