@@ -20,7 +20,14 @@ RELEASED_MODELS = ('124M', '355M', '774M', '1558M')
 ALIASES = {'117M': '124M', '345M': '355M'}  # the names under which the first two were announced
 PATTERN_CHARACTERS = {'*', '?', '[', '\\'} - {os.sep}
 SMALL_FILE = 1 << 26  # bytes of a file that is read whole; GPT-2's encoder.json has 2^20
+TEXT_FILE = 1 << 28  # bytes of a test set or of prompts, which are read whole too; enwik8 has 10^8
 BYTE_ORDER_MARK = '\ufeff'
+BINARY_FILES = {  # first bytes of what is often taken for text: what it is
+    b'\x1f\x8b': 'a gzip file', b'BZh91AY&SY': 'a bzip2 file', b'\xfd7zXZ\0': 'an xz file',
+    b'(\xb5/\xfd': 'a zstd file', b"7z\xbc\xaf'\x1c": 'a 7-Zip file', b'Rar!\x1a\7': 'a RAR file',
+    b'PK\3\4': 'a zip file (as .docx, .xlsx, .odt, .epub and .npz are)', b'%PDF-': 'a PDF',
+    b'\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1': 'an Office file (.doc, .xls)', b'PAR1\x15': 'a Parquet file',
+    b'SQLite format 3\0': 'a database', b'\x89PNG\r\n': 'a picture', b'\xff\xd8\xff': 'a picture'}
 
 
 def expand(path: str) -> str:
@@ -112,6 +119,12 @@ def read_small(path: str, limit: int = SMALL_FILE, or_pipe: bool = False) -> byt
     require(len(data) <= limit, f'{path} has {size:,} bytes, expected at most {limit:,}; give the file that belongs '
                                 'there')
     return data
+
+
+def check_text(data: bytes, place: str = ''):
+    """InputError, which begins with the place, where the first bytes of a file are those of a kind that is no text."""
+    kinds = [kind for start, kind in BINARY_FILES.items() if data.startswith(start)]
+    require(not kinds, f'{place}this is {"".join(kinds)}, not text; unpack or convert it, or leave it out')
 
 
 @contextlib.contextmanager

@@ -246,6 +246,12 @@ def test_a_corpus_is_read_in_its_encoding(learned, tmp_path):
     assert merges == [('Ã', 'Ł')] and vocabulary['ÃŁ'] == 256
 
 
+def test_a_byte_order_mark_is_not_learned(learned, tmp_path):
+    (tmp_path / 'text').write_bytes('\ufeff\ufeff'.encode())  # the first is a mark, and no pair of bytes comes twice
+    with pytest.raises(InputError, match='has pairs for --train_vocab 257 and no more'):
+        trained_vocabulary(258, str(tmp_path / 'text'))
+
+
 def test_the_smallest_vocabulary_is_the_one_without_a_corpus(learned, tmp_path):
     create_model('bytes', n_layer=1, n_head=1, n_embd=8, n_ctx=8, models_dir=str(tmp_path), train_vocab=257,
                  corpus=str(learned[0] / 'text'))
