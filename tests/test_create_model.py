@@ -261,6 +261,7 @@ def test_the_smallest_vocabulary_is_the_one_without_a_corpus(learned, tmp_path):
 
 
 @pytest.mark.parametrize('flags, message', [
+    ({'train_vocab': 2**24 + 1}, ' to 16,777,216, not 16777217'),
     ({'train_vocab': 256}, '--train_vocab must be 257'), ({'train_vocab': -1}, '--train_vocab must be 257'),
     ({'train_vocab': 50257}, 'has pairs for --train_vocab '), ({'corpus': '{}/none'}, 'nothing matches the path'),
     ({'corpus': '{}/empty'}, 'empty holds no text'), ({'corpus': '{}/a.npz'}, 'a.npz holds tokens of another'),

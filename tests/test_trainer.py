@@ -1,3 +1,4 @@
+import dataclasses
 import glob
 import json
 import os
@@ -371,6 +372,18 @@ def test_what_is_seen_in_tensorboard(flags, capsys):
     assert 'tokens/s' in output.err
     last = output.out.strip().rpartition('\n')[2]
     assert last.startswith('4 steps done, loss=') and last.endswith(os.path.join(made.checkpoint_dir, 'run1'))
+
+
+def test_files_whose_names_are_not_utf_8_are_trained_on(flags, tmp_path):
+    name = os.path.join(tmp_path, '\udcff')
+    for part in ('.txt', '.val'):
+        with open(name + part, 'w') as file:
+            file.write(ENGLISH)
+    made = flags(dataset=f'{name}.txt', val_dataset=f'{name}.val', val_every=1, steps=1, sample_every=1,
+                 sample_length=2, samples_dir=f'{name}.samples')
+    trainer.train(made)
+    assert sorted(events(made, 'flags')) == [0] and os.listdir(f'{name}.samples/run1') == ['samples-1']
+    trainer.train(dataclasses.replace(made, steps=2))
 
 
 def test_the_gradient_norm_is_that_of_finite_differences(flags, world):
