@@ -41,6 +41,7 @@ def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str
     enc = encoder.get_encoder(model_name, models_dir)
     files = load_dataset.find_files(in_text)
     out = paths.expand(out_npz)
+    require(paths.stream(out) is None, f'{out} is a pipe or a device; name a file to write')
     out += '' if out.lower().endswith('.npz') else '.npz'
     require(not os.path.isdir(out), f'{out} is a directory; name a file to write')
     if os.path.exists(out):

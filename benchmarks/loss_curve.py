@@ -37,7 +37,7 @@ def draw(run_name: str, out: str, checkpoint_dir: str = 'checkpoint'):
     matplotlib.use('agg')
     matplotlib.rcParams.update(STYLE)
     figure = picture(run_name, *losses(files))
-    with paths.replacing(out, 'wb') as file:
+    with paths.output(out, 'wb') as file:
         figure.savefig(file, format=out[-3:], metadata={'Date': None} if out.endswith('.svg') else None)
 
 

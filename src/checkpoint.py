@@ -51,8 +51,8 @@ def latest(directory: str) -> str | None:
     """
     index = os.path.join(directory, 'checkpoint')
     try:
-        with open(index, encoding='utf-8', errors='replace') as file:
-            named = re.search(r'^model_checkpoint_path: "(.+)"\s*$', file.read(), re.MULTILINE)
+        text = paths.read_small(index).decode('utf-8-sig', 'replace')
+        named = re.search(r'^model_checkpoint_path: "(.+)"\s*$', text, re.MULTILINE)
     except (FileNotFoundError, NotADirectoryError):
         return None
     named = require(named, f'{index} does not name a checkpoint (model_checkpoint_path: "…"); write the name of one '
@@ -68,7 +68,7 @@ def latest(directory: str) -> str | None:
 
 def find(path: str) -> str:
     """The checkpoint at a path given by a user: a directory, a checkpoint's path, or one of its files."""
-    path = paths.expand(path)
+    path = paths.for_tensorflow(paths.expand(path))
     if os.path.isdir(path):
         return require(latest(path), f'{path} holds no file named checkpoint; give the path of one, like '
                                      f'{path}/model-1000')
@@ -153,7 +153,9 @@ def weights_reader(prefix, hparams):
 
 @contextlib.contextmanager
 def readable(prefix: str) -> Iterator[None]:
-    """What TensorFlow raises about a damaged checkpoint, as one line."""
+    """What TensorFlow raises about a damaged checkpoint, as one line; for a pipe it would wait."""
+    files = glob.glob(f'{glob.escape(prefix)}.[di]*')  # data and index
+    require(all(map(os.path.isfile, files)), f'{prefix} is not made of regular files; use another checkpoint')
     try:
         yield
     except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
@@ -436,9 +438,9 @@ def unsealed(values):
 def all_named(directory):
     """All checkpoints that the directory's `checkpoint` file names, oldest first; none where there is no such file."""
     names = []
-    with (contextlib.suppress(FileNotFoundError),
-          open(os.path.join(directory, 'checkpoint'), encoding='utf-8', errors='replace') as file):
-        names = re.findall(r'^all_model_checkpoint_paths: "(.+)"\s*$', file.read(), re.MULTILINE)
+    with contextlib.suppress(FileNotFoundError):
+        text = paths.read_small(os.path.join(directory, 'checkpoint')).decode('utf-8-sig', 'replace')
+        names = re.findall(r'^all_model_checkpoint_paths: "(.+)"\s*$', text, re.MULTILINE)
     return [os.path.join(directory, os.path.basename(name)) for name in names]
 
 

@@ -53,6 +53,7 @@ import difflib
 import errno
 import inspect
 import io
+import itertools
 import logging
 import math
 import tempfile
@@ -64,6 +65,7 @@ import interrupts
 import paths
 from errors import InputError, require
 
+LARGEST_SIZE, LARGEST = (1 << 31) - 1, {'seed': (1 << 63) - 1}  # TensorFlow has sizes in 32 bits
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # told without the file's name
 Function = collections.abc.Callable[..., None]
 
@@ -126,6 +128,8 @@ def run(function: Function | dict[str, Function], argv: list[str] | None = None)
         os.kill(os.getpid(), *signal_number.args)  # and not an exit, which would wait for a reader of stdout
     except InputError as error:
         fail(script, error)
+    except MemoryError as error:
+        fail(script, f'there is not enough memory ({error}); give smaller numbers, first of all a --batch_size')
     except OSError as error:
         if not error.filename and error.errno not in DISK_ERRORS:
             raise
@@ -160,20 +164,17 @@ def arguments(function, argv, script):
 
     Raises InputError for an unknown or repeated flag, a missing or malformed value, and a missing argument.
     """
-    if '--help' in argv or '-h' in argv:
-        return ['--help']
     parameters = inspect.signature(function).parameters
     types = typing.get_type_hints(function)
+    if asks_for_help(argv, types):
+        return ['--help']
     required = [name for name, p in parameters.items() if p.default is p.empty]
     values, rest = {}, list(argv)
     positions = [name for name in required if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
     while rest:
         word = rest.pop(0)
         if word[:1] == '-' and word[1:2] not in '0123456789.':  # not a negative number
-            name, equals, value = word.lstrip('-').partition('=')
-            name = name.replace('-', '_')
-            if len(name) == 1:  # as fire's help lists it: -l for the one flag that starts with l
-                name = ''.join(each for each in parameters if each[0] == name) or name
+            name, equals, value = split_flag(word, parameters)
             if name not in types and name.startswith('no') and types.get(name[2:]) is bool and not equals:
                 name, equals, value = name[2:], '=', 'false'
             require(name in parameters, unknown_flag(name, parameters, script))
@@ -213,28 +214,57 @@ def unknown_flag(name, parameters, script):
     return f'unknown flag --{name}; {hint} see {script} --help'
 
 
+def split_flag(word, parameters):  # '--some-name=value' -> 'some_name', '=', 'value'
+    name, equals, value = word.lstrip('-').partition('=')
+    name = name.replace('-', '_')
+    if len(name) == 1:  # as fire's help lists it: -l for the one flag that starts with l
+        name = ''.join(each for each in parameters if each[0] == name) or name
+    return name, equals, value
+
+
+def asks_for_help(argv, types):
+    """Whether --help or -h stands in argv, and not as the text that a flag takes."""
+    for before, word in itertools.pairwise(['', *argv]):
+        name, equals, _ = split_flag(before, types)
+        takes_text = before[:1] == '-' and not equals and str in kinds(types.get(name))
+        if word in ('--help', '-h') and not takes_text:
+            return True
+    return False
+
+
+def kinds(hint):  # str | None -> (str, NoneType); tuple[str, ...] -> (str, ...)
+    return typing.get_args(hint) or (hint,)
+
+
 def next_value(name, kind, rest):
     """The value of a flag written as `--name value`; a bool stands alone unless true or false follows."""
     if kind is bool and not (rest and rest[0].lower() in ('true', 'false')):
         return 'true'
-    require(rest and not rest[0].startswith('--'), f'--{name} needs a value (one that starts with -- as --{name}=…)')
+    require(rest and (rest[0] == '--help' or not rest[0].startswith('--')),
+            f'--{name} needs a value (one that starts with -- as --{name}=…)')
     return rest.pop(0)
 
 
 def convert(name, kind, text):
-    """The text of a flag as the type that the signature names; InputError if it is not one."""
-    allowed = typing.get_args(kind) or (kind,)
+    """The text of a flag as the type that the signature names; InputError if it is not one.
+
+    None is the lack of a number; a flag that takes text takes it as text, and is left out for the lack of one.
+    """
+    allowed = kinds(kind)
+    if str in allowed:
+        return text
     if type(None) in allowed and text == 'None':
         return None
     if bool in allowed and text.lower() in ('true', 'false'):
         return text.lower() == 'true'
-    for each in (int, float, str):
-        if each in allowed:
-            with contextlib.suppress(ValueError):
-                value = each(text)
-                if not isinstance(value, float) or math.isfinite(value):
-                    return value
-    words = {int: 'a whole number', float: 'a number', bool: 'true or false'}
+    words, largest = {int: 'a whole number', float: 'a number', bool: 'true or false'}, LARGEST.get(name, LARGEST_SIZE)
+    with contextlib.suppress(ValueError):
+        if float in allowed and math.isfinite(fraction := float(text)):
+            return fraction
+        if int in allowed:
+            if abs(number := int(text)) <= largest:
+                return number
+            words[int] += f' from {-largest:,} to {largest:,}'
     raise InputError(f'--{name} must be {words[allowed[0]]}, not {text!r}')
 
 

@@ -28,7 +28,7 @@ def from_hf(directory: str, name: str, models_dir: str = 'models'):
         name: the new directory below models_dir, which must not exist yet.
         models_dir: where models are.
     """
-    target = paths.child(models_dir, name, 'NAME')
+    target = paths.for_tensorflow(paths.child(models_dir, name, 'NAME'))
     paths.check_new(target)
     cli.load_tensorflow()
     import hugging_face

@@ -271,9 +271,7 @@ def corpus_documents(name: str, data: str) -> Iterator[Document]:
     corpus = CORPORA[name]
     detokenizer = corpus.detokenizer()
     for path in corpus_files(data, corpus.files, f'{corpus.title} comes from {corpus.source}'):
-        with open(path, 'rb') as file:
-            text = utf8(corpus.part(file.read()), path)
-        for part in parts(text, corpus.by_line):
+        for part in parts(read_utf8(path, corpus.part), corpus.by_line):
             yield counted(part, detokenizer.detokenize(part))
 
 
@@ -295,9 +293,12 @@ def corpus_files(data: str, names: tuple[str, ...], source: str) -> list[str]:
         raise InputError(f'--data: {error}. {source}') from None
 
 
-def utf8(data, path):
+def read_utf8(path, part=bytes):
+    """The text of a file, or of a part of its bytes, without a byte-order mark."""
+    data = paths.read_small(path, paths.TEXT_FILE, or_pipe=True)
+    paths.check_text(data, f'{path}: ')
     try:
-        return data.decode('utf-8')
+        return part(data).decode('utf-8').removeprefix(paths.BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
         raise InputError(f'{path}: not utf-8 at byte {error.start} of what is scored; take the file as it was published'
                          ) from None
@@ -339,10 +340,8 @@ def records(data: str, source: str | None = None) -> Iterator[tuple[str, dict]]:
     the place where it stands."""
     for path in corpus_files(data, (), source) if source else load_dataset.find_files(data):
         is_json = path.lower().endswith(('.jsonl', '.json'))
-        with open(path, 'rb') as file:
-            text = utf8(file.read(), path)
-        for number, line in enumerate(parts(text, by_line=True), 1):
-            line, place = line.removesuffix('\n').removesuffix('\r'), f'{path} line {number}'
+        for number, line in enumerate(parts(read_utf8(path), by_line=True), 1):
+            line, place = line.rstrip('\r\n'), f'{path} line {number}'
             if not is_json:
                 yield place, {'text': line}
             elif line.strip():
@@ -388,8 +387,7 @@ def cbt_questions(data: str) -> Iterator[Question]:
     the choices with | between. Raises InputError for another format."""
     detokenizer = book_detokenizer()
     for path in corpus_files(data, (), f"the Children's Book Test is {CBT_SOURCE}"):
-        with open(path, 'rb') as file:
-            lines = utf8(file.read(), path).split('\n')
+        lines = read_utf8(path).split('\n')
         sentences = []
         for number, line in enumerate(lines, 1):
             if not line.strip():

@@ -11,6 +11,7 @@ import paths
 from errors import InputError, require
 
 SMALLEST_VOCABULARY = 257  # the bytes and <|endoftext|>
+LARGEST_VOCABULARY = 1 << 24  # for so many tokens memory is taken, whatever the corpus has
 
 
 def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 768, n_ctx: int = 1024,
@@ -25,7 +26,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
         n_embd: width of the hidden state.
         n_ctx: the longest sequence, in tokens.
         models_dir: where models are.
-        vocab_from: a model of models_dir whose vocabulary is copied; None for the 256 bytes and <|endoftext|>.
+        vocab_from: a model of models_dir whose vocabulary is copied, instead of the 256 bytes and <|endoftext|>.
         train_vocab: learn a vocabulary of so many tokens from the corpus instead; 257 to about 50,000.
         corpus: the text for train_vocab: a file, a directory, a quoted glob, or several of these with commas between.
         encoding: of the corpus.
@@ -35,7 +36,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
                                                        'is; give one of them')
     require((train_vocab is None) == (corpus is None), '--train_vocab and --corpus belong together: the number of '
                                                        'tokens, and the text that they are learned from')
-    directory = paths.child(models_dir, name, 'NAME')
+    directory = paths.for_tensorflow(paths.child(models_dir, name, 'NAME'))
     paths.check_new(directory)
     cli.load_tensorflow()
     import checkpoint
@@ -62,8 +63,9 @@ def trained_vocabulary(size, corpus, encoding='utf-8'):  # -> {symbol: id}, list
 
     Raises InputError without the package tokenizers, without text, and where the corpus has not so many pairs.
     """
-    require(size >= SMALLEST_VOCABULARY, f'--train_vocab must be {SMALLEST_VOCABULARY} (the bytes and {encoder.EOT}) '
-                                         f'or more, not {size}')
+    require(SMALLEST_VOCABULARY <= size <= LARGEST_VOCABULARY,
+            f'--train_vocab must be {SMALLEST_VOCABULARY} (the bytes and {encoder.EOT}) to '
+            f'{LARGEST_VOCABULARY:,}, not {size}')
     try:
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     except ImportError:

@@ -221,8 +221,7 @@ def load_vocabulary(directory: str, names: Sequence[str] = VOCABULARY_FILES
 
 def read_utf8(path):
     try:
-        with open(path, 'rb') as file:
-            return file.read().decode('utf-8')
+        return paths.read_small(path).decode('utf-8').removeprefix(paths.BYTE_ORDER_MARK)
     except FileNotFoundError:
         raise InputError(f'{path} is missing; {REMEDY}') from None
     except UnicodeDecodeError as error:

@@ -54,8 +54,8 @@ class Flags:
         models_dir: where models are.
         run_name: evaluate a training run instead, a directory of checkpoint_dir.
         checkpoint_dir: where runs are.
-        checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of any; None
-            for the newest.
+        checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of any;
+            without it the newest.
         precision: of matrix products, float32 or bfloat16.
         batch_size: windows of --context tokens side by side, and as many more as they are shorter; None for as many as
             make 2,048 tokens. It does not change the figures.

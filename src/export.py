@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Writes a model for TensorFlow Serving, and for TensorFlow without this code: ./src/export.py MODEL_OR_RUN OUT."""
 import cli
+import paths
 from flags import ExportFlags
 
 
@@ -13,7 +14,9 @@ def export(*args, **given):
     def write(folder, directory, checkpoint):
         import saved_model
         return saved_model.write(folder, directory, checkpoint)
-    cli.write_model(ExportFlags(*args, **given), write)
+    flags = ExportFlags(*args, **given)
+    paths.for_tensorflow(paths.expand(flags.out))
+    cli.write_model(flags, write)
 
 
 if __name__ == '__main__':

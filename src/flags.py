@@ -58,7 +58,7 @@ class TrainFlags(Checked):
         save_every: updates between checkpoints. One is also written at the end, on Ctrl-C, SIGTERM, and on errors.
         steps: updates in all, those of earlier sessions of the run included; None for no end.
         seed: of the order of the data, the noise and the samples; None for a new one, kept on resume.
-        val_dataset: as dataset; None to hold out the last 5% of the dataset's tokens when val_every is given.
+        val_dataset: as dataset; without it, val_every holds out the last 5% of the dataset's tokens.
         val_batch_size: windows in a validation batch.
         val_batch_count: validation batches; always the same windows.
         val_every: updates between validations. The weights with the lowest validation loss are kept as model-best.
@@ -148,8 +148,8 @@ class SamplingFlags(Checked):
         top_k: draw from this many of the likeliest tokens; 0 for all. 40 is a good value.
         top_p: draw from the likeliest tokens that together have this probability; 0 or 1 for all.
         models_dir: where models are.
-        checkpoint: one of the model's checkpoints, such as model-best or model-1000, or the path of any; None
-            for the newest.
+        checkpoint: one of the model's checkpoints, such as model-best or model-1000, or the path of any;
+            without it the newest.
         precision: of the weights: float32, bfloat16 or int8. Less memory, and faster on a CPU.
         repetition_penalty: above 1 what prompt and sample have already becomes less likely, below 1 likelier.
         truncate: end a sample where this text appears, which is left out; often '<|endoftext|>'.
@@ -195,8 +195,8 @@ class ExportFlags:
         out: the new folder, which must not exist yet.
         models_dir: where models are.
         checkpoint_dir: where runs are.
-        checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of any; None
-            for the newest.
+        checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of any;
+            without it the newest.
     """
     model_or_run: str
     out: str

@@ -125,10 +125,11 @@ def read(source: str, folder: str) -> model.HParams:
 def read_object(path):
     """The object of a JSON file. Raises InputError if there is none."""
     try:
-        with open(path, encoding='utf-8') as file:
-            values = json.load(file)
+        data = paths.read_small(path)
     except FileNotFoundError:
         raise InputError(f'no {path}; copy it from where the model came from') from None
+    try:
+        values = json.loads(data)  # also with a byte-order mark
     except (ValueError, RecursionError) as error:
         raise InputError(f'{path} is not JSON ({error}); copy it again from where the model came from') from None
     require(isinstance(values, dict), f'{path} must hold an object, not {type(values).__name__}')
@@ -284,7 +285,7 @@ def weight_files(source):  # -> paths
         names = names.values() if isinstance(names, dict) else ()
         require(names and all(isinstance(name, str) and name.endswith('.safetensors') for name in names),
                 f'{index} has no weight_map of tensors to files *.safetensors')
-        return [paths.child(source, name, f'{index}: the file') for name in sorted(set(names))]
+        return [os.path.join(source, paths.child('', name, f'{index}: the file')) for name in sorted(set(names))]
     pickled = [name for name in sorted(os.listdir(source)) if name.endswith(('.bin', '.pt', '.pth', '.ckpt', '.pkl'))]
     require(not pickled, f'{source} has its weights in {"".join(pickled[:1])}, a pickle: reading one runs whatever '
                          'program it holds, so none is read; have them saved as safetensors, as save_pretrained of '

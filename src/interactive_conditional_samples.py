@@ -6,6 +6,7 @@ import dataclasses
 import sys
 
 import cli
+import paths
 from errors import InputError, require
 from flags import SamplingFlags
 
@@ -86,7 +87,7 @@ def prompts():
         if not editing:
             print(ASK, end='', file=sys.stderr, flush=True)
         try:
-            text = input(ASK if editing else '')
+            text = input(ASK if editing else '').rstrip('\r').removeprefix(paths.BYTE_ORDER_MARK)
         except EOFError:
             print(file=sys.stderr)
             return

@@ -103,17 +103,23 @@ def find_files(path: str) -> list[str]:
 def files_of(path):  # -> sorted list of paths
     if os.path.isdir(path):
         found = [os.path.join(folder, name) for folder, names in visible(path) for name in names]
-        found = [name for name in found if os.path.isfile(name) or not os.path.exists(name)]  # no pipes or devices
+        found = list(filter(may_be_file, found))
         require(found, f'the directory {path} holds no files; name one that does, or a file')
         return sorted(found)
     if os.path.exists(path):
         return [path]
     found = sorted(glob.glob(path, recursive=True))
+    require(found or path == path.strip(), f'nothing matches the path {path!r}, which begins or ends with a blank; '
+            'leave blanks out, as beside commas')
     require(found, f'nothing matches the path {path}; name a file, a directory or a glob (quoted, so that the shell '
             'leaves it alone)')
-    files = [name for name in found if not os.path.isdir(name)]
-    require(files, f'{path} matches only directories; name one of them, or add /** for the files in them')
+    files = list(filter(may_be_file, found))
+    require(files, f'{path} matches only directories, pipes and devices; add /** for the files in directories')
     return files
+
+
+def may_be_file(path):  # no directory, pipe or device; a link to nothing is told where it is read
+    return os.path.isfile(path) or not os.path.exists(path)
 
 
 def visible(path):
@@ -256,16 +262,18 @@ class Counted:
 
 
 def read_text(path: str, encoding: str, advance: Callable[[int], None] = lambda n_bytes: None) -> Iterator[str]:
-    """Yields a file's text in pieces, line ends and byte-order mark as they are.
+    """Yields a file's text in pieces, line ends as they are, without a byte-order mark.
 
     advance: called with the number of bytes read, piece by piece. Raises InputError (without the file's name, which
-    separate_document adds) where the file is not so encoded.
+    separate_document adds) where the file is not so encoded, or is of a kind that is no text in any encoding.
     """
     decoder = text_decoder(encoding)
-    read = 0
+    read, mark = 0, paths.BYTE_ORDER_MARK
     with open(path, 'rb') as file:
         while True:
             data = file.read(READ_BYTES)
+            if not read:
+                paths.check_text(data)
             read += len(data)
             try:
                 text = decoder.decode(data, final=not data)
@@ -273,6 +281,8 @@ def read_text(path: str, encoding: str, advance: Callable[[int], None] = lambda 
                 at = read - len(error.object) + error.start if isinstance(error, UnicodeDecodeError) else read
                 raise InputError(f'not {encoding} at byte {at} ({getattr(error, "reason", error)}); give its right '
                                  'encoding with --encoding, or leave the file out') from None
+            if text:
+                text, mark = text.removeprefix(mark), ''
             if text:
                 yield text
             if not data:

@@ -15,6 +15,7 @@ import typing
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import paths
 from errors import InputError, require
 from fused import apart, computed_once, fused, in_kernel, kernel
 
@@ -71,11 +72,12 @@ def default_hparams() -> HParams:
 def load_hparams(path: str) -> HParams:
     """HParams of an hparams.json. Raises InputError if it is missing, malformed or incomplete."""
     try:
-        with open(path, encoding='utf-8') as file:
-            values = json.load(file)
+        data = paths.read_small(path)
     except FileNotFoundError:
         raise InputError(f'no {path}; a model directory has one: fetch or create the model again. A run of other code '
                          f'is used by its model\'s name and --checkpoint {os.path.dirname(path)}/') from None
+    try:
+        values = json.loads(data)  # also with a byte-order mark
     except (ValueError, RecursionError) as error:
         raise InputError(f'{path} is not JSON ({error}); fetch or create the model again') from None
     require(isinstance(values, dict), f'{path} must hold an object of sizes, not {type(values).__name__}')

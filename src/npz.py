@@ -56,7 +56,7 @@ def npz_arrays(path: str) -> Iterator[np.ndarray]:
     and the first CHECKSUMMED_BYTES compared with their checksums. Never loads a pickle.
     """
     # Exception is meant: what zipfile and NumPy raise on damaged or hostile files is not documented, and it is much.
-    with open(path, 'rb') as file:
+    with paths.open_regular(path) as file:
         try:
             archive = zipfile.ZipFile(file)
             content = np.memmap(file, np.uint8, 'r')  # one map for all arrays: a process may have some 65,000
@@ -183,7 +183,7 @@ def write_npz(path: str, chunks: Iterable, n_vocab: int, compress: bool = False)
     dtype, n_tokens, n_chunks = token_dtype(n_vocab), 0, 0
     method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
     try:
-        with paths.replacing(path, 'wb') as file, zipfile.ZipFile(file, 'w') as archive:
+        with paths.output(path, 'wb') as file, zipfile.ZipFile(file, 'w') as archive:
             for chunk in chunks:
                 info = zipfile.ZipInfo(f'arr_{n_chunks}.npy')  # its fixed date makes equal data equal files
                 info.compress_type, info.external_attr = method, 0o644 << 16

@@ -18,7 +18,16 @@ MODEL_FILES = ('checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00
                'model.ckpt.meta', 'vocab.bpe')
 RELEASED_MODELS = ('124M', '355M', '774M', '1558M')
 ALIASES = {'117M': '124M', '345M': '355M'}  # the names under which the first two were announced
+PATTERN_CHARACTERS = {'*', '?', '[', '\\'} - {os.sep}
 SMALL_FILE = 1 << 26  # bytes of a file that is read whole; GPT-2's encoder.json has 2^20
+TEXT_FILE = 1 << 28  # bytes of a test set or of prompts, which are read whole too; enwik8 has 10^8
+BYTE_ORDER_MARK = '\ufeff'
+BINARY_FILES = {  # first bytes of what is often taken for text: what it is
+    b'\x1f\x8b': 'a gzip file', b'BZh91AY&SY': 'a bzip2 file', b'\xfd7zXZ\0': 'an xz file',
+    b'(\xb5/\xfd': 'a zstd file', b"7z\xbc\xaf'\x1c": 'a 7-Zip file', b'Rar!\x1a\7': 'a RAR file',
+    b'PK\3\4': 'a zip file (as .docx, .xlsx, .odt, .epub and .npz are)', b'%PDF-': 'a PDF',
+    b'\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1': 'an Office file (.doc, .xls)', b'PAR1\x15': 'a Parquet file',
+    b'SQLite format 3\0': 'a database', b'\x89PNG\r\n': 'a picture', b'\xff\xd8\xff': 'a picture'}
 
 
 def expand(path: str) -> str:
@@ -34,9 +43,22 @@ def child(parent: str, name: str, flag: str) -> str:
     return os.path.join(expand(parent), name)
 
 
+def for_tensorflow(path: str) -> str:
+    """The path, where TensorFlow can read a checkpoint there: it takes the path for a pattern, and for UTF-8.
+
+    Raises InputError, which names the character, where it cannot. What it is not given, such as the folders above a
+    relative path, may have any name.
+    """
+    for character in path:
+        if character in PATTERN_CHARACTERS or '\ud800' <= character <= '\udfff':
+            raise InputError(f'the path {path[:200]!r} has the character {character!r}, with which TensorFlow reads no '
+                             'checkpoint; give another name, or a path relative to the folder that has it')
+    return path
+
+
 def model_dir(model_name: str, models_dir: str = 'models') -> str:
     """The existing directory of a model; 117M and 345M find 124M and 355M, and the other way round."""
-    path = child(models_dir, model_name, '--model_name')
+    path = for_tensorflow(child(models_dir, model_name, '--model_name'))
     other = {**ALIASES, **{new: old for old, new in ALIASES.items()}}.get(model_name)
     for candidate in (path, other and child(models_dir, other, '--model_name')):
         if candidate and os.path.isdir(candidate):
@@ -50,7 +72,7 @@ def model_dir(model_name: str, models_dir: str = 'models') -> str:
 
 def run_dir(run_name: str, checkpoint_dir: str = 'checkpoint') -> str:
     """The directory of a training run, which need not exist yet."""
-    return child(checkpoint_dir, run_name, '--run_name')
+    return for_tensorflow(child(checkpoint_dir, run_name, '--run_name'))
 
 
 def model_or_run(given: str, models_dir: str = 'models', checkpoint_dir: str = 'checkpoint') -> str:
@@ -59,10 +81,12 @@ def model_or_run(given: str, models_dir: str = 'models', checkpoint_dir: str = '
     Raises InputError where there is none, and where a model and a run have the name.
     """
     if os.path.dirname(given):
-        path = os.path.abspath(expand(given))
+        path = os.path.normpath(expand(given))
+        if os.path.basename(path) in ('', '.', '..'):
+            path = os.path.abspath(path)  # which has a name
         require(os.path.isdir(path), f'no folder {given}; give the name of a model or run, or the path of its folder')
-        return path
-    run = child(checkpoint_dir, given, 'MODEL_OR_RUN')
+        return for_tensorflow(path)
+    run = for_tensorflow(child(checkpoint_dir, given, 'MODEL_OR_RUN'))
     if not os.path.isdir(run):
         return model_dir(given, models_dir)
     model = child(models_dir, given, 'MODEL_OR_RUN')
@@ -71,22 +95,36 @@ def model_or_run(given: str, models_dir: str = 'models', checkpoint_dir: str = '
     return run
 
 
-def read_small(path: str, limit: int = SMALL_FILE) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes, for files that are read whole.
-
-    Raises InputError for a pipe or a device, which may never end, and for a larger file; OSError where there is none.
-    """
+@contextlib.contextmanager
+def open_regular(path: str, or_pipe: bool = False) -> Iterator[typing.BinaryIO]:
+    """Opens a regular file for reading, or a pipe where that is allowed. Raises InputError for what else there is,
+    which may never end; OSError where there is nothing."""
     def opener(name, flags):  # a pipe that nobody writes to would keep open() waiting
-        return os.open(name, flags | getattr(os, 'O_NONBLOCK', 0))
+        return os.open(name, flags | (0 if or_pipe else getattr(os, 'O_NONBLOCK', 0)))
     with open(path, 'rb', opener=opener) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f'{path} is a pipe or a device; give a regular file')
+        mode = os.fstat(file.fileno()).st_mode
+        require(stat.S_ISREG(mode) or (or_pipe and stat.S_ISFIFO(mode)),
+                f'{path} is {"" if or_pipe else "a pipe or "}a device; give a regular file')
+        yield file
+
+
+def read_small(path: str, limit: int = SMALL_FILE, or_pipe: bool = False) -> bytes:
+    """The bytes of a file of at most `limit` bytes, for files that are read whole.
+
+    Raises InputError for a larger file, and as open_regular does; OSError where there is none.
+    """
+    with open_regular(path, or_pipe) as file:
         data = file.read(limit + 1)
-    if len(data) > limit:
-        raise InputError(f'{path} has {status.st_size:,} bytes, expected at most {limit:,}; give the file that belongs '
-                         'there')
+        size = max(len(data), os.fstat(file.fileno()).st_size)
+    require(len(data) <= limit, f'{path} has {size:,} bytes, expected at most {limit:,}; give the file that belongs '
+                                'there')
     return data
+
+
+def check_text(data: bytes, place: str = ''):
+    """InputError, which begins with the place, where the first bytes of a file are those of a kind that is no text."""
+    kinds = [kind for start, kind in BINARY_FILES.items() if data.startswith(start)]
+    require(not kinds, f'{place}this is {"".join(kinds)}, not text; unpack or convert it, or leave it out')
 
 
 @contextlib.contextmanager
@@ -94,11 +132,13 @@ def replacing(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[t
     """Opens a new file beside `path` for writing; at the end of the block it takes the place of `path`, whole.
 
     On an exception nothing is left behind and `path` is as it was. The data is on the disk before the name is. Text has
-    the same bytes on every system.
+    the same bytes on every system. Those who may read a file that was there, and no others, may read the new one.
     """
-    temporary, binary = f'{path}.{os.getpid()}.tmp', 'b' in mode
+    temporary = f'{path}.{os.getpid()}.tmp'
     try:
-        with open(temporary, mode, encoding=None if binary else encoding, newline=None if binary else '\n') as file:
+        with open(temporary, mode, **as_text(mode, encoding)) as file:
+            if os.path.isfile(path) and not os.path.islink(path):
+                os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -109,6 +149,44 @@ def replacing(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[t
         if isinstance(error, OSError) and error.filename in (None, temporary):
             error.filename = path  # the name that the caller knows
         raise
+
+
+def as_text(mode, encoding):  # -> arguments of open
+    return {} if 'b' in mode else {'encoding': encoding, 'newline': '\n'}
+
+
+@contextlib.contextmanager
+def output(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[typing.IO]:
+    """Opens for writing what a user calls `path`: a file as `replacing` does, at the end of symbolic links; a `stream`
+    as it is, where nothing can be taken back.
+
+    What stands in a folder is not written in this way, since a link in it could lead out of it.
+    """
+    target = stream(path)
+    if target is None:
+        with replacing(os.path.realpath(path), mode, encoding) as file:
+            yield file
+    else:
+        try:
+            with open(target, mode, closefd=isinstance(target, str), **as_text(mode, encoding)) as file:
+                yield file
+        except OSError as error:
+            error.filename = error.filename or path
+            raise
+
+
+def stream(path: str) -> str | int | None:
+    """What open() is to be given where `path` is no file that could be replaced: the path of a device or a pipe, or the
+    descriptor of a file that is open already, such as /dev/stdout; else None."""
+    link = path
+    while os.path.exists(path):
+        folder, name = os.path.split(link)
+        if os.path.realpath(folder) == os.path.realpath('/dev/fd'):
+            return int(name)
+        if not os.path.islink(link):
+            return None if os.path.isfile(path) or os.path.isdir(path) else path
+        link = os.path.join(folder, os.readlink(link))
+    return None
 
 
 def check_new(folder):

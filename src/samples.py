@@ -109,9 +109,10 @@ def as_json(prompt, row, logprobs):
 def read_prompts(path):
     """[(number of the line, prompt)]: a prompt a line; or JSON lines with a field `prompt`, where the file's name ends
     in .jsonl or its first line is such an object. Raises InputError, naming the line, for what is none of these."""
+    data = paths.read_small(paths.expand(path), paths.TEXT_FILE, or_pipe=True)
+    paths.check_text(data, f'{path}: ')
     try:
-        with open(paths.expand(path), encoding='utf-8-sig', newline='\n') as file:
-            lines = file.read().removesuffix('\n').split('\n')
+        lines = data.decode('utf-8').removeprefix(paths.BYTE_ORDER_MARK).removesuffix('\n').split('\n')
     except UnicodeDecodeError as error:
         line = error.object[:error.start].count(b'\n') + 1
         raise InputError(f'{path}, line {line}: not UTF-8; convert the file, as with iconv -t UTF-8') from None
@@ -119,7 +120,7 @@ def read_prompts(path):
     as_objects = path.endswith('.jsonl') or prompt_of(lines[0]) is not None
     result = []
     for number, line in enumerate(lines, 1):
-        prompt = prompt_of(line) if as_objects else line.removesuffix('\r')
+        prompt = prompt_of(line) if as_objects else line.rstrip('\r')
         require(prompt is not None, f'{path}, line {number}: expected a JSON object with a text as "prompt", not '
                                     f'{line[:60]!r}')
         require(prompt, f'{path}, line {number}: the prompt is empty; remove the line or give it text')
@@ -142,7 +143,8 @@ def prompt_of(line):
 
 @contextlib.contextmanager
 def appending(output, prompts):
-    """A file for JSON lines, and how many it has; None: stdout. A last line that was cut off is removed.
+    """A file for JSON lines, and how many it has; None: stdout. A last line that was cut off is removed; of a pipe or
+    a device none is known.
 
     prompts: those of all lines that there will be. Raises InputError where the file's are not the first of them.
     """
@@ -150,6 +152,10 @@ def appending(output, prompts):
         yield sys.stdout, 0
         return
     path = output_path(output)
+    if paths.stream(path) is not None:  # what was written into it before cannot be looked at
+        with paths.output(path) as file:
+            yield file, 0
+        return
     with open(path, 'a+', encoding='utf-8', errors='surrogateescape', newline='\n') as file:  # cut within a character
         file.seek(0)
         n_done = whole = 0
@@ -177,5 +183,5 @@ def opened(output: str | None) -> Iterator[typing.IO[str]]:
     if output is None:
         yield sys.stdout
         return
-    with paths.replacing(output_path(output)) as file, contextlib.suppress(KeyboardInterrupt):
+    with paths.output(output_path(output)) as file, contextlib.suppress(KeyboardInterrupt):
         yield file

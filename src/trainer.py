@@ -509,8 +509,9 @@ class Log:
             metadata = tf.SummaryMetadata(plugin_data=tf.SummaryMetadata.PluginData(plugin_name='text'))
             with self.unharmed():
                 self.events.add_summary(tf.Summary(value=[
-                    tf.Summary.Value(tag=tag, tensor=tf.make_tensor_proto(value), metadata=metadata)
-                    for tag, value in values.items()]), step)
+                    # A file's name need not be UTF-8.
+                    tf.Summary.Value(tag=tag, tensor=tf.make_tensor_proto(value.encode(errors='backslashreplace')),
+                                     metadata=metadata) for tag, value in values.items()]), step)
 
     def update(self, step, text, **values):
         """One update: text for the progress bar, values for TensorBoard."""

@@ -8,6 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import random
@@ -26,6 +27,10 @@ from errors import InputError
 
 SECONDS = 60  # that the loading of a small file may take
 ALLOWANCE = 64 << 20  # bytes that loading it may add to the process
+SPECIAL: dict[str, typing.Callable[[str], None]] = {
+    'pipe': os.mkfifo, 'device': functools.partial(os.symlink, '/dev/zero'), 'folder': os.mkdir,
+    'link to nothing': functools.partial(os.symlink, 'nowhere')}
+NOT_REPLACED = ('answers.jsonl', 'training-1.json')  # the first is written, and may be a pipe
 
 
 @dataclasses.dataclass
@@ -63,6 +68,26 @@ def mutations(count: int = 1000, seed: int = 0):
                 counts[f'other content of {target.name}, which has no checksum'] += 1
         assert [target.load() for target in targets] == whole, 'the files were changed by what read them'
     return dict(counts)
+
+
+def special_files(seed: int = 0):
+    """Puts what is no regular file in the place of each file: all are refused. Nothing is drawn from the seed."""
+    refused = 0
+    with tempfile.TemporaryDirectory() as folder, make_targets(folder) as targets:
+        files = [(target, path) for target in targets for path in target.files]
+        for (target, path), (kind, make) in itertools.product(files, SPECIAL.items()):
+            if (kind == 'pipe' and target.name == 'texts') or os.path.basename(path) in NOT_REPLACED:
+                continue  # texts may come from a pipe
+            fault = f'a {kind} in the place of {os.path.relpath(path, folder)}'
+            os.rename(path, f'{path}.away')
+            make(path)
+            assert attempt(target.load, fault) is None, f'{fault} was not noticed'
+            (os.rmdir if kind == 'folder' else os.unlink)(path)
+            os.rename(f'{path}.away', path)
+            refused += 1
+        for target in targets:
+            target.load()
+    return {'refused': refused}
 
 
 @contextlib.contextmanager
@@ -120,7 +145,7 @@ def attempt(load, fault):
         return load()
     except InputError as error:
         assert 0 < len(str(error)) < 1000 and '\n' not in str(error), f'{fault}: not a line: {error}'
-    except FileNotFoundError as error:  # cli.run tells it in one line, where it names a file
+    except OSError as error:  # cli.run tells it in one line, where it names a file
         assert error.filename, f'{fault}: {error}'
     except Exception as error:
         raise AssertionError(f'{fault}: {type(error).__name__}: {error}') from error

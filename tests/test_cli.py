@@ -120,7 +120,11 @@ def test_a_string_after_a_space_arrives_as_it_was_written(text):
 
 
 @pytest.mark.parametrize('argv, expected', [
-    (['--maybe', 'None'], {'maybe': None}), (['--maybe=3'], {'maybe': 3}), (['--prompt=None'], {'prompt': None}),
+    (['--maybe', 'None'], {'maybe': None}), (['--maybe=3'], {'maybe': 3}), (['--prompt=None'], {'prompt': 'None'}),
+    (['--prompt', 'None'], {'prompt': 'None'}), (['--prompt', '-h'], {'prompt': '-h'}),
+    (['-p', '-h'], {'prompt': '-h'}), (['--prompt', '--help'], {'prompt': '--help'}),
+    (['--prompt=--help'], {'prompt': '--help'}), (['--prompt', '-x'], {'prompt': '-x'}),
+    (['--text', '-h'], {'text': '-h'}), (['--run-name', '-h'], {'run_name': '-h'}),
     (['--prompt', '3'], {'prompt': '3'}), (['--prompt='], {'prompt': ''}), (['--prompt', 'none'], {'prompt': 'none'}),
 ])
 def test_a_value_or_none_for_an_optional_flag(argv, expected):
@@ -149,7 +153,7 @@ def lister(stop: tuple[str, ...] = (), length: int = 1):
     ([], ()), (['--stop', 'a'], ('a',)), (['--stop=a'], ('a',)), (['--stop='], ('',)),
     (['--stop', 'b', '--length=2', '--stop=a'], ('b', 'a')), (['-s', 'a', '-s=b'], ('a', 'b')),
     (['--stop', 'a', '--stop', 'a'], ('a', 'a')), (['--stop', 'a,b'], ('a,b',)),
-    (['--stop=None', '--stop', '3'], ('None', '3'))])
+    (['--stop=None', '--stop', '3'], ('None', '3')), (['--stop', 'None', '--stop', '-h'], ('None', '-h'))])
 def test_a_flag_of_several_texts_may_be_repeated(argv, expected):
     found = called(*argv, function=lister)
     assert_same(found['stop'], expected)
@@ -171,6 +175,17 @@ def test_a_flag_of_several_texts_without_a_value_is_refused(capsys, argv, messag
     assert refused(capsys, *argv, function=lister).startswith(message)
 
 
+def seeded(seed: int | None = None):
+    calls.append(locals())
+
+
+def test_a_seed_may_be_larger_than_a_size(capsys):
+    assert called('--seed', str((1 << 63) - 1), function=seeded) == {'seed': (1 << 63) - 1}
+    calls.clear()
+    assert refused(capsys, '--seed', str(1 << 63), function=seeded).startswith(
+        '--seed must be a whole number from -9,223,372,036,854,775,807 to 9,223,372,036,854,775,807, not')
+
+
 # What is refused
 
 @pytest.mark.parametrize('argv, message', [
@@ -179,6 +194,9 @@ def test_a_flag_of_several_texts_without_a_value_is_refused(capsys, argv, messag
     (['--length='], "--length must be a whole number, not ''"),
     (['--length', 'None'], "--length must be a whole number, not 'None'"),
     (['--length', 'True'], "--length must be a whole number, not 'True'"),
+    (['--length', str(1 << 31)], "--length must be a whole number from -2,147,483,647 to 2,147,483,647, not '21474"),
+    (['--length=-2147483648'], '--length must be a whole number from -2,147,483,647 to 2,147,483,647, not'),
+    (['--maybe', '9' * 30], '--maybe must be a whole number from -2,147,483,647 to 2,147,483,647, not'),
     (['--length', '9' * 5000], f"--length must be a whole number, not '{'9' * 5000}'"),
     (['--maybe', '1.5'], "--maybe must be a whole number, not '1.5'"),
     (['--rate', 'high'], "--rate must be a number, not 'high'"),
@@ -240,6 +258,8 @@ def raising(error):
     (FileNotFoundError(2, 'No such file or directory', 'some.txt'),
      'script.py: error: some.txt: No such file or directory\n'),
     (PermissionError(13, 'Permission denied', 'a\nb'), 'script.py: error: a b: Permission denied\n'),
+    (MemoryError('1 TiB'), 'script.py: error: there is not enough memory (1 TiB); give smaller numbers, first of all a '
+                           '--batch_size\n'),
     (OSError(28, 'No space left on device'), 'script.py: error: writing: No space left on device\n'),
 ])
 def test_a_mistake_found_by_the_function_is_one_line_and_status_2(capsys, error, line):
@@ -274,7 +294,9 @@ def test_require_raises_its_message_unless_the_condition_holds():
 
 # Help
 
-@pytest.mark.parametrize('argv', [['--help'], ['-h'], ['--length', 'x', '--help']])
+@pytest.mark.parametrize('argv', [
+    ['--help'], ['-h'], ['--length', 'x', '--help'], ['--length', '-h'], ['--include_prefix', '-h'], ['3', '-h'],
+    ['--prompt', '-h', '-h'], ['--prompt=x', '-h'], ['--prompt=', '--help'], ['--zzz', '-h']])
 def test_help_lists_all_flags_and_ends_with_status_0(capsys, argv):
     with pytest.raises(SystemExit) as stopped:
         cli.run(script, argv)

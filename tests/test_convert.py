@@ -469,6 +469,13 @@ def test_whatever_stands_in_a_header_it_is_refused_or_read_whole(home, folder):
     assert refused > 200
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(home, folder, tmp_path):
+    shard(folder, tensors(home[2]))
+    for name in ('config.json', 'vocab.json', 'merges.txt', 'model.safetensors.index.json'):
+        (folder / name).write_bytes('\ufeff'.encode() + (folder / name).read_bytes())
+    assert_bits(read_back(folder, tmp_path), home[2])
+
+
 @pytest.mark.parametrize('name', ['config.json', 'vocab.json', 'merges.txt', 'model.safetensors'])
 def test_a_missing_file_is_named(folder, tmp_path, name):
     os.unlink(folder / name)
@@ -586,6 +593,17 @@ def test_from_the_command_line_a_mistake_is_one_line_and_status_2(home, folder, 
     assert stopped.value.code == 2
     assert capsys.readouterr() == ('', f'convert.py to_hf: error: {folder} exists already; choose another name, or '
                                        'remove it\n')
+
+
+def test_only_what_tensorflow_reads_must_have_a_plain_name(home, folder, tmp_path, monkeypatch):
+    theirs = shutil.copytree(folder, tmp_path / 'a [1]')
+    with pytest.raises(InputError, match=r"has the character '\['"):
+        from_hf(str(theirs), 'b[1]', models_dir=str(tmp_path / 'models'))
+    from_hf(str(theirs), 'b', models_dir=str(tmp_path / 'models'))
+    assert_bits(weights(tmp_path / 'models' / 'b'), home[2])
+    monkeypatch.chdir(shutil.move(tmp_path / 'models', theirs))
+    to_hf('./b', str(tmp_path / 'c[2]'))
+    assert_bits(safetensors.numpy.load_file(tmp_path / 'c[2]' / 'model.safetensors'), tensors(home[2]))
 
 
 # Memory

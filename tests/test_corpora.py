@@ -1,4 +1,6 @@
+import gzip
 import json
+import os
 import random
 
 import numpy as np
@@ -165,6 +167,45 @@ def test_a_set_that_is_not_utf8_is_refused(tmp_path):
         list(corpora.corpus_documents('text8', str(tmp_path)))
 
 
+MARK = '\ufeff'.encode()
+
+
+def test_a_byte_order_mark_is_no_text_and_no_byte_of_it(tmp_path):
+    (tmp_path / 'text8').write_bytes(MARK + b' a b')
+    assert list(corpora.corpus_documents('text8', str(tmp_path))) == [corpora.Document(' a b', 2, 0, 4)]
+    for name, data in (('a.txt', b'one\r\ntwo\r'), ('b.jsonl', b'{"text": "one"}\n{"text": "two"}')):
+        (tmp_path / name).write_bytes(MARK + data)
+        assert [record for _, record in corpora.records(str(tmp_path / name))] == [{'text': 'one'}, {'text': 'two'}]
+    (tmp_path / 'cbt').write_bytes(MARK + cbt_text(1).encode())
+    assert len(list(corpora.cbt_questions(str(tmp_path / 'cbt')))) == 1
+
+
+@pytest.mark.parametrize('read', [
+    lambda path: corpora.corpus_documents('text8', path), corpora.records, corpora.cbt_questions,
+    corpora.lambada_passages, lambda path: corpora.text_documents(None, [path])])
+def test_what_is_no_text_is_told_by_its_kind(tmp_path, read):
+    (tmp_path / 'text8').write_bytes(gzip.compress(b'text'))
+    with pytest.raises(InputError, match='text8: this is a gzip file, not text'):
+        list(read(str(tmp_path / 'text8')))
+
+
+@pytest.mark.parametrize('read', [lambda path: corpora.corpus_documents('text8', path), corpora.records,
+                                  corpora.cbt_questions])
+def test_a_set_is_read_from_a_pipe_but_not_without_end(tmp_path, monkeypatch, read):
+    reading, writing = os.pipe()
+    os.write(writing, cbt_text(1).encode())
+    os.close(writing)
+    assert list(read(f'/dev/fd/{reading}'))
+    os.close(reading)
+    (tmp_path / 'zero').symlink_to('/dev/zero')
+    with pytest.raises(InputError, match='zero is a device; give a regular file'):
+        list(read(str(tmp_path / 'zero')))
+    (tmp_path / 'large').write_text('12345')
+    monkeypatch.setattr(corpora.paths, 'TEXT_FILE', 4)
+    with pytest.raises(InputError, match='large has 5 bytes, expected at most 4'):
+        list(read(str(tmp_path / 'large')))
+
+
 # Any text
 
 def test_files_and_arrays_are_documents(tmp_path):
@@ -174,7 +215,7 @@ def test_files_and_arrays_are_documents(tmp_path):
     first, second = enc.encode('the old lighthouse'), enc.encode('café\n')
     np.savez(tmp_path / 'b.npz', np.array([*first, enc.eot, enc.eot, *second], np.uint16), np.array([enc.eot]))
     text, *arrays = corpora.text_documents(enc, [str(tmp_path / 'a.txt'), str(tmp_path / 'b.npz')])
-    assert text == corpora.Document('\ufeffOne two\r\n', 2, 1, 12)
+    assert text == corpora.Document('One two\r\n', 2, 1, 9)  # the mark at its start is no text
     assert [(each.tokens.tolist(), each.words, each.lines, each.bytes) for each in arrays] == [(first, 3, 0, 18),
                                                                                               (second, 1, 1, 6)]
 

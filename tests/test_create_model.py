@@ -174,6 +174,24 @@ def test_the_models_folder_is_made(tmp_path):
     assert listing(tmp_path / 'a' / 'b') == ['toy']
 
 
+@pytest.mark.parametrize('name, folder, character', [
+    ('a[1]', '', '['), ('a', 'b[1]', '['), ('a*', '', '*'), ('a', 'b?', '?'), ('a\udcff', '', '\udcff')])
+def test_a_model_that_could_not_be_read_is_not_made(tmp_path, name, folder, character):
+    with pytest.raises(InputError) as raised:
+        create_model(name, **TOY, models_dir=str(tmp_path / folder))
+    assert f'has the character {character!r}, with which TensorFlow reads no checkpoint' in str(raised.value)
+    assert listing(tmp_path) == []
+
+
+def test_a_model_is_made_and_read_below_a_folder_of_any_name(tmp_path, monkeypatch):
+    (tmp_path / 'a[1]').mkdir()
+    monkeypatch.chdir(tmp_path / 'a[1]')
+    create_model('toy', **TOY, seed=1)
+    assert weights('models/toy').keys() == SHAPES.keys()
+    with pytest.raises(Exception, match='Failed to find any matching files'):  # TensorFlow takes it for a pattern
+        weights(tmp_path / 'a[1]' / 'models' / 'toy' / 'model.ckpt')
+
+
 # A vocabulary of one's own
 
 HELD_OUT = ["The keepers' lamps weren't trimmed, they'd said, on 12 November 1986.\n\n", '   \t\n  x ', '',
@@ -228,6 +246,12 @@ def test_a_corpus_is_read_in_its_encoding(learned, tmp_path):
     assert merges == [('Ã', 'Ł')] and vocabulary['ÃŁ'] == 256
 
 
+def test_a_byte_order_mark_is_not_learned(learned, tmp_path):
+    (tmp_path / 'text').write_bytes('\ufeff\ufeff'.encode())  # the first is a mark, and no pair of bytes comes twice
+    with pytest.raises(InputError, match='has pairs for --train_vocab 257 and no more'):
+        trained_vocabulary(258, str(tmp_path / 'text'))
+
+
 def test_the_smallest_vocabulary_is_the_one_without_a_corpus(learned, tmp_path):
     create_model('bytes', n_layer=1, n_head=1, n_embd=8, n_ctx=8, models_dir=str(tmp_path), train_vocab=257,
                  corpus=str(learned[0] / 'text'))
@@ -237,6 +261,7 @@ def test_the_smallest_vocabulary_is_the_one_without_a_corpus(learned, tmp_path):
 
 
 @pytest.mark.parametrize('flags, message', [
+    ({'train_vocab': 2**24 + 1}, ' to 16,777,216, not 16777217'),
     ({'train_vocab': 256}, '--train_vocab must be 257'), ({'train_vocab': -1}, '--train_vocab must be 257'),
     ({'train_vocab': 50257}, 'has pairs for --train_vocab '), ({'corpus': '{}/none'}, 'nothing matches the path'),
     ({'corpus': '{}/empty'}, 'empty holds no text'), ({'corpus': '{}/a.npz'}, 'a.npz holds tokens of another'),

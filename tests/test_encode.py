@@ -112,6 +112,23 @@ def test_output_that_is_a_directory(corpus):
         encode.encode(**flags(corpus))
 
 
+def test_output_that_is_a_pipe_or_a_device(corpus):
+    os.mkfifo(corpus.parent / 'pipe')
+    for out in (corpus.parent / 'pipe', '/dev/stdout'):
+        with pytest.raises(InputError, match='is a pipe or a device; name a file to write'):
+            encode.encode(**flags(corpus, out_npz=str(out)))
+    assert sorted(os.listdir(corpus.parent)) == ['corpus', 'models', 'pipe']
+
+
+def test_output_through_a_link(corpus):
+    (corpus.parent / 'out.npz').symlink_to('there.npz')
+    for _ in range(2):
+        encode.encode(**flags(corpus))
+        assert (corpus.parent / 'out.npz').is_symlink() and (corpus.parent / 'there.npz').is_file()
+        (corpus.parent / 'there.npz').chmod(0o600)
+    assert (corpus.parent / 'there.npz').stat().st_mode & 0o777 == 0o600
+
+
 def test_no_text_at_all(corpus):
     empty = corpus.parent / 'empty.txt'
     empty.write_text('')

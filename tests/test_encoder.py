@@ -489,6 +489,16 @@ def test_harmless_differences_of_vocab_bpe(tmp_path, change):
     assert get_encoder('tiny', str(tmp_path))._merges.ranks == expected
 
 
+def test_a_byte_order_mark_is_no_part_of_a_vocabulary(tmp_path):
+    vocabulary, _ = write_vocab(tmp_path / 'tiny')
+    expected = get_encoder('tiny', str(tmp_path))._merges.ranks
+    for name in ('encoder.json', 'vocab.bpe'):
+        path = tmp_path / 'tiny' / name
+        path.write_bytes('\ufeff'.encode() + path.read_bytes())
+    enc = get_encoder('tiny', str(tmp_path))
+    assert (enc.encoder, enc._merges.ranks) == (vocabulary, expected)
+
+
 BYTES = {symbol: id for id, symbol in enumerate(bytes_to_unicode().values())}
 
 

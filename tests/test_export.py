@@ -285,6 +285,12 @@ def test_what_exists_is_refused_and_kept(models, capfd, tmp_path, make):
     assert contents(tmp_path) == before
 
 
+def test_a_folder_that_could_not_be_loaded_is_not_made(models, capfd, tmp_path):
+    status, out, err = run(capfd, 'toy', tmp_path / 'a[1]' / '1', '--models_dir', models[0])
+    assert (status, out) == (2, '') and "has the character '['" in err and err.count('\n') == 1
+    assert contents(tmp_path) == {}
+
+
 def cut(path, length=None):
     data = path.read_bytes()
     path.write_bytes(data[:len(data) // 2 if length is None else length])
@@ -309,10 +315,11 @@ def test_of_a_damaged_model_nothing_is_written(models, capfd, tmp_path, damage, 
 
 def test_a_model_is_named_as_by_the_sampling_scripts_or_by_its_path(models, capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(models[0].parent)
-    for number, argv in enumerate((['toy', '--models_dir', models[0]], [f'{models[0].name}/toy'],
-                                   ['toy', '--models_dir', models[0], '--checkpoint_dir', models[0]])):
+    for number, (folder, argv) in enumerate((
+            (models[0], ['toy', '--models_dir', models[0]]), (models[0].name, [f'{models[0].name}/toy']),
+            (models[0], ['toy', '--models_dir', models[0], '--checkpoint_dir', models[0]]))):
         assert run(capfd, argv[0], tmp_path / str(number), *argv[1:]) == (
-            0, f'Wrote {models[0]}/toy/model.ckpt to {tmp_path}/{number}\n', '')
+            0, f'Wrote {folder}/toy/model.ckpt to {tmp_path}/{number}\n', '')
 
 
 def test_a_checkpoint_that_is_not_there_is_named(models, capfd, tmp_path):

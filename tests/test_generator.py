@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -115,7 +116,7 @@ class FakeGenerator(generator.Generator):
 
 def type_in(monkeypatch, data, isatty=False):
     """Makes the bytes what stdin gives."""
-    stdin = io.TextIOWrapper(io.BytesIO(data), encoding='utf-8')
+    stdin = io.TextIOWrapper(io.BytesIO(data), encoding='utf-8', newline='\n')  # as Python opens it on Unix
     stdin.isatty = lambda: isatty
     monkeypatch.setattr(sys, 'stdin', stdin)
 
@@ -201,6 +202,7 @@ def test_an_empty_prompt_is_asked_for_again(fake, flags, capsys, monkeypatch, en
 
 
 @pytest.mark.parametrize('data, prompts', [(b'', []), (b'one', ['one']), (b'one\r\n', ['one']), (b' one \n', [' one ']),
+                                           (b'\xef\xbb\xbfone\r\ntwo\r', ['one', 'two']), (b'one\r\n\r\n', ['one']),
                                            ('héß 日本\n'.encode(), ['héß 日本'])])
 def test_the_end_of_input_ends_the_script_cleanly(fake, flags, capsys, monkeypatch, enc, data, prompts):
     type_in(monkeypatch, data)
@@ -325,6 +327,25 @@ def test_an_output_that_is_no_file_is_refused_before_anything_is_drawn(fake, fla
         script(**flags, **more, nsamples=1, output=output)
     assert fake.calls == []
     assert os.listdir(tmp_path) == ['folder'] and os.listdir(tmp_path / 'folder') == []
+
+
+@pytest.mark.parametrize('more', [{'prompt': 'x'}, {'prompts_file': 'prompts.txt'}])
+def test_output_may_be_a_pipe_or_what_is_open_already(fake, flags, tmp_path, monkeypatch, capsys, more):
+    monkeypatch.chdir(tmp_path)
+    write_prompts(tmp_path / 'prompts.txt')
+    interact_model(**flags, **more)
+    expected = capsys.readouterr().out
+    os.mkfifo('pipe')
+    for output in ('pipe', None):
+        reading, descriptor = os.pipe()
+        if output:
+            os.close(reading)
+            reading = os.open(output, os.O_RDONLY | os.O_NONBLOCK)
+        interact_model(**flags, **more, output=output or f'/dev/fd/{descriptor}')
+        os.close(descriptor)
+        assert os.read(reading, 10000).decode() == expected
+        os.close(reading)
+    assert sorted(os.listdir()) == ['pipe', 'prompts.txt'] and stat.S_ISFIFO(os.stat('pipe').st_mode)
 
 
 def test_output_without_an_end_is_refused(flags, tmp_path):
@@ -502,7 +523,8 @@ def test_a_file_of_prompts_is_answered_in_json_lines(fake, flags, tmp_path, caps
 @pytest.mark.parametrize('content, prompts', [
     ('one', ['one']), ('one\ntwo', ['one', 'two']), (' one \n', [' one ']), ('{"prompt": 3}\n', ['{"prompt": 3}']),
     ('{"prompt": "one"}\n{"text": "", "prompt": "t\\nwo"}\n', ['one', 't\nwo']),
-    ('a\x0cb\u2028c\rd\n', ['a\x0cb\u2028c\rd']),
+    ('a\x0cb\u2028c\rd\n', ['a\x0cb\u2028c\rd']), ('\ufeffone\r\ntwo\r', ['one', 'two']),
+    ('\ufeff{"prompt": "one\\r"}\r\n', ['one\r']),
     ('one\n{"prompt": "two"}\n', ['one', '{"prompt": "two"}']), ('"one"\n', ['"one"'])])
 def test_what_the_prompts_of_a_text_file_are(fake, flags, tmp_path, capsys, content, prompts):
     (tmp_path / 'p.txt').write_bytes(content.encode())
@@ -554,6 +576,7 @@ BAD_FILES = [
     ('p.jsonl', b'[' * 100000 + b'\n', 'line 1: expected a JSON object'),
     ('p.txt', b'{"prompt": "a"}\ntwo\n', 'line 2: expected a JSON object'),
     ('p.jsonl', b'{"prompt": "a"}\n{"prompt": "b\\ud800"}\n', 'line 2'),
+    ('p.txt', b'\x1f\x8b\x08\0', 'this is a gzip file, not text'),
 ]
 
 
@@ -566,6 +589,20 @@ def test_a_file_of_prompts_that_cannot_be_used_is_refused_and_nothing_is_written
                    tmp_path / 'out.jsonl')
     assert f'{tmp_path / name}' in said and message in said and len(said) < 300 + len(str(tmp_path))
     assert os.listdir(tmp_path) == [name]
+
+
+def test_prompts_may_come_from_a_pipe_but_not_without_end(fake, flags, tmp_path, capsys, monkeypatch):
+    reading, writing = os.pipe()
+    os.write(writing, b'one\ntwo\n')
+    os.close(writing)
+    assert [each['prompt'] for each in answers(capsys, **flags, prompts_file=f'/dev/fd/{reading}')] == ['one', 'two']
+    os.close(reading)
+    with pytest.raises(InputError, match='/dev/zero is a device; give a regular file'):
+        interact_model(**flags, prompts_file='/dev/zero')
+    (tmp_path / 'p.txt').write_text('12345')
+    monkeypatch.setattr(sampling.paths, 'TEXT_FILE', 4)
+    with pytest.raises(InputError, match=r'p\.txt has 5 bytes, expected at most 4'):
+        interact_model(**flags, prompts_file=str(tmp_path / 'p.txt'))
 
 
 @pytest.mark.parametrize('name', ['nowhere.txt', '.', 'nowhere/p.txt'])

@@ -1,3 +1,6 @@
+import bz2
+import gzip
+import lzma
 import os
 from unittest import mock
 
@@ -46,7 +49,7 @@ def test_find_files(tmp_path, monkeypatch):
     assert find_files('~/a.txt') == [str(tmp_path / 'a.txt')]
 
 
-def test_find_files_of_several_paths(tmp_path):
+def test_find_files_of_several_paths(tmp_path, monkeypatch):
     for name in ('b.npz', 'a.txt', 'shards/1.npz', 'shards/2.npz', 'with,comma.txt', 'x,1', 'x,2'):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -60,6 +63,13 @@ def test_find_files_of_several_paths(tmp_path):
     assert found('with,comma.txt') == ['with,comma.txt'] and found('x,*') == ['x,1', 'x,2']
     with pytest.raises(InputError, match=r'nothing matches the path .*nowhere;'):
         found('a.txt', 'nowhere', 'b.npz')
+    with pytest.raises(InputError, match=r"path ' .*a\.txt', which begins or ends with a blank; leave blanks out"):
+        find_files(f'{tmp_path}/b.npz, {tmp_path}/a.txt')
+    with pytest.raises(InputError, match=r"path '.*b\.npz ', which begins or ends with a blank"):
+        find_files(f'{tmp_path}/b.npz ,{tmp_path}/a.txt')
+    (tmp_path / ' blank').write_text('')
+    monkeypatch.chdir(tmp_path)
+    assert find_files('b.npz, blank') == ['b.npz', ' blank']
     with pytest.raises(InputError, match='nothing before, between or after its commas'):
         find_files(f'{tmp_path / "a.txt"},')
 
@@ -74,6 +84,12 @@ def test_paths_without_files(tmp_path):
     with pytest.raises(InputError, match=r'nothing matches the path .*nowhere'):
         find_files(str(tmp_path / 'nowhere'))
     (tmp_path / 'empty' / 'sub').mkdir(parents=True)
+    with pytest.raises(InputError, match=r'directory .*empty holds no files'):
+        find_files(str(tmp_path / 'empty'))
+    os.mkfifo(tmp_path / 'empty' / 'pipe')
+    (tmp_path / 'empty' / 'zero').symlink_to('/dev/zero')
+    with pytest.raises(InputError, match='matches only directories, pipes and devices'):
+        find_files(str(tmp_path / 'empty' / '*'))
     with pytest.raises(InputError, match=r'directory .*empty holds no files'):
         find_files(str(tmp_path / 'empty'))
     with pytest.raises(InputError, match='matches only directories'):
@@ -140,11 +156,35 @@ def test_bytes_are_read_as_they_are(tmp_path, enc, encoding, read_bytes):
         assert lists(load(enc, tmp_path / 'a', encoding=encoding)) == [[*enc.encode(text), enc.eot]]
 
 
-def test_byte_order_mark_is_the_codecs_matter(tmp_path, enc):
-    (tmp_path / 'a').write_bytes('\ufefftext'.encode())
-    assert lists(load(enc, tmp_path / 'a')) == [[*enc.encode('\ufefftext'), enc.eot]]
-    assert lists(load(enc, tmp_path / 'a', encoding='utf-8-sig')) == [[*enc.encode('text'), enc.eot]]
-    assert lists(load(enc, tmp_path / 'a', encoding=None)) == lists(load(enc, tmp_path / 'a'))
+@pytest.mark.parametrize('read_bytes', [1, 1 << 18])
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-32-be'])
+def test_a_byte_order_mark_is_no_text_but_at_another_place(tmp_path, enc, encoding, read_bytes):
+    text = 'te\ufeffxt'
+    (tmp_path / 'a').write_bytes(('\ufeff' * (encoding not in ('utf-8-sig', 'utf-16')) + text).encode(encoding))
+    (tmp_path / 'b').write_bytes('\ufeff'.encode())  # holds nothing: no document
+    with mock.patch.object(load_dataset, 'READ_BYTES', read_bytes):
+        assert lists(load(enc, tmp_path / 'a', encoding=encoding)) == [[*enc.encode(text), enc.eot]]
+        assert lists(load(enc, tmp_path / 'b')) == []
+
+
+def test_no_encoding_is_utf_8(tmp_path, enc):
+    (tmp_path / 'a').write_bytes('häß'.encode())
+    assert lists(load(enc, tmp_path / 'a', encoding=None)) == [[*enc.encode('häß'), enc.eot]]
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'latin-1', 'utf-16'])
+@pytest.mark.parametrize('write, kind', [
+    (lambda path: path.write_bytes(gzip.compress(b'text')), 'a gzip file'),
+    (lambda path: path.write_bytes(bz2.compress(b'text')), 'a bzip2 file'),
+    (lambda path: path.write_bytes(lzma.compress(b'text')), 'an xz file'),
+    (lambda path: np.savez(path.open('wb'), [1]), r'a zip file \(as \.docx'),
+    (lambda path: path.write_bytes(b'%PDF-1.7\n%\xe2\xe3\xcf\xd3\n'), 'a PDF'),
+    (lambda path: path.write_bytes(bytes.fromhex('28b52ffd2004210000') + b'text'), 'a zstd file')])
+def test_what_is_no_text_in_any_encoding_is_told_by_its_kind(tmp_path, enc, write, kind, encoding):
+    write(tmp_path / 'a.txt')
+    with pytest.raises(InputError, match=f'a.txt: this is {kind}.*, not text; unpack or convert it') as raised:
+        load(enc, tmp_path / 'a.txt', encoding=encoding)
+    assert 'encoding' not in str(raised.value)
 
 
 @pytest.mark.parametrize('read_bytes', [1, 4, 1 << 18])

@@ -218,6 +218,6 @@ def test_bad_hparams_files_are_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         model.load_hparams(path)
-    path.write_text(json.dumps(toy.TOY))
+    path.write_text(json.dumps(toy.TOY), encoding='utf-8-sig')  # as editors on Windows write it
     assert model.load_hparams(path).values() == toy.TOY
 

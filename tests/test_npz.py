@@ -3,6 +3,7 @@ import io
 import itertools
 import os
 import tempfile
+import threading
 import tracemalloc
 import zipfile
 from unittest import mock
@@ -310,7 +311,26 @@ def test_write_npz_leaves_nothing_after_an_error(tmp_path):
 def test_full_disk_is_told_with_the_path():
     if not os.path.exists('/dev/full'):
         pytest.skip('no /dev/full here')
-    with mock.patch.object(npz.paths, 'replacing', lambda path, mode: open('/dev/full', mode)), \
+    with mock.patch.object(npz.paths, 'output', lambda path, mode: open('/dev/full', mode)), \
             pytest.raises(OSError) as caught:
         write_npz('out.npz', [np.arange(10)], 100)
     assert caught.value.filename == 'out.npz'
+
+
+def test_into_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / 'pipe').read_bytes()), daemon=True)
+    reader.start()
+    write_npz(str(tmp_path / 'pipe'), [np.arange(10), np.arange(5000)], 5000)
+    reader.join(10)
+    assert os.listdir(tmp_path) == ['pipe']
+    with np.load(io.BytesIO(*read)) as found:
+        assert [array.tolist() for array in found.values()] == [list(range(10)), list(range(5000))]
+
+
+def test_a_pipe_or_a_device_is_no_npz(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    for path in (tmp_path / 'pipe', '/dev/zero'):
+        with pytest.raises(InputError, match='is a pipe or a device'):
+            list(npz.npz_arrays(str(path)))

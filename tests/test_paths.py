@@ -1,4 +1,6 @@
 import os
+import stat
+import threading
 
 import pytest
 
@@ -206,3 +208,121 @@ def test_a_small_file_is_read_only_where_it_is_regular_and_small(tmp_path):
             paths.read_small(str(path))
     with pytest.raises(FileNotFoundError):
         paths.read_small(str(tmp_path / 'none'))
+
+
+# output
+
+def test_those_who_may_read_a_file_may_read_what_replaces_it(tmp_path):
+    target = tmp_path / 'file'
+    target.write_text('old')
+    target.chmod(0o604)
+    with paths.replacing(str(target)) as file:
+        file.write('new')
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o604}
+    assert (target.read_text(), target.stat().st_mode & 0o777) == ('new', 0o604)
+
+
+@pytest.mark.parametrize('old', ['old', None])
+def test_what_a_link_leads_to_is_replaced_and_not_the_link(tmp_path, old):
+    (tmp_path / 'there').mkdir()
+    (tmp_path / 'link').symlink_to('there/link')
+    (tmp_path / 'there' / 'link').symlink_to('file')
+    if old:
+        (tmp_path / 'there' / 'file').write_text(old)
+    with pytest.raises(ValueError), paths.output(str(tmp_path / 'link')) as file:
+        file.write('half')
+        raise ValueError
+    assert (tmp_path / 'link').exists() == bool(old)
+    with paths.output(str(tmp_path / 'link')) as file:
+        file.write('new')
+    assert (tmp_path / 'link').is_symlink() and (tmp_path / 'there' / 'link').is_symlink()
+    assert (tmp_path / 'there' / 'file').read_text() == 'new'
+    assert sorted(os.listdir(tmp_path / 'there')) == ['file', 'link']
+
+
+def test_a_link_within_a_folder_is_replaced_and_not_what_it_leads_to(tmp_path):
+    (tmp_path / 'thesis').write_text('mine')
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'counter').symlink_to('../thesis')
+    with paths.replacing(str(tmp_path / 'run' / 'counter')) as file:
+        file.write('5')
+    assert ((tmp_path / 'run' / 'counter').read_text(), (tmp_path / 'thesis').read_text()) == ('5', 'mine')
+
+
+def test_into_a_pipe_is_written_straight(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    (tmp_path / 'link').symlink_to('pipe')
+    read = []
+    for name in ('pipe', 'link'):
+        reader = threading.Thread(target=lambda name=name: read.append((tmp_path / name).read_bytes()), daemon=True)
+        reader.start()
+        with paths.output(str(tmp_path / name)) as file:
+            file.write('häl')
+        reader.join(10)
+        assert stat.S_ISFIFO((tmp_path / name).stat().st_mode)
+    assert read == ['häl'.encode()] * 2 and sorted(os.listdir(tmp_path)) == ['link', 'pipe']
+
+
+def test_into_a_device_is_written_straight(tmp_path):
+    device = tmp_path / 'null'
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o600, os.stat('/dev/null').st_rdev)
+        device.write_text('')
+    except OSError:
+        pytest.skip('no device can be made here')
+    with paths.output(str(device), 'wb') as file:
+        file.write(b'gone')
+    assert stat.S_ISCHR(device.stat().st_mode) and os.listdir(tmp_path) == ['null']
+
+
+@pytest.mark.parametrize('kind', ['file', 'pipe'])
+def test_what_is_open_already_is_written_on_from_where_it_is(tmp_path, kind):
+    """As /dev/stdout is in `>> log`."""
+    if kind == 'file':
+        descriptor = os.open(tmp_path / 'log', os.O_WRONLY | os.O_CREAT)
+    else:
+        reading, descriptor = os.pipe()
+    (tmp_path / 'link').symlink_to(f'/dev/fd/{descriptor}')
+    os.write(descriptor, b'before, ')
+    for path in (f'/dev/fd/{descriptor}', str(tmp_path / 'link')):
+        with paths.output(path) as file:
+            file.write('new, ')
+    os.write(descriptor, b'after')
+    os.close(descriptor)
+    if kind == 'file':
+        assert (tmp_path / 'log').read_text() == 'before, new, new, after'
+    else:
+        assert os.read(reading, 100) == b'before, new, new, after'
+        os.close(reading)
+    assert (tmp_path / 'link').is_symlink()
+
+
+def test_what_is_open_for_reading_alone_is_named():
+    with open(__file__, 'rb') as file:
+        path = f'/dev/fd/{file.fileno()}'
+        with pytest.raises(OSError) as raised, paths.output(path) as out:
+            out.write('text')
+    assert raised.value.filename == path
+
+
+# Characters that TensorFlow cannot read
+
+@pytest.mark.parametrize('name', ['a[1]', 'a*', 'a?', 'a\udcff'])
+@pytest.mark.parametrize('find', [paths.model_dir, paths.run_dir, paths.model_or_run])
+def test_a_folder_whose_checkpoints_tensorflow_cannot_read_is_refused(tmp_path, find, name):
+    (tmp_path / name / name).mkdir(parents=True)
+    for given in ((name, str(tmp_path)), ('b', str(tmp_path / name))):
+        with pytest.raises(InputError) as raised:
+            find(*given)
+        assert f'has the character {name[1]!r}' in str(raised.value)
+    with pytest.raises(InputError, match='has the character'):
+        paths.model_or_run(str(tmp_path / name))
+
+
+def test_what_stands_above_a_relative_path_may_have_any_name(tmp_path, monkeypatch):
+    (tmp_path / 'a[1]' / 'models' / 'b').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / 'a[1]')
+    assert paths.model_dir('b') == paths.model_or_run('models/b/') == paths.model_or_run('./models/b') == 'models/b'
+    monkeypatch.chdir('models/b')
+    with pytest.raises(InputError, match='has the character'):
+        paths.model_or_run('./')  # whose name is known from the top alone

@@ -22,6 +22,10 @@ def test_mutations():
     assert counts['refused'] > 30
 
 
+def test_special_files():
+    assert damage.special_files()['refused'] > 80
+
+
 def test_inputs():
     assert fuzz.inputs(count=2000, seed=0)['mismatches'] == 0
 

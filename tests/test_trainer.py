@@ -1,3 +1,4 @@
+import dataclasses
 import glob
 import json
 import os
@@ -373,6 +374,18 @@ def test_what_is_seen_in_tensorboard(flags, capsys):
     assert last.startswith('4 steps done, loss=') and last.endswith(os.path.join(made.checkpoint_dir, 'run1'))
 
 
+def test_files_whose_names_are_not_utf_8_are_trained_on(flags, tmp_path):
+    name = os.path.join(tmp_path, '\udcff')
+    for part in ('.txt', '.val'):
+        with open(name + part, 'w') as file:
+            file.write(ENGLISH)
+    made = flags(dataset=f'{name}.txt', val_dataset=f'{name}.val', val_every=1, steps=1, sample_every=1,
+                 sample_length=2, samples_dir=f'{name}.samples')
+    trainer.train(made)
+    assert sorted(events(made, 'flags')) == [0] and os.listdir(f'{name}.samples/run1') == ['samples-1']
+    trainer.train(dataclasses.replace(made, steps=2))
+
+
 def test_the_gradient_norm_is_that_of_finite_differences(flags, world):
     made = flags(steps=1, optimizer='sgd', learning_rate=1e-3)
     trainer.train(made)
@@ -632,6 +645,9 @@ def test_another_vocabularys_tokens_are_refused_before_anything_is_written(flags
     ({'model_name': 'none'}, 'no model directory'),
     ({'restore_from': 'nowhere/model-3'}, 'no checkpoint nowhere/model-3'),
     ({'run_name': '../up'}, '--run_name'),
+    ({'run_name': 'a[1]'}, r"a\[1\]' has the character '\['"),
+    ({'restore_from': 'a*/model-3'}, r"a\*/model-3' has the character '\*'"),
+    ({'models_dir': 'what?'}, r"what\?/toy' has the character '\?'"),
 ])
 def test_flags_that_cannot_be_used_write_nothing(flags, changes, message):
     with pytest.raises(InputError, match=message):

@@ -25,6 +25,7 @@ import long_run
 
 CAMPAIGNS = {  # name: the function, and what it is given in `all` besides the seed
     'mutations': (damage.mutations, {'count': 2000}),
+    'special_files': (damage.special_files, {}),
     'inputs': (fuzz.inputs, {'count': 200_000}),
     'coverage': (fuzz.coverage, {'runs': 20_000}),
     'kills_of_training': (kills.kills_of_training, {'count': 100}),
