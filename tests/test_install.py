@@ -13,8 +13,8 @@ with open(os.path.join(ROOT, 'install', 'horovod-debian.txt'), encoding='utf-8')
     PACKAGES = file.read().split()
 
 
-def install(path, folder=os.path.join(ROOT, 'install'), **environment):
-    command = [shutil.which('bash'), os.path.join(folder, 'horovod.sh')]
+def install(path, root=ROOT, **environment):
+    command = [shutil.which('bash'), os.path.join(root, 'install', 'horovod.sh')]
     return subprocess.run(command, env={'PATH': str(path), 'HOME': str(path), **environment},
                           capture_output=True, text=True, timeout=300)
 
@@ -60,8 +60,8 @@ def home(tmp_path):
     return tmp_path
 
 
-def install_for_gpus(home, *folder):
-    return install(home, *folder, PATH=f'{home}/bin:/usr/bin:/bin', HOROVOD_GPU_OPERATIONS='NCCL')
+def install_for_gpus(home, *root):
+    return install(home, *root, PATH=f'{home}/bin:/usr/bin:/bin', HOROVOD_GPU_OPERATIONS='NCCL')
 
 
 def test_cuda_is_found_behind_a_wrapper_and_nccl_among_the_packages(home):
@@ -88,10 +88,10 @@ def test_what_nccl_needs_is_named_in_one_line(home, lost, named):
 
 def test_a_wheel_is_kept_under_a_name_that_each_header_changes(home, tmp_path):
     headers = glob.glob(os.path.join(ROOT, 'install/include/**/*.h'), recursive=True)
-    shutil.copytree(os.path.join(ROOT, 'install'), folder := tmp_path / 'install')
+    shutil.copytree(os.path.join(ROOT, 'install'), tmp_path / 'install')
     for changed in [None, *headers]:
         if changed:
-            with open(folder / os.path.relpath(changed, os.path.join(ROOT, 'install')), 'a') as file:
+            with open(tmp_path / os.path.relpath(changed, ROOT), 'a') as file:
                 file.write('// changed\n')
-        install_for_gpus(home, str(folder))
+        install_for_gpus(home, tmp_path)
     assert len(headers) == 2 and len(glob.glob(f'{home}/.cache/gpt-2/*.log')) == 3
