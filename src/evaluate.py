@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 
 from tqdm import tqdm
 
@@ -249,6 +250,8 @@ def evaluation(flags, unit):
                                       batch_size=flags.batch_size, context=flags.context)
     with tqdm(unit=f' {unit}', desc='evaluating', dynamic_ncols=True, disable=None) as bar:
         def progress(done, total):
+            if bar.total is None:  # the first: nothing is refused any more
+                tqdm.write(f'Device: {model.device}', file=sys.stderr)
             bar.total = total
             bar.update(done)
         yield model, progress

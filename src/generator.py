@@ -19,6 +19,7 @@ import sample
 from continuation import Continuation
 from errors import require
 from flags import WEIGHT_PRECISIONS
+from load_dataset import cores
 
 SMALLEST_CACHE = 128  # positions; from there it is doubled, so that attention reads at most twice what there is
 ENCODED_TOGETHER = 512  # tokens of contexts, over all rows, in a run of the session: what bounds its memory;
@@ -255,6 +256,17 @@ def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:  # int32 [B, T]
 def new_seed() -> int:
     """A number below 2^32 from the operating system's randomness."""
     return int.from_bytes(os.urandom(4), 'little')
+
+
+def device(gpu: int = 0) -> str:
+    """What sessions compute on, in words: the GPU of this number, or the CPU where there is none."""
+    gpus = tf.config.list_physical_devices('GPU')
+    if not gpus:
+        return f'CPU, {cores()} cores'
+    details = tf.config.experimental.get_device_details(gpus[gpu])
+    capability = '.'.join(map(str, details.get('compute_capability', ())))  # which only CUDA's have
+    return ', '.join([f'GPU {gpu}', details.get('device_name', 'unknown'),
+                      *([f'compute capability {capability}'] if capability else [])])
 
 
 def session_config():

@@ -46,7 +46,7 @@ class Likelihood:
     checkpoint_name: see checkpoint.choose. precision: of matrix products, float32 or bfloat16.
     batch_size: windows of context tokens in a batch, None for as many as make BATCH_TOKENS. context: the most tokens
     that the model sees, None for n_ctx. Raises InputError for what cannot be loaded, and for values out of range.
-    Attributes: prefix (of the checkpoint), hparams, enc, context.
+    Attributes: prefix (of the checkpoint), hparams, enc, context, device (in words).
     """
 
     def __init__(self, model_name: str = '124M', models_dir: str = 'models', checkpoint_name: str | None = None, *,
@@ -60,6 +60,7 @@ class Likelihood:
         self.batch_size = batch_size or max(1, BATCH_TOKENS // self.context)
         self.prefix = checkpoint.choose(directory, self.hparams, checkpoint_name)
         self.session = tf.Session(graph=tf.Graph(), config=generator.session_config())
+        self.device = generator.device()
         self.batches = {}  # shape -> Batch
         with self.session.graph.as_default():
             self.weights = model.with_precision(model.weights(self.hparams), tf.as_dtype(precision))

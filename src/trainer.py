@@ -563,6 +563,8 @@ def train(flags, worker: Worker | None = None) -> int:
     worker = worker or Worker()
     with Signals().noted() as signals, tf.Graph().as_default(), tf.Session(config=session_config(worker)) as session:
         trainer = Trainer(flags, worker, session, signals)
+        if worker.rank == 0 or worker.gpu is not None:
+            warn(f'Device{f" of rank {worker.rank}" if worker.rank else ""}: {generator.device(worker.gpu or 0)}')
         try:
             trainer.train()
         except Stopped as signal_name:
