@@ -55,7 +55,7 @@ class Flags:
         checkpoint_dir: where runs are.
         checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of any; None
             for the newest.
-        precision: of matrix products, float32 or bfloat16.
+        precision: of matrix products, float32, bfloat16, or tf32 (of NVIDIA's GPUs from Ampere on; else float32).
         batch_size: windows of --context tokens side by side, and as many more as they are shorter; None for as many as
             make 2,048 tokens. It does not change the figures.
         context: the most tokens that the model sees at once; None for n_ctx.

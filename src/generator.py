@@ -30,9 +30,9 @@ def load(model_name: str = '124M', models_dir: str = 'models', checkpoint_name: 
          precision: str = 'float32') -> 'Generator':
     """The Generator of a model directory or run, in a session of its own.
 
-    checkpoint_name: see checkpoint.choose. precision: that of the weights. float32: as they are. bfloat16: rounded.
-    int8: with a scale for each output of a matrix; both are multiplied by activations in bfloat16, and added up in
-    float32. Raises InputError for what is missing, damaged or does not fit.
+    checkpoint_name: see checkpoint.choose. precision: that of the weights. float32, tf32 (see model.set_precision): as
+    they are. bfloat16: rounded. int8: with a scale for each output of a matrix; both are multiplied by activations in
+    bfloat16, and added up in float32. Raises InputError for what is missing, damaged or does not fit.
     """
     require(precision in WEIGHT_PRECISIONS,
             f'precision must be one of {", ".join(WEIGHT_PRECISIONS)}, not {precision!r}')
@@ -44,14 +44,14 @@ def load(model_name: str = '124M', models_dir: str = 'models', checkpoint_name: 
         os.environ.setdefault('XLA_FLAGS', '--xla_cpu_max_isa=AVX2')
     session = tf.Session(graph=tf.Graph(), config=session_config())
     with session.graph.as_default():
-        return Generator(session, hparams, enc, load_weights(session, prefix, hparams, precision))
+        return Generator(session, hparams, enc, load_weights(session, prefix, hparams, model.set_precision(precision)))
 
 
-def load_weights(session, prefix, hparams, precision):  # -> {name: tensor or model.Packed}
+def load_weights(session, prefix, hparams, dtype):  # -> {name: tensor or model.Packed}
     w, sources = {}, {}
     for name, shape in model.weight_shapes(hparams).items():
         value = tf.placeholder(tf.float32, shape)
-        stored = value if precision == 'float32' else model.pack(name, value, tf.as_dtype(precision))
+        stored = value if dtype == tf.float32 else model.pack(name, value, dtype)
         variables = tf2.nest.map_structure(lambda each: each if each is None else local_variable(each), stored)
         sources[f'model/{name}'] = value, [v.initializer for v in tf2.nest.flatten(variables) if v is not None]
         w[name] = tf2.nest.map_structure(lambda v: v if v is None else v.read_value(), variables)

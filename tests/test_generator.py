@@ -852,7 +852,7 @@ def test_after_ctrl_c_a_model_draws_what_it_would_have_drawn(samples, monkeypatc
     (['--seed=-1'], '--seed must be'),
     (['--repetition_penalty=0'], 'repetition_penalty must be above 0 (1: none), not 0'),
     (['--repetition_penalty=-1'], 'repetition_penalty must be above 0 (1: none), not -1'),
-    (['--precision=float16'], "precision must be one of float32, bfloat16, int8, not 'float16'"),
+    (['--precision=float16'], "precision must be one of float32, tf32, bfloat16, int8, not 'float16'"),
     (['--truncate='], '--truncate needs a text'),
     (['--stop='], '--stop needs a text'),
     (['--stop', 'a', '--stop='], '--stop needs a text'),
