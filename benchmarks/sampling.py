@@ -17,9 +17,9 @@ import random_model
 import table
 
 import cli
-from flags import WEIGHT_PRECISIONS
 
 SIZE = '124M'
+PRECISIONS = ('float32', 'bfloat16', 'int8')  # of the weights
 
 
 def sampling(repeats: int = 3):
@@ -69,7 +69,7 @@ def fastest(speeds):
 
 
 def single_rows(speeds):
-    found = speeds.of(*((ours, precision) for precision in WEIGHT_PRECISIONS), (transformers, 'float32'),
+    found = speeds.of(*((ours, precision) for precision in PRECISIONS), (transformers, 'float32'),
                       (ctranslate2, 'float32'), (ctranslate2, 'int8'), rows=1, tokens=200)
     work = f'sampling {SIZE}, 200 tokens, float32: against '
     for name, least in (('ctranslate2', 1), ('transformers', None)):
@@ -112,7 +112,7 @@ def late_token_rows(directory):
 
 
 def start_up_rows(directory, repeats):
-    for precision in WEIGHT_PRECISIONS:
+    for precision in PRECISIONS:
         seconds = [measure.run_script(
             'src/interactive_conditional_samples.py', '--models_dir', directory, '--model_name', SIZE, '--precision',
             precision, '--prompt', 'The lighthouse', '--length', '1')[0] for _ in range(repeats)]

@@ -455,10 +455,15 @@ def synchronize(path: str):
         os.close(descriptor)
 
 
+def without_gpu():
+    """For a session that only reads and writes files: a GPU's memory may be another process's."""
+    return tf.ConfigProto(device_count={'GPU': 0})
+
+
 def create(directory: str, hparams: model.HParams, seed: int | None = None):
     """Writes hparams.json and a checkpoint of a new, randomly initialized model into a model directory."""
     prefix = os.path.join(directory, NEW_CHECKPOINT)
-    with tf.Graph().as_default(), tf.Session() as session:
+    with tf.Graph().as_default(), tf.Session(config=without_gpu()) as session:
         tf.set_random_seed(seed)
         model.weights(hparams)
         session.run(tf.global_variables_initializer())
@@ -474,8 +479,7 @@ def write(directory: str, hparams: model.HParams, weights: Iterable[tuple[str, n
     several files of data, so that no more than the largest weight, or SHARD_BYTES of smaller ones, is in memory.
     """
     prefix, shards = os.path.join(directory, NEW_CHECKPOINT), []
-    config = tf.ConfigProto(device_count={'GPU': 0})
-    with tf.Graph().as_default(), tf.Session(config=config) as session, writing(prefix):
+    with tf.Graph().as_default(), tf.Session(config=without_gpu()) as session, writing(prefix):
         model.weights(hparams)
         tf.train.Saver(model_variables()).export_meta_graph(f'{prefix}.meta')
         for shard in in_shards(weights):

@@ -51,11 +51,13 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import glob
 import inspect
 import io
 import itertools
 import logging
 import math
+import shutil
 import tempfile
 import typing
 
@@ -268,20 +270,27 @@ def convert(name, kind, text):
     raise InputError(f'--{name} must be {words[allowed[0]]}, not {text!r}')
 
 
-def load_tensorflow():
+def load_tensorflow(computes: bool = True):
     """Imports TensorFlow for a script, and finds its devices, without its start-up lines on the terminal.
 
-    Warnings and errors of later work are still shown; of the start-up's, those that are not the usual ones.
+    Warnings and errors of later work are still shown; of the start-up's, those that are not the usual ones. Those about
+    CUDA are usual too, unless the script computes and the machine has a GPU that TensorFlow does not find.
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')  # no I lines; warnings remain
     logging.getLogger('tensorflow').addFilter(lambda record: 'deprecated' not in record.getMessage())
-    usual = ('All log messages before absl::InitializeLog', ' port.cc:', ' cudart_stub.cc:', ' cpu_feature_guard.cc:',
-             ' cuda_platform.cc:', 'rebuild TensorFlow with the appropriate', 'TF-TRT Warning')
     with ending_at_once():
         lines = caught_stderr(find_devices)
+    missed = computes and gpu_is_visible() and not gpus()
+    usual = ('All log messages before absl::InitializeLog', ' port.cc:', ' cpu_feature_guard.cc:',
+             'rebuild TensorFlow with the appropriate', 'TF-TRT Warning',
+             *(() if missed else (' cudart_stub.cc:', ' cuda_platform.cc:')))
     for line in lines:
         if not any(each in line for each in usual):
             print(line, end='', file=sys.stderr)
+    if missed:
+        print("TensorFlow finds no GPU, though this machine has one or its driver: see that nvidia-smi lists it (a "
+              "container needs --gpus all), and pip install 'tensorflow[and-cuda]', which brings CUDA; "
+              'CUDA_VISIBLE_DEVICES=-1 is for the CPU', file=sys.stderr)
 
 
 def write_model(flags, write: collections.abc.Callable[[str, str, str | None], str]):
@@ -294,7 +303,7 @@ def write_model(flags, write: collections.abc.Callable[[str, str, str | None], s
     out = paths.expand(flags.out)
     paths.check_new(out)
     directory = paths.model_or_run(flags.model_or_run, flags.models_dir, flags.checkpoint_dir)
-    load_tensorflow()
+    load_tensorflow(computes=False)
     with paths.making(out) as folder:
         prefix = write(folder, directory, flags.checkpoint)
     print(f'Wrote {prefix} to {out}')
@@ -303,6 +312,18 @@ def write_model(flags, write: collections.abc.Callable[[str, str, str | None], s
 def find_devices():
     import tensorflow as tf
     tf.config.list_physical_devices()
+
+
+def gpus():
+    import tensorflow as tf
+    return tf.config.list_physical_devices('GPU')
+
+
+def gpu_is_visible() -> bool:
+    """Whether this machine has a GPU of NVIDIA or its driver, and TensorFlow is not told to do without."""
+    return os.environ.get('CUDA_VISIBLE_DEVICES') not in ('', '-1') and bool(
+        glob.glob('/dev/nvidia*') or os.path.exists('/proc/driver/nvidia') or
+        (sys.platform == 'linux' and shutil.which('nvidia-smi')))  # TensorFlow for Windows uses no GPU
 
 
 def caught_stderr(function):  # -> lines

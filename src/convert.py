@@ -30,7 +30,7 @@ def from_hf(directory: str, name: str, models_dir: str = 'models'):
     """
     target = paths.for_tensorflow(paths.child(models_dir, name, 'NAME'))
     paths.check_new(target)
-    cli.load_tensorflow()
+    cli.load_tensorflow(computes=False)
     import hugging_face
     import model
     with paths.making(target) as folder:

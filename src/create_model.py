@@ -38,7 +38,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
                                                        'tokens, and the text that they are learned from')
     directory = paths.for_tensorflow(paths.child(models_dir, name, 'NAME'))
     paths.check_new(directory)
-    cli.load_tensorflow()
+    cli.load_tensorflow(computes=False)
     import checkpoint
     import model
     with paths.making(directory) as folder:

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 
 import cli  # before what may not be installed
 
@@ -56,7 +57,7 @@ class Flags:
         checkpoint_dir: where runs are.
         checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of any;
             without it the newest.
-        precision: of matrix products, float32 or bfloat16.
+        precision: of matrix products, float32, bfloat16, or tf32 (of NVIDIA's GPUs from Ampere on; else float32).
         batch_size: windows of --context tokens side by side, and as many more as they are shorter; None for as many as
             make 2,048 tokens. It does not change the figures.
         context: the most tokens that the model sees at once; None for n_ctx.
@@ -251,6 +252,8 @@ def evaluation(flags, unit):
                                       batch_size=flags.batch_size, context=flags.context)
     with tqdm(unit=f' {unit}', desc='evaluating', dynamic_ncols=True, disable=None) as bar:
         def progress(done, total):
+            if bar.total is None:  # the first: nothing is refused any more
+                tqdm.write(f'Device: {model.device}', file=sys.stderr)
             bar.total = total
             bar.update(done)
         yield model, progress

@@ -4,7 +4,7 @@ import dataclasses
 from errors import require
 
 COMPRESSIONS = ('none', 'float16', 'bfloat16')
-PRECISIONS = ('float32', 'bfloat16')  # of matrix products
+PRECISIONS = ('float32', 'tf32', 'bfloat16')  # of matrix products
 WEIGHT_PRECISIONS = (*PRECISIONS, 'int8')  # of the weights that samples are drawn with
 
 
@@ -37,7 +37,8 @@ class TrainFlags(Checked):
         only_train_transformer_layers: leave the embeddings and the last normalization as they are.
         optimizer: adam, adamw, adafactor (next to no memory of its own) or sgd.
         precision: float32, or bfloat16 for matrix products and activations: faster, less memory. The weights, sums and
-            the checkpoints are float32 in either case.
+            the checkpoints are float32 in either case. tf32: float32 with products in the TF32 of NVIDIA's GPUs from
+            Ampere on, 10 bits of mantissa; elsewhere the same as float32.
         xla: compile the whole update as one kernel; for GPUs.
         warmup_steps: updates over which the learning rate rises to its full value.
         schedule: of the learning rate after that: constant, or cosine or linear down to 0 at --steps.
@@ -150,7 +151,8 @@ class SamplingFlags(Checked):
         models_dir: where models are.
         checkpoint: one of the model's checkpoints, such as model-best or model-1000, or the path of any;
             without it the newest.
-        precision: of the weights: float32, bfloat16 or int8. Less memory, and faster on a CPU.
+        precision: of the weights: float32, bfloat16 or int8. Less memory, and faster on a CPU. tf32: float32 with
+            products in the TF32 of NVIDIA's GPUs from Ampere on, 10 bits of mantissa; elsewhere the same as float32.
         repetition_penalty: above 1 what prompt and sample have already becomes less likely, below 1 likelier.
         truncate: end a sample where this text appears, which is left out; often '<|endoftext|>'.
         stop: the same; may be given several times.

@@ -19,6 +19,7 @@ import sample
 from continuation import Continuation
 from errors import require
 from flags import WEIGHT_PRECISIONS
+from load_dataset import cores
 
 SMALLEST_CACHE = 128  # positions; from there it is doubled, so that attention reads at most twice what there is
 ENCODED_TOGETHER = 512  # tokens of contexts, over all rows, in a run of the session: what bounds its memory;
@@ -29,9 +30,9 @@ def load(model_name: str = '124M', models_dir: str = 'models', checkpoint_name: 
          precision: str = 'float32') -> 'Generator':
     """The Generator of a model directory or run, in a session of its own.
 
-    checkpoint_name: see checkpoint.choose. precision: that of the weights. float32: as they are. bfloat16: rounded.
-    int8: with a scale for each output of a matrix; both are multiplied by activations in bfloat16, and added up in
-    float32. Raises InputError for what is missing, damaged or does not fit.
+    checkpoint_name: see checkpoint.choose. precision: that of the weights. float32, tf32 (see model.set_precision): as
+    they are. bfloat16: rounded. int8: with a scale for each output of a matrix; both are multiplied by activations in
+    bfloat16, and added up in float32. Raises InputError for what is missing, damaged or does not fit.
     """
     require(precision in WEIGHT_PRECISIONS,
             f'precision must be one of {", ".join(WEIGHT_PRECISIONS)}, not {precision!r}')
@@ -43,14 +44,14 @@ def load(model_name: str = '124M', models_dir: str = 'models', checkpoint_name: 
         os.environ.setdefault('XLA_FLAGS', '--xla_cpu_max_isa=AVX2')
     session = tf.Session(graph=tf.Graph(), config=session_config())
     with session.graph.as_default():
-        return Generator(session, hparams, enc, load_weights(session, prefix, hparams, precision))
+        return Generator(session, hparams, enc, load_weights(session, prefix, hparams, model.set_precision(precision)))
 
 
-def load_weights(session, prefix, hparams, precision):  # -> {name: tensor or model.Packed}
+def load_weights(session, prefix, hparams, dtype):  # -> {name: tensor or model.Packed}
     w, sources = {}, {}
     for name, shape in model.weight_shapes(hparams).items():
         value = tf.placeholder(tf.float32, shape)
-        stored = value if precision == 'float32' else model.pack(name, value, tf.as_dtype(precision))
+        stored = value if dtype == tf.float32 else model.pack(name, value, dtype)
         variables = tf2.nest.map_structure(lambda each: each if each is None else local_variable(each), stored)
         sources[f'model/{name}'] = value, [v.initializer for v in tf2.nest.flatten(variables) if v is not None]
         w[name] = tf2.nest.map_structure(lambda v: v if v is None else v.read_value(), variables)
@@ -255,6 +256,17 @@ def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:  # int32 [B, T]
 def new_seed() -> int:
     """A number below 2^32 from the operating system's randomness."""
     return int.from_bytes(os.urandom(4), 'little')
+
+
+def device(gpu: int = 0) -> str:
+    """What sessions compute on, in words: the GPU of this number, or the CPU where there is none."""
+    gpus = tf.config.list_physical_devices('GPU')
+    if not gpus:
+        return f'CPU, {cores()} cores'
+    details = tf.config.experimental.get_device_details(gpus[gpu])
+    capability = '.'.join(map(str, details.get('compute_capability', ())))  # which only CUDA's have
+    return ', '.join([f'GPU {gpu}', details.get('device_name', 'unknown'),
+                      *([f'compute capability {capability}'] if capability else [])])
 
 
 def session_config():

@@ -43,10 +43,10 @@ class Scores:
 class Likelihood:
     """The model of a name, or of a training run's directory, in a session of its own.
 
-    checkpoint_name: see checkpoint.choose. precision: of matrix products, float32 or bfloat16.
+    checkpoint_name: see checkpoint.choose. precision: of matrix products, see flags.PRECISIONS.
     batch_size: windows of context tokens in a batch, None for as many as make BATCH_TOKENS. context: the most tokens
     that the model sees, None for n_ctx. Raises InputError for what cannot be loaded, and for values out of range.
-    Attributes: prefix (of the checkpoint), hparams, enc, context.
+    Attributes: prefix (of the checkpoint), hparams, enc, context, device (in words).
     """
 
     def __init__(self, model_name: str = '124M', models_dir: str = 'models', checkpoint_name: str | None = None, *,
@@ -56,13 +56,14 @@ class Likelihood:
         require(1 <= self.context <= self.hparams.n_ctx,
                 f'--context must be from 1 to n_ctx, {self.hparams.n_ctx}, not {context}')
         require(batch_size is None or batch_size >= 1, f'--batch_size must be 1 or more, not {batch_size}')
-        require(precision in PRECISIONS, f'--precision must be {" or ".join(PRECISIONS)}, not {precision!r}')
+        require(precision in PRECISIONS, f'--precision must be one of {", ".join(PRECISIONS)}, not {precision!r}')
         self.batch_size = batch_size or max(1, BATCH_TOKENS // self.context)
         self.prefix = checkpoint.choose(directory, self.hparams, checkpoint_name)
         self.session = tf.Session(graph=tf.Graph(), config=generator.session_config())
+        self.device = generator.device()
         self.batches = {}  # shape -> Batch
         with self.session.graph.as_default():
-            self.weights = model.with_precision(model.weights(self.hparams), tf.as_dtype(precision))
+            self.weights = model.with_precision(model.weights(self.hparams), model.set_precision(precision))
             checkpoint.restore(self.session, self.prefix, checkpoint.model_variables())
 
     def score(self, windows: Iterable, best: bool = False, banned: Collection[int] = ()) -> Iterator[tuple]:

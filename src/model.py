@@ -89,6 +89,13 @@ def load_hparams(path: str) -> HParams:
         raise InputError(f'{path}: {error}') from None
 
 
+def set_precision(precision):  # a name of flags.PRECISIONS or 'int8' -> the type of matrix products
+    """On GPUs TensorFlow computes products of float32 in TF32 (10 bits of mantissa) unless it is told not to; here TF32
+    must be asked for. The switch is the whole process's, and counts from now on."""
+    tf.config.experimental.enable_tensor_float_32_execution(precision == 'tf32')
+    return tf.as_dtype('float32' if precision == 'tf32' else precision)
+
+
 # The weights
 
 def weight_shapes(hparams: HParams) -> dict[str, list[int]]:

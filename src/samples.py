@@ -29,6 +29,13 @@ class Samples:
         self.seed, self.nsamples, self.batch_size = flags.seed, flags.nsamples, flags.batch_size
         self.options: dict = {'length': flags.length or (n_ctx if unconditional else max(1, n_ctx // 2)), **controls,
                               'stop': flags.ends}
+        self.device = generator.device()
+
+    def name_device(self):
+        """Says in a line on stderr what samples are drawn on; once, and when nothing is refused any more."""
+        if self.device:
+            tqdm.write(f'Device: {self.device}', file=sys.stderr)
+            self.device = ''
 
     def context(self, prompt: str, name: str = 'the prompt') -> list[int]:
         """A prompt's tokens; if they are more than fit the window, the last of them, which is told on stderr."""
@@ -44,6 +51,7 @@ class Samples:
         stream: print a sample that is drawn alone while it comes.
         """
         context = [self.enc.eot] if prompt is None else self.context(prompt)
+        self.name_device()
         seed = generator.new_seed() if self.seed is None else self.seed
         first = 0
         while first < self.nsamples or not self.nsamples:
@@ -84,6 +92,7 @@ class Samples:
         with appending(output, [prompt for _, prompt, _ in tasks]) as (file, n_done), tqdm(
                 total=len(tasks), initial=n_done, unit='sample', dynamic_ncols=True,
                 mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
+            self.name_device()
             for first in range(n_done, len(tasks), self.batch_size):
                 some = tasks[first:first + self.batch_size]
                 rows = self.model.complete(

@@ -29,8 +29,7 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
     """
     _, hparams, _ = checkpoint.describe(os.path.basename(directory), os.path.dirname(directory))
     prefix = checkpoint.choose(directory, hparams, checkpoint_name)
-    # No GPU is needed to write files, and one may be in use.
-    with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as session:
+    with tf.Graph().as_default(), tf.Session(config=checkpoint.without_gpu()) as session:
         fused.compile_nothing()  # TensorFlow Serving's XLA is off unless it is asked for
         signatures = {'logits': logits_signature(hparams), 'generate': generate_signature(hparams)}
         checkpoint.restore(session, prefix, checkpoint.model_variables())

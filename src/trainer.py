@@ -220,7 +220,7 @@ class Trainer:
         self.inputs = tf.placeholder(tf.int32, [None, self.hparams.n_ctx], 'inputs')
         self.tokens = tf.placeholder(tf.int32, [None, self.hparams.n_ctx], 'tokens')
         self.rate = tf.placeholder(tf.float32, [], 'learning_rate')
-        self.weights = model.weights(self.hparams)
+        self.weights, self.dtype = model.weights(self.hparams), model.set_precision(self.flags.precision)
         variables = checkpoint.model_variables()
         if self.flags.only_train_transformer_layers:
             variables = [v for v in variables if v.op.name.startswith('model/h')]
@@ -245,7 +245,7 @@ class Trainer:
         return tf2.function(function, jit_compile=True, autograph=False) if self.flags.xla else function
 
     def losses_of(self, inputs, tokens, *values):  # -> scalar, scalar: the sum of the losses, their number
-        w = model.with_precision(dict(zip(self.weights, values, strict=True)), tf.as_dtype(self.flags.precision))
+        w = model.with_precision(dict(zip(self.weights, values, strict=True)), self.dtype)
         h, _ = model.transformer(self.hparams, w, inputs)
         return model.loss(model.output(w, h), tokens)
 
@@ -564,6 +564,8 @@ def train(flags, worker: Worker | None = None) -> int:
     worker = worker or Worker()
     with Signals().noted() as signals, tf.Graph().as_default(), tf.Session(config=session_config(worker)) as session:
         trainer = Trainer(flags, worker, session, signals)
+        if worker.rank == 0 or worker.gpu is not None:
+            warn(f'Device{f" of rank {worker.rank}" if worker.rank else ""}: {generator.device(worker.gpu or 0)}')
         try:
             trainer.train()
         except Stopped as signal_name:

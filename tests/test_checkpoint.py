@@ -363,6 +363,18 @@ def test_the_best_weights_are_never_of_two_saves(graph, made, tmp_path, monkeypa
     assert not any('model-best-new' in name for name in os.listdir(run.directory))
 
 
+@pytest.mark.parametrize('write', [
+    lambda folder, run: checkpoint.create(folder, toy.hparams()),
+    lambda folder, run: checkpoint.write(folder, toy.hparams(), [('wte', np.zeros([2, 2], np.float32))]),
+    lambda folder, run: saved_model.write(folder, run)])
+def test_what_only_writes_files_takes_no_gpu(made, tmp_path, monkeypatch, write):
+    configurations, session = [], tf.Session
+    monkeypatch.setattr(tf, 'Session', lambda *arguments, config=None: (
+        configurations.append(config), session(*arguments, config=config))[1])
+    write(str(tmp_path), str(made[0]))
+    assert [dict(config.device_count) for config in configurations] == [{'GPU': 0}]
+
+
 def stored(prefix):
     reader = tf.train.load_checkpoint(prefix)
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}

@@ -1,4 +1,5 @@
 import dataclasses
+import fnmatch
 import glob
 import os
 import shutil
@@ -453,6 +454,38 @@ def test_only_unusual_lines_of_the_start_are_shown(capfd, monkeypatch):
                                                                  b'E0000 gpu.cc:9] the driver is too old\n'))
     cli.load_tensorflow()
     assert capfd.readouterr().err == 'E0000 gpu.cc:9] the driver is too old\n'
+
+
+NO_DRIVER = ("E0000 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error: Failed call to cuInit: UNKNOWN\n"
+             'I0000 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU will not be used.\n')
+
+
+@pytest.fixture(params=['/dev/nvidia0', '/proc/driver/nvidia', 'nvidia-smi'])
+def gpu(request, monkeypatch):
+    """A machine that shows a GPU in one way, which TensorFlow does not find."""
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.setattr(cli.glob, 'glob', lambda pattern: fnmatch.filter([request.param], pattern))
+    monkeypatch.setattr(cli.os.path, 'exists', lambda path: path == request.param)
+    monkeypatch.setattr(cli.shutil, 'which', lambda name: name if name == request.param else None)
+    monkeypatch.setattr(cli, 'gpus', list)
+    monkeypatch.setattr(cli, 'find_devices', lambda: os.write(2, b'I0000 port.cc:153] usual\n' + NO_DRIVER.encode()))
+
+
+def test_why_a_gpu_that_is_there_is_not_found_is_told(gpu, capfd):
+    cli.load_tensorflow()
+    said = capfd.readouterr().err
+    assert said.startswith(NO_DRIVER + 'TensorFlow finds no GPU') and said.count('\n') == 3
+    assert 'nvidia-smi' in said and "pip install 'tensorflow[and-cuda]'" in said and 'CUDA_VISIBLE_DEVICES=-1' in said
+
+
+@pytest.mark.parametrize('value, computes, gpus', [('-1', True, []), ('', True, []), (None, False, []),
+                                                    (None, True, ['GPU:0'])])
+def test_nothing_is_told_where_no_gpu_is_wanted_or_one_is_found(gpu, capfd, monkeypatch, value, computes, gpus):
+    if value is not None:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', value)
+    monkeypatch.setattr(cli, 'gpus', lambda: gpus)
+    cli.load_tensorflow(computes)
+    assert capfd.readouterr().err == ''
 
 
 # Several commands

@@ -24,6 +24,7 @@ import likelihood
 import model
 from create_model import create_model
 from errors import InputError
+from flags import PRECISIONS
 
 SIZES = {'random': {'n_ctx': 32}, 'trained': {'n_ctx': 24, 'n_head': 2, 'n_layer': 3}}
 
@@ -410,6 +411,13 @@ def refused(models, capsys, *argv, name='random'):
     return said.partition(': error: ')[2]
 
 
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_products_are_rounded_to_tf32_only_where_it_is_asked_for(models, precision):
+    tf.config.experimental.enable_tensor_float_32_execution(precision != 'tf32')
+    likelihood.Likelihood('random', str(models[0]), precision=precision)
+    assert tf.config.experimental.tensor_float_32_execution_enabled() == (precision == 'tf32')
+
+
 @pytest.mark.parametrize('argv, message', [
     (['perplexity', '--data', 'absent'], 'nothing matches the path absent'),
     (['perplexity', '--data', '{}/empty.txt'], 'the data holds nothing to score'),
@@ -418,7 +426,7 @@ def refused(models, capsys, *argv, name='random'):
     (['perplexity', '--data', '{}/x.txt', '--context', '33'], '--context must be from 1 to n_ctx, 32, not 33'),
     (['perplexity', '--data', '{}/x.txt', '--context', '0'], '--context must be from 1 to n_ctx, 32, not 0'),
     (['perplexity', '--data', '{}/x.txt', '--batch_size', '0'], '--batch_size must be 1 or more, not 0'),
-    (['perplexity', '--data', '{}/x.txt', '--precision', 'float16'], '--precision must be float32 or bfloat16'),
+    (['perplexity', '--data', '{}/x.txt', '--precision', 'float16'], '--precision must be one of float32, tf32'),
     (['perplexity', '--data', '{}/x.txt', '--boundary', 'eot'], '--boundary must be one of endoftext, none, joined'),
     (['perplexity', '--data', '{}/x.txt', '--checkpoint', 'model-9'], 'no checkpoint '),
     (['perplexity', '--data', '{}/large.npz'], 'token id 5000 is not in the vocabulary, whose ids are 0 to 556'),

@@ -34,6 +34,7 @@ SIZES = {'n_layer': 2, 'n_head': 2, 'n_embd': 32, 'n_ctx': 48}
 END = '<|endoftext|>'
 LINE = '=' * 40 + ' SAMPLE {} ' + '=' * 40 + '\n'
 ASKED = 'Model prompt >>> '
+DEVICE = f'Device: {generator.device()}\n'
 
 
 @pytest.fixture(scope='module')
@@ -167,25 +168,41 @@ def refused(capfd, script, *argv):
     return said.err
 
 
+# What is drawn on
+
+@pytest.mark.parametrize('details, expected', [
+    ({'device_name': 'NVIDIA A100-SXM4-40GB', 'compute_capability': (8, 0)},
+     'GPU 1, NVIDIA A100-SXM4-40GB, compute capability 8.0'), ({'device_name': 'METAL'}, 'GPU 1, METAL')])
+def test_a_gpu_is_named_with_what_its_driver_says(monkeypatch, details, expected):
+    monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: [kind, f'second {kind}'])
+    monkeypatch.setattr(tf.config.experimental, 'get_device_details', {'second GPU': details}.get)
+    assert generator.device(1) == expected
+
+
+def test_a_cpu_is_named_with_the_cores_of_this_process(monkeypatch):
+    monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: [])
+    assert generator.device() == f'CPU, {len(os.sched_getaffinity(0))} cores'
+
+
 # The output, as the original prints it
 
 def test_unconditional_samples_stand_each_below_a_line_of_its_number(fake, flags, capsys):
     sample_model(**flags, nsamples=3, batch_size=2)
     assert capsys.readouterr() == (LINE.format(1) + 'text 0\n' + LINE.format(2) + 'text 1\n' +
-                                   LINE.format(3) + 'text 2\n', '')
+                                   LINE.format(3) + 'text 2\n', DEVICE)
 
 
 def test_prompts_are_asked_for_on_stderr_and_answered_on_stdout(fake, flags, capsys, monkeypatch):
     type_in(monkeypatch, b'one\ntwo\n')
     interact_model(**flags, nsamples=2)
     answer = LINE.format(1) + 'text 0\n' + LINE.format(2) + 'text 1\n' + '=' * 80 + '\n'
-    assert capsys.readouterr() == (answer * 2, ASKED * 3 + '\n')
+    assert capsys.readouterr() == (answer * 2, ASKED + DEVICE + ASKED * 2 + '\n')
 
 
 def test_a_prompt_given_by_flag_is_the_only_one(fake, flags, capsys, monkeypatch, enc):
     type_in(monkeypatch, b'unread\n')
     interact_model(**flags, prompt='1e3')
-    assert capsys.readouterr() == (LINE.format(1) + 'text 0\n', '')
+    assert capsys.readouterr() == (LINE.format(1) + 'text 0\n', DEVICE)
     assert [context for _, _, context in fake.calls] == [enc.encode('1e3')]
 
 
@@ -197,7 +214,7 @@ def test_the_prefix_is_printed_where_asked_for(fake, flags, capsys):
 def test_an_empty_prompt_is_asked_for_again(fake, flags, capsys, monkeypatch, enc):
     type_in(monkeypatch, b'\n\none\n')
     interact_model(**flags)
-    assert capsys.readouterr().err == f'{ASKED}Prompt should not be empty!\n' * 2 + ASKED * 2 + '\n'
+    assert capsys.readouterr().err == f'{ASKED}Prompt should not be empty!\n' * 2 + ASKED + DEVICE + ASKED + '\n'
     assert [context for _, _, context in fake.calls] == [enc.encode('one')]
 
 
@@ -273,7 +290,7 @@ def test_a_seed_holds_for_every_prompt_and_none_is_a_new_one_each_time(fake, fla
 @pytest.mark.parametrize('script, more', [(sample_model, {}), (interact_model, {'prompt': 'x'})])
 def test_output_is_a_file_instead_of_stdout(fake, flags, capsys, tmp_path, script, more):
     script(**flags, **more, nsamples=2, output=str(tmp_path / 'out.txt'))
-    assert capsys.readouterr() == ('', '')
+    assert capsys.readouterr() == ('', DEVICE)
     assert os.listdir(tmp_path) == ['out.txt']
     assert (tmp_path / 'out.txt').read_text() == LINE.format(1) + 'text 0\n' + LINE.format(2) + 'text 1\n'
 
@@ -482,7 +499,7 @@ def test_a_piped_prompt_is_answered_with_nothing_but_samples_on_stdout(models, s
     script = os.path.abspath(interactive_conditional_samples.__file__)
     done = subprocess.run([sys.executable, script, '--model_name', 'toy', '--models_dir', str(models), '--seed=1',
                            '--length', '8', '--nsamples', '2'], input=b'a prompt\n', capture_output=True, timeout=120)
-    assert (done.returncode, done.stderr.decode()) == (0, ASKED * 2 + '\n')
+    assert (done.returncode, done.stderr.decode()) == (0, ASKED + DEVICE + ASKED + '\n')
     out = done.stdout.decode()
     assert out.endswith('=' * 80 + '\n')
     assert split_samples(out.removesuffix('=' * 80 + '\n')) == written(samples, 'a prompt')[0]
@@ -821,7 +838,7 @@ def test_at_a_terminal_ctrl_c_ends_a_sample_and_not_the_session(fake, flags, cap
     first, second = found.removesuffix('=' * 80 + '\n').split('=' * 80 + '\n')
     assert first == ('' if output else LINE.format(1) + 'te\n')
     assert second == LINE.format(1) + 'text 0\n' + LINE.format(2) + 'text 1\n'
-    assert said.err == ASKED * 3 + '\n'
+    assert said.err == ASKED + DEVICE + ASKED * 2 + '\n'
 
 
 def test_in_a_pipe_ctrl_c_ends_the_script_with_130(fake, flags, capsys, monkeypatch):
@@ -830,7 +847,7 @@ def test_in_a_pipe_ctrl_c_ends_the_script_with_130(fake, flags, capsys, monkeypa
     with pytest.raises(SystemExit) as stopped:
         cli.run(interact_model, argv_of(flags))
     assert stopped.value.code == 130
-    assert capsys.readouterr() == (LINE.format(1) + 'te\n', ASKED)
+    assert capsys.readouterr() == (LINE.format(1) + 'te\n', ASKED + DEVICE)
 
 
 @pytest.mark.parametrize('script, argv', [(sample_model, []), (interact_model, ['--prompt=x'])])
@@ -839,7 +856,7 @@ def test_ctrl_c_ends_a_script_that_asks_nothing_with_130(fake, flags, capsys, sc
     with pytest.raises(SystemExit) as stopped:
         cli.run(script, [*argv_of(flags), *argv])
     assert stopped.value.code == 130
-    assert capsys.readouterr() == (LINE.format(1) + 'te\n', '')
+    assert capsys.readouterr() == (LINE.format(1) + 'te\n', DEVICE)
 
 
 def test_after_ctrl_c_a_model_draws_what_it_would_have_drawn(samples, monkeypatch):
@@ -872,7 +889,7 @@ def test_after_ctrl_c_a_model_draws_what_it_would_have_drawn(samples, monkeypatc
     (['--seed=-1'], '--seed must be'),
     (['--repetition_penalty=0'], 'repetition_penalty must be above 0 (1: none), not 0'),
     (['--repetition_penalty=-1'], 'repetition_penalty must be above 0 (1: none), not -1'),
-    (['--precision=float16'], "precision must be one of float32, bfloat16, int8, not 'float16'"),
+    (['--precision=float16'], "precision must be one of float32, tf32, bfloat16, int8, not 'float16'"),
     (['--truncate='], '--truncate needs a text'),
     (['--stop='], '--stop needs a text'),
     (['--stop', 'a', '--stop='], '--stop needs a text'),
@@ -907,7 +924,7 @@ def test_a_person_at_a_terminal_is_asked_again(flags, capsys, monkeypatch):
     said = capsys.readouterr()
     answer, rest = said.out.split('=' * 80 + '\n', 1)
     assert answer == '' and len(split_samples(rest.removesuffix('=' * 80 + '\n'))) == 1
-    assert re.fullmatch(rf'{ASKED}the character at offset 2 .*\n{ASKED}{ASKED}\n', said.err)
+    assert re.fullmatch(rf'{ASKED}the character at offset 2 .*\n{ASKED}{DEVICE}{ASKED}\n', said.err)
 
 
 def test_the_defaults_are_the_originals_and_what_is_new_changes_nothing():

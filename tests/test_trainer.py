@@ -22,7 +22,7 @@ from tiny_vocab import ENGLISH
 import fused
 import trainer
 from errors import InputError
-from flags import TrainFlags
+from flags import PRECISIONS, TrainFlags
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -87,6 +87,23 @@ def events(made, tag):
 
 OPTIONS = [{}, {'accumulate_gradients': 2, 'noise': 0.2, 'memory_saving_gradients': True, 'val_every': 3},
            {'optimizer': 'adafactor', 'precision': 'bfloat16', 'schedule': 'constant', 'warmup_steps': 5}]
+
+
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_products_are_rounded_to_tf32_only_where_it_is_asked_for(flags, precision):
+    tf.config.experimental.enable_tensor_float_32_execution(precision != 'tf32')
+    trainer.train(flags(steps=1, precision=precision))
+    assert tf.config.experimental.tensor_float_32_execution_enabled() == (precision == 'tf32')
+
+
+@pytest.mark.parametrize('worker, told', [
+    (trainer.Worker(), ['Device: 0']), (trainer.Worker(1, 2), []), (trainer.Worker(0, 2, gpu=0), ['Device: 0']),
+    (trainer.Worker(1, 2, gpu=3), ['Device of rank 1: 3'])])
+def test_each_gpu_is_named_once_and_the_cpu_by_one_rank(flags, monkeypatch, capsys, worker, told):
+    monkeypatch.setattr(trainer.generator, 'device', str)
+    trainer.train(flags(steps=0), worker)
+    output = capsys.readouterr()
+    assert re.findall('Device.*', output.err) == told and 'Device' not in output.out
 
 
 @pytest.mark.parametrize('options', OPTIONS)
