@@ -142,7 +142,8 @@ class SamplingFlags(Checked):
         model_name: a directory of models_dir; of a training run with --models_dir checkpoint.
         seed: the same seed gives the same samples (of the same prompt); None for new ones.
         nsamples: how many, or how many for each prompt; without prompts 0 is for no end.
-        batch_size: how many are drawn side by side. It does not change what is drawn.
+        batch_size: how many are drawn side by side. In float32 it does not change what is drawn; in bfloat16 and int8
+            the same size draws the same.
         length: tokens in a sample; None for n_ctx, or half of it after a prompt. Past n_ctx, the prompt counted, the
             model sees the last 3/4 to 4/4 of n_ctx tokens.
         temperature: below 1 the likely becomes likelier, above less so; 0 for always the likeliest token.

@@ -19,7 +19,7 @@ def fused(function=None, *, gradient=None):
 
     It is compiled where that pays: where all sizes but the first of each argument are known when the graph is made
     (those of a prompt are not: each length would be compiled anew), and make at least SMALLEST numbers. It is not
-    compiled for a GPU, nor after compile_nothing.
+    compiled for a GPU, nor after compile_nothing, nor in a loop of TensorFlow 1.
 
     The backward pass computes the function again from its arguments, so that these are all that is kept for it.
     gradient: instead, a function of the result's gradient, the result, and as many of the arguments as it takes; it
@@ -60,7 +60,7 @@ def kernel(function):
     """Decorates a function of tensors (and of dicts, lists and named tuples of them) that no gradient is taken of.
 
     It is compiled as a whole, once for each set of shapes that it is run with; but not for a GPU, nor where the sizes
-    known when the graph is made add up to less than SMALLEST, nor after compile_nothing.
+    known when the graph is made add up to less than SMALLEST, nor after compile_nothing, nor in a loop of TensorFlow 1.
     """
     def marked(*args):
         tf.add_to_collection('kernel', function)
@@ -85,7 +85,10 @@ def compile_nothing():
 
 
 def without_kernels():
-    return bool(tf.get_collection('plain')) or on_gpu()
+    # What is compiled does not enter the loops and conditions of TensorFlow 1, which tf.disable_v2_behavior() brings
+    # back: its inputs would be "from different frames".
+    in_old_loop = tf.get_default_graph()._get_control_flow_context() is not None
+    return bool(tf.get_collection('plain')) or in_old_loop or on_gpu()
 
 
 def apart(x):

@@ -149,7 +149,8 @@ class Generator:
         """Yields `length` times the next tokens of all rows, int32 [B], and their log-probabilities, [B] or None.
 
         contexts: for each row a list of tokens, of which the last n_ctx are used. seeds: for each row a list of whole
-        numbers. What a row draws depends on its own context and seed alone. temperature, top_k, top_p: see
+        numbers. In float32, what a row draws depends on its own context and seed alone; in bfloat16 and int8, whose
+        products are rounded otherwise for other numbers of rows, on all contexts. temperature, top_k, top_p: see
         sample.sample_token; repetition_penalty: see sample.penalized; 1 for none. Log-probabilities are those that
         the model itself gives, before any of these.
 

@@ -77,8 +77,8 @@ class Samples:
     def complete(self, prompts_file: str, output: str | None, logprobs: bool):
         """Writes nsamples JSON lines for each prompt of a file; where `output` has some of them already, the rest.
 
-        The n-th sample of a prompt is the one that it has alone, with this seed. A prompt that the file repeats goes
-        on with further samples.
+        The n-th sample of a prompt is, in float32, the one that it has alone with this seed. A prompt that the file
+        repeats goes on with further samples.
         """
         target = output and output_path(output)
         require(not (target and os.path.exists(target) and os.path.samefile(target, paths.expand(prompts_file))),
@@ -93,15 +93,17 @@ class Samples:
                 total=len(tasks), initial=n_done, unit='sample', dynamic_ncols=True,
                 mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
             self.name_device()
-            for first in range(n_done, len(tasks), self.batch_size):
+            # Batches are those of an undisturbed run: but for float32, what is drawn depends on them.
+            for first in range(n_done - n_done % self.batch_size, len(tasks), self.batch_size):
                 some = tasks[first:first + self.batch_size]
+                left = some[max(0, n_done - first):]
                 rows = self.model.complete(
                     [self.context(prompt, f'{prompts_file}, line {line}: the prompt') for line, prompt, _ in some],
                     [[seed, number] for _, _, number in some], logprobs=logprobs, **self.options)
-                for (_, prompt, _), row in zip(some, rows, strict=True):
+                for (_, prompt, _), row in zip(left, rows[-len(left):], strict=True):
                     file.write(as_json(prompt, row, logprobs))
                 file.flush()
-                bar.update(len(some))
+                bar.update(len(left))
 
 
 def heading(number):

@@ -468,5 +468,5 @@ def scripts(folder):  # -> list of Script
                    temporary=hidden.format('back')),
             script('export', export.export, 'toy', '{out}/served', toy[1], temporary=hidden.format('served')),
             script('prompts_file', interactive_conditional_samples.interact_model, *toy, '--length=5', '--seed=1',
-                   f'--prompts_file={at("prompts.txt")}', '--output={out}/answers.jsonl', temporary='$',
-                   grows='in bytes')]
+                   f'--prompts_file={at("prompts.txt")}', '--batch_size=3', '--precision=bfloat16', '--logprobs',
+                   '--output={out}/answers.jsonl', temporary='$', grows='in bytes')]

@@ -1,11 +1,18 @@
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import numpy_gpt2
 import pytest
 import tensorflow.compat.v1 as tf
 import toy
+from tiny_vocab import ENGLISH
 
 import fused
 import sample
+from encoder import get_encoder
 from errors import InputError
 
 CONTEXT = [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]]
@@ -290,3 +297,88 @@ def test_the_cache_is_of_fixed_size():
         loops = [op for op in s.graph.get_operations() if op.type in ('While', 'StatelessWhile')]
         shapes = [output.shape.as_list() for loop in loops for output in loop.outputs]
     assert shapes.count([2, 4, 24, 8]) == 2 * 2
+
+
+# Scripts of others
+
+PORTED = """
+import json
+import sys
+import tensorflow.compat.v1 as tf
+SWITCH
+import accumulate, encoder, load_dataset, memory_saving_gradients, model, sample
+
+
+def own_loop(hparams, context, length):
+    # As the original's sample_sequence goes on, which has been copied into many scripts.
+    def body(past, tokens):
+        one = tokens[:, -1:]
+        step = model.model(hparams=hparams, X=one, past=past, reuse=tf.AUTO_REUSE)
+        logits = sample.top_p_logits(sample.top_k_logits(step['logits'][:, -1, :], k=40), p=0.9)
+        token = tf.argmax(logits, axis=-1, output_type=tf.int32)
+        return [tf.concat([past, step['present']], axis=-2), tf.concat([tokens, token[:, None]], axis=1)]
+
+    past = model.model(hparams=hparams, X=context[:, :-1], reuse=tf.AUTO_REUSE)['present']
+    shapes = [tf.TensorShape(model.past_shape(hparams=hparams, batch_size=1)), tf.TensorShape([1, None])]
+    return tf.while_loop(lambda *_: True, body, [past, context], shapes, maximum_iterations=length)[1]
+
+
+def answers(name, models, text):
+    enc = encoder.get_encoder(name, models)
+    window = load_dataset.Sampler(load_dataset.load_dataset(enc, text, 50000), seed=1).sample(32)
+    hparams = model.default_hparams()
+    with open(models + '/' + name + '/hparams.json') as file:
+        hparams.override_from_dict(json.load(file))
+    with tf.Session(graph=tf.Graph()) as session:
+        context = tf.placeholder(tf.int32, [1, None])
+        options = {'hparams': hparams, 'length': 4, 'context': context, 'batch_size': 1}
+        drawn = {'greedy': sample.sample_sequence(**options, temperature=0),
+                 'own loop': own_loop(hparams, context, 4),
+                 'drawn': sample.sample_sequence(**options, temperature=1, top_k=40, top_p=0.9, seed=3)}
+        X = tf.placeholder(tf.int32, [1, 32])
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels=X[:, 1:], logits=model.model(hparams=hparams, X=X)['logits'][:, :-1]))
+        variables = tf.trainable_variables()
+        opt = accumulate.AccumulatingOptimizer(tf.train.GradientDescentOptimizer(0.1), variables)
+        reset, apply = opt.reset(), opt.apply_gradients()
+        compute = opt.compute_gradients(loss, memory_saving_gradients.gradients)
+        session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
+        tf.train.Saver(variables).restore(session, tf.train.latest_checkpoint(models + '/' + name))
+        feed = {context: [enc.encode('The keeper')]}
+        result = {key: session.run(value, feed).tolist() for key, value in drawn.items()}
+        session.run(reset)
+        session.run(compute, {X: [window]})
+        losses = [session.run(apply), session.run(loss, {X: [window]})]
+        return {**result, 'window': window.tolist(), 'losses': list(map(float, losses))}
+
+
+print(json.dumps([answers(name, *sys.argv[1:]) for name in ('small', 'large')]))
+"""
+
+
+@pytest.fixture(scope='module')
+def sizes(tmp_path_factory):
+    """A folder with models on both sides of what is compiled, and {name: (HParams, weights)}."""
+    folder = tmp_path_factory.mktemp('ported')
+    models = {'small': toy.hparams(n_embd=16), 'large': toy.hparams(n_embd=512, n_head=16, n_vocab=17000)}
+    return folder, {name: toy.write_model(str(folder / name), hp, toy.weights(hp)) for name, hp in models.items()}
+
+
+@pytest.mark.parametrize('switch', ['tf.disable_v2_behavior()', 'tf.disable_eager_execution()', ''])
+def test_a_ported_script_works_whatever_it_switches_off(sizes, tmp_path, switch):
+    """In a process of its own, with models on both sides of what is compiled."""
+    folder, models = sizes
+    (tmp_path / 'text').write_text(ENGLISH * 3)
+    src = os.path.dirname(os.path.abspath(sample.__file__))
+    done = subprocess.run([sys.executable, '-c', PORTED.replace('SWITCH', switch), str(folder),
+                           str(tmp_path / 'text')], env={**os.environ, 'PYTHONPATH': src}, text=True,
+                          capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    context = get_encoder('small', str(folder)).encode('The keeper')
+    for (hp, values), answer in zip(models.values(), json.loads(done.stdout), strict=True):
+        expected = [context + numpy_gpt2.greedy(values, context, hp.n_head, 4)]
+        assert answer['greedy'] == answer['own loop'] == expected
+        assert answer['drawn'] == draw(values, hp, context=[context], length=4, top_k=40, top_p=0.9, seed=3).tolist()
+        before, after = answer['losses']
+        assert before == pytest.approx(numpy_gpt2.mean_loss(values, [answer['window']], hp.n_head), rel=1e-5)
+        assert after < before - 0.01
