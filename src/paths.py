@@ -136,7 +136,7 @@ def replacing(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[t
     """
     temporary = f'{path}.{os.getpid()}.tmp'
     try:
-        with open(temporary, mode, **as_text(mode, encoding)) as file:
+        with open_to_write(temporary, mode, encoding) as file:
             if os.path.isfile(path) and not os.path.islink(path):
                 os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
             yield file
@@ -151,8 +151,10 @@ def replacing(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[t
         raise
 
 
-def as_text(mode, encoding):  # -> arguments of open
-    return {} if 'b' in mode else {'encoding': encoding, 'newline': '\n'}
+def open_to_write(target, mode, encoding):  # a path, or a descriptor, which stays open
+    binary = 'b' in mode
+    return open(target, mode, encoding=None if binary else encoding, newline=None if binary else '\n',
+                closefd=isinstance(target, str))
 
 
 @contextlib.contextmanager
@@ -168,7 +170,7 @@ def output(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[typi
             yield file
     else:
         try:
-            with open(target, mode, closefd=isinstance(target, str), **as_text(mode, encoding)) as file:
+            with open_to_write(target, mode, encoding) as file:
                 yield file
         except OSError as error:
             error.filename = error.filename or path
