@@ -325,7 +325,7 @@ class Trainer:
                 self.acted += 1
 
     def finished(self):
-        if self.flags.patience and self.worse >= self.flags.patience:
+        if self.flags.patience and self.best and self.worse >= self.flags.patience:
             self.say(f'The last {self.worse} validation losses were not below that of {self.best[1]} updates, '
                      f'{self.best[0]:.4f}, which is kept as model-best')
             return True
@@ -364,7 +364,9 @@ class Trainer:
 
     def losses(self):
         """The loss of the last update and the running mean, as text."""
-        return '' if self.loss is None else f'loss={self.loss:.4f} avg={self.average[0] / self.average[1]:.4f}'
+        if self.loss is None or not self.average[1]:
+            return ''
+        return f'loss={self.loss:.4f} avg={self.average[0] / self.average[1]:.4f}'
 
     def save_after(self, error):
         """Saves without hiding the error that ends training."""
@@ -381,14 +383,14 @@ class Trainer:
         self.log.validation(self.step, loss)
         if self.best is not None and not loss < self.best[0]:
             self.worse += 1
-        elif self.worker.once(self.save_best):  # else model-best, and what is said of it, stay as they are
+        elif self.worker.once(lambda: self.save_best(loss)):  # else what is said of model-best stays as it is
             self.best, self.worse = [loss, self.step], 0
 
-    def save_best(self):
+    def save_best(self, loss):
         """Whether the weights could be saved as model-best."""
         self.best_lost = None
         try:
-            self.run.save_best(self.session)
+            self.run.save_best(self.session, self.step, loss)
         except checkpoint.NotSaved as error:
             self.best_lost = error
             warn(f'{error}. Training goes on')
