@@ -67,7 +67,7 @@ class Generator:
     """Draws samples, a token at a time and as many rows side by side as are asked for.
 
     session: with the model's weights in its variables. w: {name: tensor, or model.Packed}; None for those of
-    model.weights. enc: an Encoder, which only `continuations` needs.
+    model.weights. enc: an Encoder, whose ids alone are drawn, and which `continuations` needs; or None.
 
     Operations are added to the graph at the first call with a number of rows and a size of the cache, and then no
     more. Between calls, the cache of the last one is kept in memory; release() frees it.
@@ -126,7 +126,8 @@ class Generator:
         penalty = x['repetition_penalty']
         drawn = sample.sample_token(
             tf.cond(tf.not_equal(penalty, 1), lambda: sample.penalized(logits, x['history'], penalty), lambda: logits),
-            x['uniform'], temperature=x['temperature'], top_k=x['top_k'], top_p=x['top_p'])
+            x['uniform'], temperature=x['temperature'], top_k=x['top_k'], top_p=x['top_p'],
+            vocabulary=self.enc and self.enc.decoder)
         logprobs = tf.gather(tf.nn.log_softmax(logits), drawn, batch_dims=1)
         with tf.control_dependencies([written]):
             drawn = tf.identity(drawn)
@@ -151,7 +152,7 @@ class Generator:
         numbers. In float32, what a row draws depends on its own context and seed alone; in bfloat16 and int8, whose
         products are rounded otherwise for other numbers of rows, on all contexts. temperature, top_k, top_p: see
         sample.sample_token; repetition_penalty: see sample.penalized; 1 for none. Log-probabilities are those that
-        the model itself gives, before any of these.
+        the model itself gives, before any of these, and of all ids up to n_vocab, with or without a text.
 
         A row that has come to n_ctx tokens goes on with the last 3/4 of them: see `window`.
         Raises InputError for values out of range.

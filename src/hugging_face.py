@@ -2,7 +2,7 @@
 
   model.safetensors        the weights; large models may have several files, listed in model.safetensors.index.json
   config.json              the sizes, and what else there is to know of the architecture
-  generation_config.json   which tokens begin and end a text
+  generation_config.json   which tokens begin and end a text, and which are never drawn
   vocab.json, merges.txt   what encoder.json and vocab.bpe hold; instead, or besides, tokenizer.json holds it all
   tokenizer_config.json    how they are used
 
@@ -39,6 +39,7 @@ ARCHITECTURE = {  # field of config.json: what it may be here; the first where i
 BUFFERS = re.compile(r'h\.\d+\.attn\.(bias|masked_bias)')  # older versions saved the causal mask beside the weights
 DTYPES = {'F32': tf.float32, 'F16': tf.float16, 'BF16': tf.bfloat16}
 ROWS_AT_A_TIME = 1 << 11  # of a tensor are read
+NO_TEXT = '<|unused{}|>'  # what an id without a text is called: converters want a token for each row of the embedding
 
 
 def their_name(name):
@@ -57,9 +58,13 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
     _, hparams, enc = checkpoint.describe(os.path.basename(directory), os.path.dirname(directory))
     prefix = checkpoint.choose(directory, hparams, checkpoint_name)
     reader = checkpoint.weights_reader(prefix, hparams)
-    encoder.write_vocabulary(folder, *encoder.load_vocabulary(directory), VOCABULARY_FILES)
+    vocabulary, merges = encoder.load_vocabulary(directory)
+    without_text = sorted(set(range(hparams.n_vocab)) - set(vocabulary.values()))
+    vocabulary = {**vocabulary, **{NO_TEXT.format(id): id for id in without_text}}
+    encoder.write_vocabulary(folder, vocabulary, merges, VOCABULARY_FILES)
     ends = {'bos_token_id': enc.eot, 'eos_token_id': enc.eot}
-    for name, values in (('config', {**config(hparams), **ends}), ('generation_config', ends),
+    never_drawn = {'suppress_tokens': without_text} if without_text else {}
+    for name, values in (('config', {**config(hparams), **ends}), ('generation_config', {**ends, **never_drawn}),
                          ('tokenizer_config', tokenizer_config(hparams, None if enc.eot is None else encoder.EOT))):
         with paths.replacing(os.path.join(folder, f'{name}.json')) as file:
             json.dump(values, file, indent=2)
@@ -173,7 +178,8 @@ def read_vocabulary(source):  # -> {symbol: id}, list of pairs of symbols, the n
         encoder.check_vocabulary(vocabulary, names[0])
         path = os.path.join(source, 'added_tokens.json')
         added = read_object(path) if os.path.exists(path) else {}
-    return {**added, **vocabulary}, merges, names
+    vocabulary = {symbol: id for symbol, id in {**added, **vocabulary}.items() if symbol != NO_TEXT.format(id)}
+    return vocabulary, merges, names
 
 
 def read_tokenizer(path):  # -> {symbol: id}, list of pairs of symbols, {added symbol: id}

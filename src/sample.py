@@ -3,6 +3,7 @@
 Dimensions: B batch, V n_vocab, N candidates, T length of the context, and those of model.py. A control (temperature,
 top_k, top_p, repetition_penalty) is a number, or a scalar tensor that may change from run to run.
 """
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import model
@@ -91,6 +92,13 @@ def penalized(logits, tokens, penalty):  # [B, V], int32 [B, N] -> [B, V]
     return tf.tensor_scatter_nd_update(logits, places, tf.where_v2(values > 0, values / penalty, values * penalty))
 
 
+def of_vocabulary(logits, vocabulary):  # [B, V], ids or None -> [B, V]
+    """The logits of the vocabulary's ids; all others (rows that pad a model, gaps between ids) become the lowest
+    number, so that none of them is drawn. None: the logits as they are."""
+    has_text = vocabulary is None or np.isin(range(logits.shape.as_list()[-1]), list(vocabulary))
+    return logits if np.all(has_text) else tf.where_v2(has_text, logits, logits.dtype.min)
+
+
 def draw(logits, uniform, top_p):  # [B, N], float64 [B] -> int32 [B]
     """By inverting the cumulative distribution."""
     # Sums of 50,257 probabilities: in float64, so that rare tokens keep theirs.
@@ -98,8 +106,14 @@ def draw(logits, uniform, top_p):  # [B, N], float64 [B] -> int32 [B]
     return tf.reduce_sum(tf.cast(cumulative <= uniform[:, None] * cumulative[:, -1:], tf.int32), axis=-1)
 
 
-def sample_token(logits, uniform, *, temperature, top_k, top_p):  # [B, V], float64 [B] in [0, 1) -> int32 [B]
-    """One token a row, drawn at `uniform`, the place in the cumulative distribution; temperature 0: the likeliest."""
+def sample_token(logits, uniform, *, temperature, top_k, top_p, vocabulary=None):
+    """One token a row: logits [B, V], float64 [B] -> int32 [B].
+
+    uniform: the place in the cumulative distribution at which it is drawn, from 0 to below 1; with temperature 0 it is
+    the likeliest. vocabulary: the ids that may be drawn; None for all.
+    """
+    logits = of_vocabulary(tf.convert_to_tensor(logits), vocabulary)
+
     def drawn():
         # Within what keeps the quotients finite in float32.
         scaled = tf.cast(logits, tf.float32) / tf.clip_by_value(tf.cast(temperature, tf.float32), 1e-30, 1e30)
@@ -123,7 +137,7 @@ def random_keys(seed, batch_size):  # -> int64 [B, 2]
 
 
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1, top_k=0,
-                    top_p=1, seed=None, stop_token=None, padded=False, scope='model'):
+                    top_p=1, seed=None, stop_token=None, padded=False, scope='model', vocabulary=None):
     """Adds to the graph the sampling of `length` tokens after a context, as one operation; generator.Generator goes
     token by token.
 
@@ -131,6 +145,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     context: int32 [B, T]; T and length together may not exceed n_ctx. padded: whether it may have -1 at the left of
     rows that are shorter than others.
     temperature: 0 is greedy. top_k, top_p: see their functions; both may be given, top-k applies first.
+    vocabulary: the ids that may be drawn, such as Encoder.decoder, those that have a text; None for all of the model.
     seed: see random_keys. stop_token: after it a row goes on with nothing but stop_token; all rows stopped end the run.
     Returns int32 [B, T + length], the context included. length and the controls are numbers, or scalar tensors. Raises
     InputError for numbers out of range; with tensors that are, running the operation fails.
@@ -152,7 +167,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
                              random_keys(seed, model.shape_list(context)[0]), fn_output_signature=tf.float64)
 
         def choose(h, i):  # the hidden states [B, T, E], the number of the step -> int32 [B]
-            return sample_token(model.next_logits(w, h), uniforms[:, i], **controls)
+            return sample_token(model.next_logits(w, h), uniforms[:, i], vocabulary=vocabulary, **controls)
 
         continuation = decode(hparams, w, context, length, choose, stop_token, padded)
         return tf.concat([context, continuation], axis=1)

@@ -1,6 +1,6 @@
 """A model as a SavedModel: a folder that TensorFlow and TensorFlow Serving load and run with none of this code.
 
-Signature `logits`: the logits of the token that comes next.
+Signature `logits`: the logits of the token that comes next; those of ids without a text, too.
     tokens int32 [B, T] -> logits float32 [B, V]
 Signature `generate`: what sample.sample_sequence draws.
     tokens int32 [B, T], length int32, temperature float32, top_k int32, top_p float32, seed int64, all five scalars
@@ -27,12 +27,12 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
     is for clients: what loads the model does not look there.
     checkpoint_name: see checkpoint.choose. Raises InputError for what is missing, damaged or does not fit.
     """
-    _, hparams, _ = checkpoint.describe(os.path.basename(directory), os.path.dirname(directory))
+    _, hparams, enc = checkpoint.describe(os.path.basename(directory), os.path.dirname(directory))
     prefix = checkpoint.choose(directory, hparams, checkpoint_name)
     # No GPU is needed to write files, and one may be in use.
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as session:
         fused.compile_nothing()  # TensorFlow Serving's XLA is off unless it is asked for
-        signatures = {'logits': logits_signature(hparams), 'generate': generate_signature(hparams)}
+        signatures = {'logits': logits_signature(hparams), 'generate': generate_signature(hparams, enc)}
         checkpoint.restore(session, prefix, checkpoint.model_variables())
         builder = tf.saved_model.Builder(folder)
         with checkpoint.writing(folder):
@@ -56,13 +56,14 @@ def logits_signature(hparams):
     return tf.saved_model.predict_signature_def({'tokens': tokens}, {'logits': model.next_logits(w, h)})
 
 
-def generate_signature(hparams):
+def generate_signature(hparams, enc):
     controls = {'length': tf.int32, 'temperature': tf.float32, 'top_k': tf.int32, 'top_p': tf.float32, 'seed': tf.int64}
     with tf.name_scope('generate'):
         tokens = tf.placeholder(tf.int32, [None, None], 'tokens')
         inputs = {name: tf.placeholder(dtype, [], name) for name, dtype in controls.items()}
     with tf.control_dependencies(check_tokens(tokens, hparams)):
-        drawn = sample.sample_sequence(hparams=hparams, context=tokens, padded=True, **inputs)
+        drawn = sample.sample_sequence(hparams=hparams, context=tokens, padded=True, vocabulary=enc.decoder,
+                                       **inputs)
     return tf.saved_model.predict_signature_def({'tokens': tokens, **inputs}, {'tokens': drawn})
 
 

@@ -149,7 +149,7 @@ def test_a_vocabulary_without_an_end_of_text_has_none(home, tmp_path):
     assert [config[name] for name in ('bos_token', 'eos_token', 'unk_token')] == [None] * 3
     transformers = peer()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
-    assert len(tokenizer) == home[1].n_vocab - 1
+    assert len(tokenizer) == home[1].n_vocab
     assert tokenizer(ENGLISH)['input_ids'] == encoder.get_encoder('toy', str(tmp_path / 'models')).encode(ENGLISH)
 
 
@@ -204,6 +204,35 @@ def test_ctranslate2s_converter_takes_it(home, continuation, tmp_path):
     (result,) = ctranslate2.Generator(str(tmp_path / 'ct2'), compute_type='float32').generate_batch(
         [[symbols[id] for id in prompt]], max_length=50, sampling_topk=1, include_prompt_in_result=False)
     assert result.sequences_ids[0] == expected
+
+
+def test_a_model_with_ids_that_have_no_text_is_taken_and_comes_back(tmp_path):
+    """By transformers, which does not draw them, and by CTranslate2, which wants a token for each row."""
+    directory = tmp_path / 'all' / 'padded'
+    hp, values = toy.write_padded_model(directory, n_ctx=96)
+    to_hf('padded', str(tmp_path / 'hf'), models_dir=str(directory.parent))
+    enc = encoder.get_encoder('padded', str(directory.parent))
+    assert_bits(read_back(tmp_path / 'hf', tmp_path), values)
+    for name in ('encoder.json', 'vocab.bpe', 'hparams.json'):
+        assert (tmp_path / 'models' / 'back' / name).read_bytes() == (directory / name).read_bytes()
+    transformers = peer()
+    gpt2 = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'hf')
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
+    assert len(tokenizer) == gpt2.config.vocab_size == hp.n_vocab
+    for text in (*TEXTS, '<|unused260|>'):
+        assert tokenizer(text)['input_ids'] == enc.encode(text)
+    prompt = enc.encode('The keeper of the lighthouse')
+    assert not enc.decoder.keys() >= set(numpy_gpt2.greedy(values, prompt, hp.n_head, 40))  # of all ids
+    expected = generator.load('padded', str(directory.parent)).complete([prompt], [[1]], length=40, temperature=0)[0]
+    drawn = gpt2.generate(**tokenizer('The keeper of the lighthouse', return_tensors='pt'), do_sample=False,
+                          max_new_tokens=40, pad_token_id=enc.eot)
+    assert drawn[0, len(prompt):].tolist() == expected.tokens
+    ctranslate2 = pytest.importorskip('ctranslate2', reason='make test-peers converts for CTranslate2')
+    ctranslate2.converters.TransformersConverter(str(tmp_path / 'hf')).convert(str(tmp_path / 'ct2'))
+    (result,) = ctranslate2.Generator(str(tmp_path / 'ct2'), compute_type='float32').generate_batch(
+        [[enc.decoder[id] for id in prompt]], max_length=40, sampling_topk=1, include_prompt_in_result=False,
+        suppress_sequences=[[f'<|unused{id}|>'] for id in range(hp.n_vocab) if id not in enc.decoder])
+    assert result.sequences_ids[0] == expected.tokens
 
 
 # There and back

@@ -6,6 +6,7 @@ import math
 import os
 
 import numpy as np
+import numpy_gpt2
 import pytest
 import reference
 import tensorflow.compat.v1 as tf
@@ -208,6 +209,17 @@ def test_bfloat16_is_near(models, loaded, tmp_path):
                  for precision in ('bfloat16', 'float32'))
     assert low['loss per token, nats'][0] == pytest.approx(full['loss per token, nats'][0], rel=5e-3)
     assert low != full
+
+
+def test_ids_without_a_text_keep_their_share_of_probability(tmp_path):
+    hp, values = toy.write_padded_model(tmp_path / 'padded')
+    scorer = likelihood.Likelihood('padded', str(tmp_path))
+    tokens = scorer.enc.encode(ENGLISH)[:20]
+    ((_, scores),) = scorer.score([figures.Window(tokens, 19)], best=True)
+    p = numpy_gpt2.softmax(numpy_gpt2.logits(values, tokens[:-1], hp.n_head))
+    np.testing.assert_allclose(scores.log_probabilities, np.log(p[range(19), tokens[1:]]), atol=1e-4)
+    assert scores.best.tolist() == p.argmax(axis=1).tolist()
+    assert not scorer.enc.decoder.keys() >= set(scores.best.tolist())
 
 
 def test_a_token_that_the_model_has_not_is_refused(loaded):

@@ -32,7 +32,7 @@ MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
     'src/continuation.py': set(),
     'src/fused.py': {'tensorflow'},
     'src/model.py': {'fused', 'numpy', 'tensorflow'},
-    'src/sample.py': {'fused', 'model', 'tensorflow'},
+    'src/sample.py': {'fused', 'model', 'numpy', 'tensorflow'},
     'src/memory_saving_gradients.py': {'tensorflow'},
     'src/accumulate.py': {'tensorflow'},
     'src/optimizer.py': {'accumulate', 'tensorflow'},

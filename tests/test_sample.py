@@ -130,6 +130,53 @@ def test_controls_that_are_tensors_give_what_numbers_give(monkeypatch, smallest)
     assert found[0] == found[3] == found[7] == tuple(logits.argmax(axis=1)) and len(set(found)) == 7
 
 
+@pytest.mark.parametrize('smallest', [0, 1 << 60], ids=['kernel', 'operations'])
+def test_ids_outside_of_the_vocabulary_are_as_if_they_were_not_there(monkeypatch, smallest):
+    """The tokens drawn are those of logits without the columns of these ids, though they are the largest."""
+    monkeypatch.setattr(fused, 'SMALLEST', smallest)
+    rng = np.random.RandomState(4)
+    vocabulary = np.array([0, 1, 2, 5, 6, 7, 8, 9, 10, 12])
+    logits, uniform = (rng.standard_normal([60, 15]) * 2).astype(np.float32), rng.random_sample(60)
+    logits[:, [3, 4, 11, 13, 14]] += 9
+    uniform[:2] = 0, np.nextafter(1, 0)
+    with toy.session() as s:
+        given = {'temperature': tf.placeholder(tf.float32, []), 'top_k': tf.placeholder(tf.int32, []),
+                 'top_p': tf.placeholder(tf.float32, [])}
+        token = sample.sample_token(logits, uniform, vocabulary=vocabulary, **given)
+        for temperature, top_k, top_p in ((1, 0, 1), (0, 0, 0), (0.7, 5, 0), (2, 0, 0.6), (1.5, 9, 0.9), (1, 0, 0.999),
+                                          (1, 13, 1), (1, 100, 0.999), (1e-40, 0, 1), (1e30, 0, 1)):
+            controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
+            expected = vocabulary[s.run(sample.sample_token(logits[:, vocabulary], uniform, **controls))].tolist()
+            assert s.run(token, {given[name]: value for name, value in controls.items()}).tolist() == expected
+            numbers = sample.sample_token(logits, uniform, vocabulary=list(vocabulary), **controls)
+            assert s.run(numbers).tolist() == expected
+
+
+def test_a_model_with_rows_for_no_text_draws_none_of_them():
+    hp = toy.hparams()
+    values = toy.weights(hp, scale=0.4)
+    vocabulary = [id for id in range(hp.n_vocab - 60) if id % 100]
+    options = {'context': CONTEXT * 8, 'length': 20, 'seed': 1}
+    assert set(draw(values, **options)[:, 5:].flat) - set(vocabulary)
+    assert set(draw(values, **options, vocabulary=vocabulary)[:, 5:].flat) <= set(vocabulary)
+    row, greedy = CONTEXT[0], []
+    for _ in range(20):
+        logits = numpy_gpt2.logits(values, row + greedy, hp.n_head)[-1]
+        greedy.append(max(vocabulary, key=logits.__getitem__))
+    assert greedy != numpy_gpt2.greedy(values, row, hp.n_head, 20)
+    assert draw(values, context=[row], length=20, temperature=0, vocabulary=vocabulary)[0, 5:].tolist() == greedy
+
+
+def test_a_vocabulary_of_all_ids_costs_nothing():
+    graphs = []
+    for vocabulary in (None, dict.fromkeys(range(557)), range(556)):
+        with toy.session() as s:
+            sample.sample_sequence(hparams=toy.hparams(), context=tf.constant(CONTEXT), length=3, vocabulary=vocabulary)
+            functions = s.graph.as_graph_def().library.function
+            graphs.append(len(s.graph.get_operations()) + sum(len(each.node_def) for each in functions))
+    assert graphs[0] == graphs[1] < graphs[2]
+
+
 def test_the_place_in_the_cumulative_distribution_decides():
     p = np.array([[0.25, 0, 0.5, 0.25]])
     last = np.nextafter(1, 0)
@@ -283,7 +330,7 @@ def test_tensors_out_of_range_end_the_run(monkeypatch, changes, message):
 def test_a_context_of_a_length_unknown_beforehand_may_not_exceed_the_window():
     with toy.session() as s:
         context = tf.placeholder(tf.int32, [None, None])
-        tokens = sample.sample_sequence(hparams=toy.hparams(), context=context, length=28)
+        tokens = sample.sample_sequence(hparams=toy.hparams(), context=context, length=28, seed=1)
         toy.assign(s, toy.weights(toy.hparams()))
         assert s.run(tokens, {context: [[1] * 4]}).shape == (1, 32)
         with pytest.raises(tf.errors.InvalidArgumentError, match='more exceed n_ctx, 32'):

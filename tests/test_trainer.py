@@ -469,6 +469,13 @@ def test_what_a_signal_interrupts_is_done_when_the_run_goes_on(flags, monkeypatc
     assert everything_of(flags()) == everything_of(undisturbed)
 
 
+def test_ids_without_a_text_are_no_part_of_samples(flags, tmp_path, capsys):
+    toy.write_padded_model(tmp_path / 'models' / 'padded')
+    trainer.train(flags(model_name='padded', models_dir=str(tmp_path / 'models'), steps=1, sample_every=1, top_k=0))
+    assert 'could not be written' not in capsys.readouterr().err
+    assert os.listdir(tmp_path / 'samples' / 'run1') == ['samples-1']
+
+
 def test_what_a_kill_leaves_of_a_sample_is_removed(flags):
     made = flags(steps=2, sample_every=2, sample_length=3)
     directory = os.path.join(made.samples_dir, 'run1')
