@@ -17,7 +17,7 @@ import fused
 import model
 import sample
 from continuation import Continuation
-from errors import require
+from errors import InputError, require
 from flags import WEIGHT_PRECISIONS
 
 SMALLEST_CACHE = 128  # positions; from there it is doubled, so that attention reads at most twice what there is
@@ -155,12 +155,12 @@ class Generator:
         the model itself gives, before any of these, and of all ids up to n_vocab, with or without a text.
 
         A row that has come to n_ctx tokens goes on with the last 3/4 of them: see `window`.
-        Raises InputError for values out of range.
+        Raises InputError for values out of range, and for ids that the model does not have.
         """
         controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p,
                     'repetition_penalty': repetition_penalty}
         sample.check_controls(length=length, **controls)
-        require(all(map(len, contexts)), 'a context is empty; give at least one token')
+        check_rows(contexts, seeds, self.hparams.n_vocab)
         rows = [list(context)[-self.hparams.n_ctx:] for context in contexts]
         random = [np.random.Generator(np.random.PCG64([*seed, *row])) for seed, row in zip(seeds, rows, strict=True)]
         before, self.current = None, random
@@ -229,7 +229,7 @@ class Generator:
         return rows
 
     def continuations(self, contexts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], *,
-                      stop: Sequence[str] = (), **controls) -> Iterator[list[Continuation]]:
+                      stop: str | Sequence[str] = (), **controls) -> Iterator[list[Continuation]]:
         """Yields after each token the same list of Continuations, until all are finished or `length` is reached.
 
         stop: see Continuation; the other arguments: see stream.
@@ -244,6 +244,32 @@ class Generator:
         for row in rows:
             row.close()
         yield rows
+
+
+def check_rows(contexts, seeds, n_vocab):
+    """Raises InputError unless each row has a context, a list of ids below n_vocab, and a seed."""
+    require(len(contexts), 'there is no context; give a list of token ids for each row')
+    require(len(contexts) == len(seeds), f'{len(contexts)} contexts have {len(seeds)} seeds; give each its own')
+    for i, (context, seed) in enumerate(zip(contexts, seeds, strict=True)):
+        if not whole_numbers(context):
+            raise InputError(f'contexts[{i}] must be a list of token ids, not {shown(context)}; of a text they are '
+                             'what enc.encode gives')
+        require(len(context), f'contexts[{i}] is empty; give at least one token')
+        unknown = [id for id in context if not 0 <= id < n_vocab]
+        if unknown:
+            raise InputError(f'contexts[{i}] holds the token {unknown[0]}, but those of the model are 0 to '
+                             f'{n_vocab - 1}')
+        if not whole_numbers(seed) or min(seed, default=0) < 0:
+            raise InputError(f'seeds[{i}] must be a list of whole numbers, 0 or more, not {shown(seed)}')
+
+
+def whole_numbers(values):
+    """Whether this is a list or an array of them."""
+    return isinstance(values, (Sequence, np.ndarray)) and all(isinstance(value, (int, np.integer)) for value in values)
+
+
+def shown(value):
+    return repr(value)[:60]
 
 
 def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:  # int32 [B, T]

@@ -31,6 +31,19 @@ def check(condition, *message):  # -> operations, to be control dependencies of 
     return []
 
 
+def check_tokens(tokens, n_vocab, padded):  # integers [B, T], a tensor or an array -> assertions
+    """As check: each is an id of the model; or, if padded, -1 at the left of rows that are shorter than others."""
+    every, least, most = ((tf.reduce_all, tf.reduce_min, tf.reduce_max) if tf.is_tensor(tokens) else
+                          (np.all, np.min, np.max))
+    known = every((tokens >= (-1 if padded else 0)) & (tokens < n_vocab))
+    has_token = every(most(tokens, axis=1) >= 0)
+    at_left = every((tokens[:, 1:] >= 0) | (tokens[:, :-1] < 0)) if padded else True
+    padding, alone = (', or -1 at the left of shorter rows', ', and -1 at its left alone') if padded else ('', '')
+    return [*check(known, f'tokens must be from 0 to {n_vocab - 1}{padding}; they are from', least(tokens), 'to',
+                   most(tokens)),
+            *check(has_token & at_left, f'each row must have a token{alone}; they are', tokens)]
+
+
 def either(condition, then, otherwise):
     """then() or otherwise(): decided now where the condition is a number, at each run where it is a tensor."""
     if tf.is_tensor(condition):
@@ -133,6 +146,9 @@ def random_keys(seed, batch_size):  # -> int64 [B, 2]
     seed = tf.cast(seed, tf.int64)
     if seed.shape.rank == 0:
         return tf.stack([tf.fill([batch_size], seed), tf.range(tf.cast(batch_size, tf.int64))], axis=1)
+    expected = [None if tf.is_tensor(batch_size) else batch_size, 2]
+    require(seed.shape.is_compatible_with(expected),
+            f'seed must be a number, or two for each row, {expected}; its shape is {seed.shape}')
     return seed
 
 
@@ -156,8 +172,15 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
                   *check(length <= n_ctx, f'length must be from 1 to n_ctx, {n_ctx}, not', length)]
     require((start_token is None) != (context is None), 'give start_token or context, one of them')
     if context is None:
+        assertions += check((0 <= start_token) & (start_token < hparams.n_vocab),
+                            f'start_token must be from 0 to {hparams.n_vocab - 1}, not', start_token)
         context = tf.fill([batch_size, 1], start_token)
     else:
+        context = context if tf.is_tensor(context) else np.asarray(context)
+        require(tf.as_dtype(context.dtype).is_integer and len(context.shape) == 2 and 0 not in context.shape,
+                f'context must be token ids, a row for each sample, not {str(context)[:60]!r}')
+        assertions += check_tokens(context, hparams.n_vocab, padded)
+        context = tf.cast(context, tf.int32)
         T = model.shape_list(context)[1]
         assertions += check(length <= n_ctx - T, 'a context of', T, 'tokens and', length, f'more exceed n_ctx, {n_ctx}')
     with tf.name_scope('sample_sequence'), tf.control_dependencies(assertions):

@@ -50,7 +50,7 @@ def logits_signature(hparams):
     tokens = tf.placeholder(tf.int32, [None, None], 'tokens')
     T = tf.shape(tokens)[1]
     too_long = sample.check(T <= hparams.n_ctx, T, f'tokens are more than n_ctx, {hparams.n_ctx}')
-    with tf.control_dependencies([*too_long, *check_tokens(tokens, hparams)]):
+    with tf.control_dependencies([*too_long, *sample.check_tokens(tokens, hparams.n_vocab, padded=True)]):
         w = model.weights(hparams)
         h, *_ = sample.encode(hparams, w, tokens, padded=True)
     return tf.saved_model.predict_signature_def({'tokens': tokens}, {'logits': model.next_logits(w, h)})
@@ -61,16 +61,5 @@ def generate_signature(hparams, enc):
     with tf.name_scope('generate'):
         tokens = tf.placeholder(tf.int32, [None, None], 'tokens')
         inputs = {name: tf.placeholder(dtype, [], name) for name, dtype in controls.items()}
-    with tf.control_dependencies(check_tokens(tokens, hparams)):
-        drawn = sample.sample_sequence(hparams=hparams, context=tokens, padded=True, vocabulary=enc.decoder,
-                                       **inputs)
+    drawn = sample.sample_sequence(hparams=hparams, context=tokens, padded=True, vocabulary=enc.decoder, **inputs)
     return tf.saved_model.predict_signature_def({'tokens': tokens, **inputs}, {'tokens': drawn})
-
-
-def check_tokens(tokens, hparams):  # int32 [B, T] -> assertions
-    known = (tokens >= -1) & (tokens < hparams.n_vocab)
-    at_left = (tokens[:, 1:] >= 0) | (tokens[:, :-1] < 0)
-    return [*sample.check(tf.reduce_all(known), f'tokens must be from 0 to {hparams.n_vocab - 1}, or -1 at the left of '
-                          'shorter rows; they are from', tf.reduce_min(tokens), 'to', tf.reduce_max(tokens)),
-            *sample.check(tf.reduce_all(tf.reduce_max(tokens, axis=1) >= 0) & tf.reduce_all(at_left),
-                          'each row must have a token, and -1 at its left alone; they are', tokens)]

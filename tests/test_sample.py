@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -26,8 +27,6 @@ def evaluate(function, *arguments):
 def draw(values, hp=None, **arguments):
     """What sample_sequence gives for a model with these weights."""
     with toy.session() as s:
-        if 'context' in arguments:
-            arguments['context'] = tf.constant(arguments['context'], tf.int32)
         tokens = sample.sample_sequence(hparams=hp or toy.hparams(), **arguments)
         toy.assign(s, values)
         return s.run(tokens)
@@ -283,10 +282,19 @@ def test_a_row_goes_on_with_the_stop_token_once_it_came():
     ({'length': 5, 'top_p': -0.1}, 'top_p must be from 0 to 1'), ({'length': -1}, 'length must be 1 or more, not -1'),
     ({'length': 5, 'temperature': float('nan')}, 'temperature must be 0'),
     ({'length': 5, 'start_token': 1}, 'give start_token or context'),
+    ({'length': 5, 'context': 'text'}, "context must be token ids, a row for each sample, not 'text'"),
+    ({'length': 5, 'context': ['text']}, 'context must be token ids'), ({'length': 5, 'context': []}, r'not .\[\]'),
+    ({'length': 5, 'context': [[]]}, 'context must be token ids'), ({'length': 5, 'context': [1, 2]}, r'not .\[1 2\]'),
+    ({'length': 5, 'context': [[1.5]]}, 'context must be token ids'),
+    ({'length': 5, 'context': [[1, 557]]}, 'tokens must be from 0 to 556; they are from 1 to 557'),
+    ({'length': 5, 'context': [[-1, 5]]}, 'tokens must be from 0 to 556; they are from -1 to 5'),
+    ({'length': 5, 'seed': [[1, 0]]}, r'seed must be a number, or two for each row, \[2, 2\]; its shape is \(1, 2\)'),
+    ({'length': 5, 'seed': [1, 2]}, 'seed must be a number, or two for each row'),
+    ({'length': 5, 'context': None, 'start_token': 557, 'batch_size': 1}, 'start_token must be from 0 to 556, not 557'),
 ])
 def test_controls_out_of_range_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
-        draw(None, context=CONTEXT, **arguments)
+        draw(None, **{'context': CONTEXT, **arguments})
 
 
 @pytest.mark.parametrize('controls', [{'temperature': 0}, {'temperature': 1, 'seed': 4, 'top_k': 20, 'top_p': 0.9}])
@@ -325,6 +333,18 @@ def test_tensors_out_of_range_end_the_run(monkeypatch, changes, message):
         toy.assign(s, toy.weights(toy.hparams()))
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             s.run(tokens, {given[name]: value for name, value in inputs.items()})
+
+
+@pytest.mark.parametrize('dtype', [tf.int32, tf.int64])
+def test_a_context_of_ids_unknown_beforehand_must_be_of_the_model(dtype):
+    with toy.session() as s:
+        context = tf.placeholder(dtype, [None, None])
+        tokens = sample.sample_sequence(hparams=toy.hparams(), context=context, length=2, seed=1)
+        toy.assign(s, toy.weights(toy.hparams()))
+        assert s.run(tokens, {context: [[556]]}).shape == (1, 3)
+        for row, message in (([557], '[5] [to] [557]'), ([-1], '[-1] [to] [5]'), ([], 'each row must have a token')):
+            with pytest.raises(tf.errors.InvalidArgumentError, match=re.escape(message)):
+                s.run(tokens, {context: [[5, *row]] if row else [[]]})
 
 
 def test_a_context_of_a_length_unknown_beforehand_may_not_exceed_the_window():
