@@ -378,11 +378,14 @@ class Run:
 
     def copy_model_files(self):
         """Sizes and vocabulary stand beside the run, which makes it a model directory."""
-        for name in ('hparams.json', 'encoder.json', 'vocab.bpe'):
-            source, target = os.path.join(self.model_directory, name), os.path.join(self.directory, name)
+        described = paths.descriptions(self.model_directory)
+        for source in described:
+            target = os.path.join(self.directory, os.path.basename(source))
             if not (os.path.exists(target) and filecmp.cmp(source, target, shallow=False)):
                 with open(source, 'rb') as original, paths.replacing(target, 'wb') as copy:
                     shutil.copyfileobj(original, copy)
+        for path in paths.descriptions(self.directory)[len(described):]:  # of another model
+            os.unlink(path)
 
 
 def not_saved(prefix, error):  # str, OSError -> NotSaved

@@ -43,15 +43,16 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
     with paths.making(directory) as folder:
         hparams = model.default_hparams().override_from_dict({'n_ctx': n_ctx, 'n_embd': n_embd, 'n_head': n_head,
                                                               'n_layer': n_layer})
+        special = None
         if vocab_from is not None:
             encoder.get_encoder(vocab_from, models_dir)  # what cannot be used is refused
-            vocabulary, merges = encoder.load_vocabulary(paths.model_dir(vocab_from, models_dir))
+            vocabulary, merges, special = encoder.load_vocabulary(paths.model_dir(vocab_from, models_dir))
         elif train_vocab is not None:
             vocabulary, merges = trained_vocabulary(train_vocab, corpus, encoding)
         else:
             symbols = [*encoder.bytes_to_unicode().values(), encoder.EOT]
             vocabulary, merges = dict(zip(symbols, range(len(symbols)), strict=True)), []
-        encoder.write_vocabulary(folder, vocabulary, merges)
+        encoder.write_vocabulary(folder, vocabulary, merges, special)
         checkpoint.create(folder, hparams.override_from_dict({'n_vocab': max(vocabulary.values()) + 1}), seed)
     print(f'Made {directory}: {sum(map(math.prod, model.weight_shapes(hparams).values())):,} parameters')
 

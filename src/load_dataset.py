@@ -74,7 +74,7 @@ def fingerprint(enc, *data: list[np.ndarray], length: int = 1024) -> str:
 
     Of the data count the sizes, and some windows of this length.
     """
-    digest = hashlib.blake2b(json.dumps(enc.encoder, sort_keys=True).encode(), digest_size=8)
+    digest = hashlib.blake2b(enc.fingerprint.encode(), digest_size=8)
     for chunks in data:
         digest.update(f'{[len(chunk) for chunk in chunks]}'.encode())
         sampler = Sampler(chunks, seed=0)

@@ -1,7 +1,8 @@
 """Where things are, and how a file or folder is put there: beside its final name first, then renamed.
 
-A model directory holds MODEL_FILES. A run directory (checkpoint/<run_name>) holds the same hparams.json, encoder.json
-and vocab.bpe beside its checkpoints, so it is a model directory too: `--models_dir checkpoint --model_name <run_name>`.
+A model directory holds MODEL_FILES, and may hold special_tokens.json. A run directory (checkpoint/<run_name>)
+holds the same DESCRIPTION_FILES beside its checkpoints, so it is a model directory too: `--models_dir checkpoint
+--model_name <run_name>`.
 
 Needs no TensorFlow, so that encoding and downloading do not wait for its import.
 """
@@ -16,6 +17,7 @@ from errors import InputError, require
 
 MODEL_FILES = ('checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001', 'model.ckpt.index',
                'model.ckpt.meta', 'vocab.bpe')
+DESCRIPTION_FILES = ('hparams.json', 'encoder.json', 'vocab.bpe', 'special_tokens.json')
 RELEASED_MODELS = ('124M', '355M', '774M', '1558M')
 ALIASES = {'117M': '124M', '345M': '355M'}  # the names under which the first two were announced
 SMALL_FILE = 1 << 26  # bytes of a file that is read whole; GPT-2's encoder.json has 2^20
@@ -46,6 +48,12 @@ def model_dir(model_name: str, models_dir: str = 'models') -> str:
     else:
         remedy = 'check --model_name and --models_dir, or make one with src/create_model.py'
     raise InputError(f'no model directory {path}; {remedy}')
+
+
+def descriptions(directory: str) -> list[str]:
+    """The paths of a model's or run's DESCRIPTION_FILES, of the last only where it is there."""
+    files = [os.path.join(directory, name) for name in DESCRIPTION_FILES]
+    return files if os.path.exists(files[-1]) else files[:-1]
 
 
 def run_dir(run_name: str, checkpoint_dir: str = 'checkpoint') -> str:

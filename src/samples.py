@@ -24,8 +24,8 @@ class Samples:
         self.model = generator.load(flags.model_name, flags.models_dir, flags.checkpoint, flags.precision)
         self.enc, n_ctx = self.model.enc, self.model.hparams.n_ctx
         require(self.enc.eot is not None or not unconditional,
-                f'{paths.model_dir(flags.model_name, flags.models_dir)}/encoder.json lacks {encoder.EOT}, with which '
-                'unconditional samples begin')
+                f'{paths.model_dir(flags.model_name, flags.models_dir)}/encoder.json lacks {encoder.EOT}, or '
+                'another token that ends a text, with which unconditional samples begin')
         self.seed, self.nsamples, self.batch_size = flags.seed, flags.nsamples, flags.batch_size
         self.options: dict = {'length': flags.length or (n_ctx if unconditional else max(1, n_ctx // 2)), **controls,
                               'stop': flags.ends}

@@ -17,6 +17,7 @@ import tensorflow.compat.v1 as tf
 import checkpoint
 import fused
 import model
+import paths
 import sample
 
 
@@ -41,8 +42,8 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
             builder.save()
     extra = os.path.join(folder, 'assets.extra')
     os.mkdir(extra)
-    for name in ('hparams.json', 'encoder.json', 'vocab.bpe'):
-        shutil.copyfile(os.path.join(directory, name), os.path.join(extra, name))
+    for path in paths.descriptions(directory):
+        shutil.copyfile(path, os.path.join(extra, os.path.basename(path)))
     return prefix
 
 

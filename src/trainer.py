@@ -236,8 +236,8 @@ class Trainer:
         # Of all weights: what an update has spoilt shows in the loss only after the next one.
         self.finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in self.weights.values()])
         if self.flags.sample_every and self.flags.sample_num:
-            require(self.enc.eot is not None, 'samples start with <|endoftext|>, which encoder.json has not: '
-                                              'add it, or use --sample_every 0')
+            require(self.enc.eot is not None, 'samples start with the token that ends a text, such as '
+                    '<|endoftext|>, which the vocabulary has not: add it, or use --sample_every 0')
             self.generator = generator.Generator(self.session, self.hparams, self.enc, self.weights)
 
     def compiled(self, function):

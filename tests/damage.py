@@ -149,6 +149,8 @@ def make_targets(folder):
     import toy
     models = os.path.join(folder, 'models')
     toy.write_model(os.path.join(models, 'toy'))
+    with open(os.path.join(models, 'toy', encoder.SPECIAL_TOKENS_FILE), 'w') as file:
+        json.dump({'tokens': [encoder.EOT, '!'], 'end': encoder.EOT}, file)
     with training_run(folder, models) as run:
         yield [*of_a_model(models), *of_datasets(folder, models), run, of_hugging_face(folder, models),
                of_texts(folder)]
@@ -162,7 +164,7 @@ def of_a_model(models):
 
     def vocabulary():
         loaded = encoder.get_encoder('toy', models)
-        return loaded.encoder, loaded.encode(tiny_vocab.ENGLISH), loaded.eot
+        return loaded.encoder, loaded.encode(tiny_vocab.ENGLISH), loaded.special, loaded.eot
 
     def weights():
         directory, hparams, _ = checkpoint.describe('toy', models)
@@ -183,7 +185,8 @@ def of_a_model(models):
         Target('a checkpoint', [at('model.ckpt.data-00000-of-00001'), at('model.ckpt.index'), at('checkpoint')],
                weights, sealed=True),
         Target('hparams.json (n_head)', [at('hparams.json')], sizes, sealed=False),
-        Target('encoder.json and vocab.bpe', [at('encoder.json'), at('vocab.bpe')], vocabulary, sealed=False)]
+        Target('the vocabulary', [*map(at, encoder.VOCABULARY_FILES), at(encoder.SPECIAL_TOKENS_FILE)],
+               vocabulary, sealed=False)]
 
 
 def of_datasets(folder, models):

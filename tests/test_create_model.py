@@ -1,6 +1,7 @@
 import inspect
 import json
 import os
+import shutil
 import sys
 import textwrap
 
@@ -167,6 +168,13 @@ def test_the_vocabulary_of_another_model_is_copied(models):
     assert listing(models / 'wordy') == FILES
     assert json.loads((models / 'wordy' / 'hparams.json').read_text())['n_vocab'] == len(vocabulary)
     assert weights(models / 'wordy')['model/wte'].shape == (len(vocabulary), 32)
+
+
+def test_its_special_tokens_are_copied_too(models, tmp_path):
+    shutil.copytree(models / 'words', tmp_path / 'words')
+    (tmp_path / 'words' / 'special_tokens.json').write_text('{"tokens": ["x"], "end": "x"}')
+    create_model('wordy', **TOY, models_dir=str(tmp_path), vocab_from='words')
+    assert get_encoder('wordy', str(tmp_path)).eot == get_encoder('words', str(tmp_path)).encoder['x']
 
 
 def test_the_models_folder_is_made(tmp_path):

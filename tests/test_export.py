@@ -163,6 +163,14 @@ def test_sizes_and_vocabulary_are_beside_it(exported, models):
                      for name in ('hparams.json', 'encoder.json', 'vocab.bpe')}
 
 
+def test_special_tokens_are_beside_it_where_the_model_has_some(models, tmp_path):
+    shutil.copytree(models[0], tmp_path / 'models')
+    content = b'{"tokens": ["x"], "end": "x"}'
+    (tmp_path / 'models' / 'toy' / 'special_tokens.json').write_bytes(content)
+    export('toy', str(tmp_path / 'out'), models_dir=str(tmp_path / 'models'))
+    assert (tmp_path / 'out' / 'assets.extra' / 'special_tokens.json').read_bytes() == content
+
+
 # logits
 
 def test_logits_are_those_of_the_reference_for_rows_of_any_length(ask, models):

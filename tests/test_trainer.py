@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import numpy_gpt2
@@ -20,6 +21,7 @@ from tiny_vocab import ENGLISH
 
 import fused
 import trainer
+from encoder import get_encoder
 from errors import InputError
 from flags import TrainFlags
 
@@ -624,6 +626,24 @@ def test_another_vocabularys_tokens_are_refused_before_anything_is_written(flags
     with pytest.raises(InputError, match='the dataset holds token 50256, but the model\'s n_vocab is 557'):
         trainer.train(flags(dataset=str(tmp_path / 'other.npz')))
     assert not os.path.exists(flags().checkpoint_dir)
+
+
+def test_a_run_has_its_models_special_tokens(flags, world, tmp_path, monkeypatch):
+    shutil.copytree(world / 'models', tmp_path / 'models')
+    model_dir = tmp_path / 'models' / 'toy'
+    (model_dir / 'special_tokens.json').write_text('{"tokens": ["x"], "end": "x"}')
+    contexts = []
+    monkeypatch.setattr(trainer.generator.Generator, 'complete',
+                        lambda self, rows, *_, **options: contexts.extend(rows) or [mock.Mock(text='')])
+    made = flags(models_dir=str(tmp_path / 'models'), steps=1, sample_every=1)
+    trainer.train(made)
+    x, run = get_encoder('toy', str(world / 'models')).encoder['x'], get_encoder('run1', made.checkpoint_dir)
+    assert (run.special, run.eot, contexts) == ({'x': x}, x, [[x]])
+    (model_dir / 'special_tokens.json').unlink()
+    with pytest.raises(InputError, match='run1 was trained with another vocabulary'):
+        trainer.train(flags(models_dir=str(tmp_path / 'models'), steps=2))
+    trainer.train(flags(models_dir=str(tmp_path / 'models'), steps=1, restore_from='fresh'))
+    assert get_encoder('run1', made.checkpoint_dir).special == {'<|endoftext|>': 556}
 
 
 @pytest.mark.parametrize('changes, message', [
