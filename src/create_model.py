@@ -28,6 +28,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
         vocab_from: a model of models_dir whose vocabulary is copied; None for the 256 bytes and <|endoftext|>.
         train_vocab: learn a vocabulary of so many tokens from the corpus instead; 257 to about 50,000.
         corpus: the text for train_vocab: a file, a directory, a quoted glob, or several of these with commas between.
+            From <|endoftext|> in it nothing is learned.
         encoding: of the corpus.
         seed: of the random weights; None for new ones.
     """
@@ -90,7 +91,9 @@ def corpus_texts(files, encoding):
     """The text of files in parts that can be encoded apart; InputError for what is no text."""
     for path in files:
         require(not path.lower().endswith('.npz'), f'{path} holds tokens of another vocabulary; --corpus must be text')
-        yield from load_dataset.separate_document(path, load_dataset.read_text(path, encoding))
+        parts = encoder.split_at(load_dataset.read_text(path, encoding), [encoder.EOT])
+        ended = (None if part == encoder.EOT else part for part in parts)
+        yield from filter(None, load_dataset.separate_document(path, ended))
 
 
 if __name__ == '__main__':

@@ -30,6 +30,8 @@ class TrainFlags(Checked):
         models_dir: where models are.
         combine: small files are joined to chunks of at least this many characters.
         encoding: of the text files.
+        special_tokens: in text files, <|endoftext|> separates documents, and other special tokens of the
+            model are themselves; false: they are text like any other.
         batch_size: windows of n_ctx tokens in a batch.
         learning_rate: of the optimizer.
         accumulate_gradients: batches that are averaged for one update.
@@ -69,6 +71,7 @@ class TrainFlags(Checked):
     models_dir: str = 'models'
     combine: int = 50000
     encoding: str = 'utf-8'
+    special_tokens: bool = True
     batch_size: int = 1
     learning_rate: float = 2e-5
     accumulate_gradients: int = 1

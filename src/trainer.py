@@ -116,19 +116,18 @@ class Data:
         found = [flags.dataset] + [flags.val_dataset] * bool(flags.val_every and flags.val_dataset)
         if worker.size > 1:  # text is encoded once, and what comes of it is in memory once on each machine
             directory = paths.run_dir(flags.run_name, flags.checkpoint_dir)
-            found = worker.once(lambda: [encoded(enc, path, directory, flags.combine, flags.encoding)
-                                         for path in found])
+            found = worker.once(lambda: [encoded(enc, path, directory, flags.combine, flags.encoding,
+                                                 flags.special_tokens) for path in found])
         worker.agree(lambda: self.load(*found))
         worker.check_same(lambda: {'the dataset (its fingerprint)': fingerprint(
             enc, *filter(None, (self.training, self.validation)), length=hparams.n_ctx)})
 
     def load(self, path, val_path=None):
         flags = self.flags
-        self.training = load_dataset(self.enc, paths.expand(path), flags.combine, encoding=flags.encoding)
-        self.validation = []
-        if val_path:
-            self.validation = load_dataset(self.enc, paths.expand(val_path), flags.combine, encoding=flags.encoding)
-        elif flags.val_every:
+        self.training, self.validation = (
+            load_dataset(self.enc, paths.expand(each), flags.combine, flags.encoding, flags.special_tokens,
+                         progress=self.worker.rank == 0) if each else [] for each in (path, val_path))
+        if flags.val_every and not val_path:
             self.training, self.validation = hold_out(self.training, HELD_OUT)
         self.size = sum(len(chunk) for chunk in self.training)
         require(self.size >= FEWEST_TOKENS, f'--dataset {flags.dataset} has {self.size} tokens to train on, but '

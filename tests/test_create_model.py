@@ -230,6 +230,13 @@ def test_the_pairs_that_occur_most_are_merged_first(learned, tmp_path):
     assert merges == [('x', 'y'), ('xy', 'xy')]
 
 
+def test_nothing_is_learned_from_the_ends_of_documents(learned, tmp_path):
+    (tmp_path / 'text').write_text('xy<|endoftext|>xyxy<|endoftext|>' * 9)
+    assert trained_vocabulary(257 + 2, str(tmp_path / 'text'))[1] == [('x', 'y'), ('xy', 'xy')]
+    with pytest.raises(InputError, match='has pairs for --train_vocab 259 and no more'):
+        trained_vocabulary(260, str(tmp_path / 'text'))
+
+
 def test_a_corpus_is_read_in_its_encoding(learned, tmp_path):
     (tmp_path / 'text').write_bytes('ßß ßß'.encode('latin-1'))
     vocabulary, merges = trained_vocabulary(258, str(tmp_path / 'text'), 'latin-1')

@@ -16,6 +16,7 @@ from tiny_vocab import ENGLISH, shared
 import checkpoint
 import cli
 import corpora
+import encode
 import encoder
 import evaluate
 import figures
@@ -160,6 +161,27 @@ def test_an_encoded_file_gives_the_figures_of_its_text(models, tmp_path):
         found = [figures_of(models, 'random', 'perplexity', '--data', data, '--boundary', boundary)
                  for data in (tmp_path / 'all.npz', f'{tmp_path}/*.txt')]
         assert_figures(*found)
+
+
+def test_documents_in_one_file_give_the_figures_of_its_npz(models, tmp_path, expected_of, name, capsys):
+    texts = [TEXT[:90], '\nthe keeper', TEXT[200:330] + '\n']
+    (tmp_path / 'a.txt').write_text('<|endoftext|>'.join(texts) + '<|endoftext|>\n')
+    encode.encode(str(tmp_path / 'a.txt'), str(tmp_path / 'a.npz'), name, str(models[0]))
+    enc, n_ctx = encoder.get_encoder(name, str(models[0])), SIZES[name]['n_ctx']
+    ids = [[enc.eot, *enc.encode(text)] for text in texts]
+    losses = [loss for each in ids for loss in reference.nats(expected_of, each, n_ctx, 10)]
+    expected = perplexities(losses, sum(len(text.split()) for text in texts), sum(map(len, texts)))
+    for boundary in figures.BOUNDARIES:
+        found = [figures_of(models, name, 'perplexity', '--data', tmp_path / data, '--stride', 10,
+                            '--boundary', boundary) for data in ('a.txt', 'a.npz')]
+        assert_figures(*found)
+        if boundary == 'endoftext':
+            assert_figures(found[0], expected)
+    assert '3 <|endoftext|> in the text are taken as ends of documents' in capsys.readouterr().err
+    whole = (tmp_path / 'a.txt').read_text()
+    found = figures_of(models, name, 'perplexity', '--data', tmp_path / 'a.txt', '--special_tokens', 'false')
+    assert found['bits per byte'][1] == len(whole)
+    assert found['loss per token, nats'][1] == len(enc.encode(whole))
 
 
 @pytest.mark.parametrize('flags', [{'batch_size': 1}, {'batch_size': 3}, {'batch_size': 100}])

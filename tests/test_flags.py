@@ -14,7 +14,7 @@ FORK = {  # the fine-tuning fork's train.py
     'val_dataset': None, 'val_batch_size': 2, 'val_batch_count': 40, 'val_every': 0}
 OWN = {'checkpoint_dir': 'checkpoint', 'samples_dir': 'samples', 'sample_length': None, 'steps': None, 'seed': None,
        'precision': 'float32', 'xla': False, 'warmup_steps': 0, 'schedule': 'constant', 'weight_decay': None,
-       'clip_norm': 0.0, 'patience': 0}
+       'clip_norm': 0.0, 'patience': 0, 'special_tokens': True}
 COUNTS = ('sample_every', 'sample_num', 'save_every', 'val_every', 'top_k', 'steps', 'seed', 'warmup_steps', 'patience')
 
 

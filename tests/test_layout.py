@@ -40,7 +40,7 @@ MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
     'src/hugging_face.py': {'checkpoint', 'encoder', 'model', 'numpy', 'safetensors', 'tensorflow'},
     'src/generator.py': {'checkpoint', 'continuation', 'flags', 'fused', 'model', 'numpy', 'sample', 'tensorflow'},
     'src/samples.py': {'encoder', 'generator', 'sample', 'tqdm'},
-    'src/corpora.py': {'load_dataset', 'npz', 'numpy'},
+    'src/corpora.py': {'load_dataset', 'numpy'},
     'src/figures.py': {'numpy'},
     'src/likelihood.py': {'checkpoint', 'flags', 'generator', 'model', 'numpy', 'tensorflow', 'windows'},
     'src/trainer.py': {'checkpoint', 'generator', 'interrupts', 'load_dataset', 'memory_saving_gradients', 'model',

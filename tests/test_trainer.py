@@ -19,6 +19,7 @@ import tensorflow.compat.v1 as tf
 import toy
 from tiny_vocab import ENGLISH
 
+import checkpoint
 import fused
 import trainer
 from encoder import get_encoder
@@ -626,6 +627,22 @@ def test_another_vocabularys_tokens_are_refused_before_anything_is_written(flags
     with pytest.raises(InputError, match='the dataset holds token 50256, but the model\'s n_vocab is 557'):
         trainer.train(flags(dataset=str(tmp_path / 'other.npz')))
     assert not os.path.exists(flags().checkpoint_dir)
+
+
+def test_special_tokens_in_texts_are_a_flag_for_training_and_validation_alike(flags, world, tmp_path, capsys):
+    (tmp_path / 'a.txt').write_text(f'{ENGLISH}<|endoftext|>' * 2)
+    enc = get_encoder('toy', str(world / 'models'))
+    hp = checkpoint.describe('toy', str(world / 'models'))[1]
+    for special, expected, told in ((True, [*enc.encode(ENGLISH), enc.eot] * 2, 'ends of documents'),
+                                    (False, [*enc.encode(f'{ENGLISH}<|endoftext|>' * 2), enc.eot], 'text')):
+        path = str(tmp_path / 'a.txt')
+        made = flags(dataset=path, val_dataset=path, val_every=1, special_tokens=special)
+        data = trainer.Data(made, enc, hp, trainer.Worker())
+        assert [each.tolist() for each in (*data.training, *data.validation)] == [expected, expected]
+        said = capsys.readouterr()
+        assert said.err.count(f'2 <|endoftext|> in the text are taken as {told};') == 2 and said.out == ''
+        trainer.Data(flags(dataset=path, special_tokens=special), enc, hp, trainer.Worker(rank=1))
+        assert capsys.readouterr().err == ''  # rank 0 tells
 
 
 def test_a_run_has_its_models_special_tokens(flags, world, tmp_path, monkeypatch):
