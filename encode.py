@@ -55,7 +55,8 @@ def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str
         first = next(chunks, None)
         require(first is not None, f'{in_text} holds no text; nothing was written')
         os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
-        n_tokens, n_chunks = write_npz(out, itertools.chain([first], chunks), len(enc), compress)
+        n_tokens, n_chunks = write_npz(out, itertools.chain([first], chunks), len(enc), compress,
+                                       enc.fingerprint)
     print(f'{n_tokens} tokens in {n_chunks} chunks, {os.path.getsize(out)} bytes, written to {out}', file=sys.stderr)
 
 

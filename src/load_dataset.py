@@ -36,7 +36,7 @@ from tqdm import tqdm
 import paths
 from encoder import get_encoder, separate_texts, split_at
 from errors import InputError, require
-from npz import npz_arrays, token_dtype, write_npz
+from npz import npz_arrays, token_dtype, vocabulary_of, write_npz
 from windows import Sampler
 
 READ_BYTES = 1 << 18
@@ -52,7 +52,7 @@ def load_dataset(enc, path: str, combine: int = 50000, encoding: str = 'utf-8', 
     Several are joined by commas, as in 'a.npz,b/*.txt'. Of a directory, what is hidden (.git) is left out. Documents
     are gathered into one chunk until it has at least `combine` characters. special_tokens, progress: see
     iter_chunks. Raises InputError if nothing matches the path, a text is not in the encoding, or a .npz holds
-    anything but one-dimensional integer arrays.
+    anything but one-dimensional integer arrays, or ids of another vocabulary.
     """
     chunks = iter_chunks(enc, find_files(path), combine, encoding or 'utf-8', progress,
                          special_tokens=special_tokens)
@@ -74,7 +74,7 @@ def encoded(enc, path: str, directory: str, combine: int = 50000, encoding: str 
     if not os.path.exists(target):
         os.makedirs(directory, exist_ok=True)
         chunks = iter_chunks(enc, files, combine, encoding or 'utf-8', special_tokens=special_tokens)
-        write_npz(target, chunks, len(enc))
+        write_npz(target, chunks, len(enc), vocabulary=enc.fingerprint)
     return target
 
 
@@ -167,9 +167,11 @@ def iter_chunks(enc, files: list[str], combine: int = 50000, encoding: str = 'ut
 
 @dataclasses.dataclass
 class Seen:
-    """What the files held: special tokens in texts, and documents that follow others in their chunk."""
+    """What the files held: special tokens in texts, documents that follow others in their chunk, and .npz
+    that do not name a vocabulary."""
     special: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     following: int = 0
+    unchecked: list[str] = dataclasses.field(default_factory=list)
 
     def lines(self, enc, special_tokens):
         """Yields what is to be told of it."""
@@ -182,6 +184,10 @@ class Seen:
             yield f'{counts} in the text are taken as {taken}; --special_tokens {flag} takes them as {other}'
         if self.following and enc.eot is None:
             yield 'No token of the vocabulary ends a text: documents run together'
+        if self.unchecked:
+            others = f' (and {len(self.unchecked) - 1} others)' if self.unchecked[1:] else ''
+            yield (f'{self.unchecked[0]}{others} does not say which vocabulary it was encoded with, so it '
+                   'could not be compared with the model\'s')
 
 
 def iter_items(enc, files, combine, encoding, advance, special_tokens, seen):
@@ -193,6 +199,7 @@ def iter_items(enc, files, combine, encoding, advance, special_tokens, seen):
         if path.lower().endswith('.npz'):
             yield None
             gathered = 0
+            check_vocabulary(enc, path, seen)
             for array in npz_arrays(path):
                 if len(array):
                     yield array
@@ -206,6 +213,16 @@ def iter_items(enc, files, combine, encoding, advance, special_tokens, seen):
             if gathered >= combine:
                 yield None
                 gathered = 0
+
+
+def check_vocabulary(enc, path, seen):
+    """InputError where a .npz says that its ids are of another vocabulary. Adds one that is silent to seen."""
+    vocabulary = vocabulary_of(path)
+    if vocabulary is None:
+        seen.unchecked.append(path)
+    elif vocabulary != enc.fingerprint:
+        raise InputError(f'{path} was encoded with the vocabulary {vocabulary}, but that of the model is '
+                         f'{enc.fingerprint}; encode its text again, with the --model_name of this model')
 
 
 def document_parts(enc, texts, special_tokens, seen):

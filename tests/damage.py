@@ -197,7 +197,7 @@ def of_datasets(folder, models):
     chunks = [rng.integers(len(enc), size=size).astype(np.uint16) for size in (3000, 1, 500)]
     for name in ('stored.npz', 'deflated.npz'):
         path = os.path.join(folder, 'data', name)
-        npz.write_npz(path, [[chunk] for chunk in chunks], len(enc), compress='deflated' in path)
+        npz.write_npz(path, [[chunk] for chunk in chunks], len(enc), 'deflated' in path, enc.fingerprint)
         yield Target(name, [path], functools.partial(arrays, enc, path), sealed=True)
 
 

@@ -12,6 +12,7 @@ from tiny_vocab import write_vocab
 
 import encode
 import load_dataset as dataset
+import npz
 from encoder import get_encoder
 from errors import InputError
 from load_dataset import load_dataset
@@ -64,6 +65,16 @@ def test_special_tokens_are_a_flag(corpus, capsys):
         assert found.tolist() == load_dataset(enc, str(corpus / 'a.txt'), **given)[0].tolist()
         assert f'2 <|endoftext|> in the text are taken as {taken};' in capsys.readouterr().err
     assert found.tolist() == [*enc.encode('one<|endoftext|>two<|endoftext|>'), enc.eot]
+
+
+def test_the_output_names_its_vocabulary_and_an_input_of_another_is_refused(corpus):
+    encode.encode(**flags(corpus, out_npz=str(corpus / 'e.npz')))
+    enc = get_encoder('tiny', str(corpus.parent / 'models'))
+    assert npz.vocabulary_of(str(corpus / 'e.npz')) == enc.fingerprint
+    encode.encode(**flags(corpus, in_text=str(corpus / 'e.npz')))
+    write_vocab(corpus.parent / 'models' / 'tiny', 290)
+    with pytest.raises(InputError, match=rf'e\.npz was encoded with the vocabulary {enc.fingerprint}'):
+        encode.encode(**flags(corpus, in_text=str(corpus / 'e.npz')))
 
 
 @pytest.mark.parametrize('given, written', [('new', 'new.npz'), ('new.npz', 'new.npz'), ('new.NPZ', 'new.NPZ')])

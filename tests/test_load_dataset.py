@@ -232,6 +232,30 @@ def test_unreadable_file_is_named(tmp_path, enc):
     assert caught.value.filename == str(tmp_path / 'dir' / 'gone')
 
 
+def test_a_npz_of_another_vocabulary_is_refused(tmp_path, enc, capsys):
+    other = Encoder({**enc.encoder, 'extra': 557}, tiny_bpe()[1])
+    for name, compress in (('a.npz', False), ('b.npz', True)):
+        path = str(tmp_path / name)
+        npz.write_npz(path, [np.array([5, 6])], 557, compress, enc.fingerprint)
+        assert lists(load(enc, path)) == [[5, 6]]
+        with pytest.raises(InputError) as caught:
+            load(other, path)
+        for expected in (path, enc.fingerprint, other.fingerprint, '--model_name'):
+            assert expected in str(caught.value)
+        with np.load(path) as arrays:
+            assert {name: arrays[name].tolist() for name in arrays} == {'arr_0': [5, 6]}
+    assert capsys.readouterr().err == ''
+
+
+def test_a_npz_that_does_not_name_its_vocabulary_is_read_and_told(tmp_path, enc, capsys):
+    for number in range(3):
+        np.savez(tmp_path / f'{number}.npz', np.array([number, 7]))
+    assert lists(load(enc, tmp_path)) == [[0, 7], [1, 7], [2, 7]]
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1
+    assert said.startswith(f'{tmp_path}/0.npz (and 2 others) does not say which vocabulary')
+
+
 def test_mixture_keeps_the_order_of_files(tmp_path, enc):
     (tmp_path / 'a.txt').write_text('text a')
     np.savez(tmp_path / 'b.npz', np.array([5, 6, 7], np.uint16), np.array([8, 9], np.uint16))

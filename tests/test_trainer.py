@@ -21,6 +21,7 @@ from tiny_vocab import ENGLISH
 
 import checkpoint
 import fused
+import npz
 import trainer
 from encoder import get_encoder
 from errors import InputError
@@ -626,6 +627,15 @@ def test_another_vocabularys_tokens_are_refused_before_anything_is_written(flags
     np.savez(tmp_path / 'other.npz', np.array([5, 50256] * 100, np.uint16))
     with pytest.raises(InputError, match='the dataset holds token 50256, but the model\'s n_vocab is 557'):
         trainer.train(flags(dataset=str(tmp_path / 'other.npz')))
+    assert not os.path.exists(flags().checkpoint_dir)
+
+
+def test_a_npz_encoded_with_another_vocabulary_is_refused_before_anything_is_written(flags, tmp_path):
+    for name in ('dataset', 'val_dataset'):
+        path = str(tmp_path / f'{name}.npz')
+        npz.write_npz(path, [np.arange(200)], 557, vocabulary='0123456789abcdef')
+        with pytest.raises(InputError, match=rf'{name}\.npz was encoded with the vocabulary 0123456789'):
+            trainer.train(flags(**{name: path}, val_every=1))
     assert not os.path.exists(flags().checkpoint_dir)
 
 
