@@ -174,6 +174,13 @@ def test_unconditional_samples_stand_each_below_a_line_of_its_number(fake, flags
                                    LINE.format(3) + 'text 2\n', '')
 
 
+def test_special_tokens_in_a_prompt_are_text_unless_asked_for(fake, flags, enc, capsys):
+    interact_model(**flags, prompt=f'a{END}b')
+    interact_model(**flags, prompt=f'a{END}b', special_tokens=True)
+    (*_, as_text), (*_, as_token) = fake.calls
+    assert (as_text, as_token) == (enc.encode(f'a{END}b'), [*enc.encode('a'), 256, *enc.encode('b')])
+
+
 def test_prompts_are_asked_for_on_stderr_and_answered_on_stdout(fake, flags, capsys, monkeypatch):
     type_in(monkeypatch, b'one\ntwo\n')
     interact_model(**flags, nsamples=2)
@@ -880,7 +887,7 @@ def test_the_defaults_are_the_originals_and_what_is_new_changes_nothing():
                         'precision': 'float32', 'repetition_penalty': 1, 'truncate': None, 'stop': (), 'output': None}
     other = defaults_of(interact_model)
     assert other == {**defaults, 'nsamples': 1, 'prompt': None, 'prompts_file': None, 'logprobs': False,
-                     'include_prefix': False}
+                     'include_prefix': False, 'special_tokens': False}
     assert list(defaults)[:9] == list(other)[:9] == [
         'model_name', 'seed', 'nsamples', 'batch_size', 'length', 'temperature', 'top_k', 'top_p', 'models_dir']
 
