@@ -258,9 +258,7 @@ def test_kill_9_at_random_moments_changes_nothing(flags, world):
     """Real processes. What is killed has no chance to save: each start goes on from the last --save_every."""
     options = {'steps': 60, 'save_every': 4, 'val_every': 10, 'val_batch_count': 2}
     trainer.train(flags(run_name='whole', **options))
-    command = [sys.executable, os.path.join(ROOT, 'train.py')]
-    for name, value in vars(flags(**options)).items():
-        command += [] if value is None else [f'--{name}={value}']
+    command = command_of(flags(**options))
     directory = os.path.join(flags().checkpoint_dir, flags().run_name)
     rng = random.Random(7)
     for kill in range(5):
@@ -277,6 +275,17 @@ def test_kill_9_at_random_moments_changes_nothing(flags, world):
     assert final(flags()) == final(flags(run_name='whole'))
     assert events(flags(), 'loss') == events(flags(run_name='whole'), 'loss')
     assert 'WARNING' not in done.stderr and 'oneDNN' not in done.stderr  # TensorFlow's own noise
+
+
+def command_of(made):
+    return [sys.executable, os.path.join(ROOT, 'train.py'),
+            *(f'--{name}={value}' for name, value in vars(made).items() if value is not None)]
+
+
+def test_operations_can_be_deterministic_which_exact_resume_on_gpus_needs(flags):
+    done = subprocess.run(command_of(flags(steps=1, val_every=1)), capture_output=True, text=True, check=False,
+                          env={**os.environ, 'TF_DETERMINISTIC_OPS': '1'})
+    assert done.returncode == 0, done.stderr
 
 
 def newest(directory):
