@@ -2,6 +2,7 @@
 # make test    all tests; make test-peers: with those that compare with transformers (and torch, which is large)
 # make bench   speed and memory, beside those of benchmarks/requirements.txt that are installed; some ten minutes
 # make horovod training on many processes, beside Debian's packages of install/horovod-debian.txt; MPI=0: without MPI
+# make check-gpu  what a GPU computes, beside the CPU, and how fast: a table to paste; five minutes
 # make torture faults injected by the thousand (damaged files, odd input, kills), and counts of what came of them; ten minutes
 # make samples the texts of gpt-2-samples, and make curve the picture of the loss, again from the demo's run
 # make lint    what must hold before a change is proposed
@@ -16,7 +17,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
 .NOTPARALLEL:
-.PHONY: demo samples curve test test-peers torture bench lint install horovod clean
+.PHONY: demo samples curve test test-peers torture bench check-gpu lint install horovod clean
 
 demo: install models/demo data/demo.npz
 	./train.py --dataset data/demo.npz --model_name demo --run_name demo --seed 1 --steps $(DEMO_STEPS) \
@@ -93,6 +94,9 @@ torture: .venv/installed-tests
 
 bench: install
 	./benchmarks/bench.py
+
+check-gpu: install
+	./benchmarks/check_gpu.py
 
 lint: .venv/installed-tests
 	ruff check .
