@@ -125,11 +125,15 @@ class HorovodFlags(TrainFlags):
 
     Args:
         compression: what gradients are sent as: none (float32), float16 or bfloat16, half the bytes.
+        timeout: seconds after which all processes have ended where one does not answer: it hangs, or a cable is pulled.
+            What one process does while the others wait may last longer. 0 for never.
     """
     compression: str = 'none'
+    timeout: int = 120
 
     def __post_init__(self):
         super().__post_init__()
+        self.check('timeout', self.timeout >= 0, '0 or more')
         self.check('compression', self.compression in COMPRESSIONS, f'one of {", ".join(COMPRESSIONS)}')
 
 

@@ -80,11 +80,13 @@ def test_flags_that_need_another_name_it(changes, message):
     TrainFlags(dataset='x', steps=10, val_every=5, **changes)
 
 
-def test_those_of_several_processes_are_the_same_and_how_gradients_are_sent():
+def test_those_of_several_processes_are_the_same_and_two():
     several, alone = (dataclasses.asdict(made(dataset='x')) for made in (HorovodFlags, TrainFlags))
-    assert several == {**alone, 'compression': 'none'}
+    assert several == {**alone, 'compression': 'none', 'timeout': 120}
     with pytest.raises(InputError, match=r"--compression must be one of none, float16, bfloat16, not 'zip'"):
         HorovodFlags(dataset='x', compression='zip')
+    with pytest.raises(InputError, match='--timeout must be 0 or more, not -1'):
+        HorovodFlags(dataset='x', timeout=-1)
     with pytest.raises(InputError, match='--batch_size must be 1 or more'):
         HorovodFlags(dataset='x', batch_size=0)
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -283,6 +284,38 @@ def test_a_rank_that_is_killed_ends_all_and_no_more_than_save_every_is_lost(flag
     kept = final(made)[1]['step']
     assert kept % 2 == 0  # nothing was saved of an update that was not whole
     single({**made, 'steps': kept})  # it can be read
+
+
+@with_horovod
+@pytest.mark.parametrize('launcher, victim', [('mpi', 2), ('gloo', 0)])
+def test_a_rank_that_is_stopped_is_named_and_all_end(flags, tmp_path, launcher, victim):
+    made = flags(timeout=10, run_name='hanging', save_every=2, steps=10000)
+    words = [sys.executable, SCRIPT, *words_of(made)]
+    with launched(launcher, 3, *words) as process:
+        wait_for_checkpoint(made, 2, process)
+        os.kill(processes(words[-1])[victim], signal.SIGSTOP)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 1 and not processes(words[-1])
+    assert stderr.count('has not answered') == 1 and 'was lost' not in stderr
+    assert f'train-horovod.py: rank {victim} on {socket.gethostname()} has not answered for 5 seconds' in stderr
+    assert_goes_on(launcher, 3, made, tmp_path)
+
+
+def assert_goes_on(launcher, n, made, tmp_path):
+    """From a whole checkpoint, to what a run gives that nobody has disturbed."""
+    made['steps'] = final(made)[1]['step'] + 2
+    undisturbed = {**made, 'run_name': 'undisturbed'}
+    status, _, stderr = in_ranks(launcher, n, 'runs', tmp_path / 'several.json', [made, undisturbed])
+    assert status == 0, stderr
+    assert_same(made, undisturbed)
+
+
+@with_horovod
+def test_a_rank_may_work_alone_for_longer_than_the_timeout(flags, tmp_path):
+    made = flags(steps=1, val_every=1, val_batch_count=3, sample_every=1, sample_length=5, timeout=4)
+    status, stdout, stderr = in_ranks('mpi', 3, 'works_alone', tmp_path / 'several.json', [made])
+    assert status == 0 and '1 steps done' in stdout and 'SAMPLE 1' in stdout, stderr
+    assert 'No UDP comes from rank 2 on ' in stderr and 'error' not in stderr
 
 
 @with_horovod
