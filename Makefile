@@ -3,6 +3,7 @@
 #              make test-quick: those that take some four minutes, with another Python: VENV=.venv-3.13 PYTHON=python3.13
 # make bench   speed and memory, beside those of benchmarks/requirements.txt that are installed; some ten minutes
 # make horovod training on many processes, beside Debian's packages of install/horovod-debian.txt; MPI=0: without MPI
+# make check-gpu  what a GPU computes, beside the CPU, and how fast: a table to paste; five minutes
 # make torture faults injected by the thousand (damaged files, odd input, kills), and counts of what came of them; ten minutes
 # make samples the texts of gpt-2-samples, and make curve the picture of the loss, again from the demo's run
 # make lint    what must hold before a change is proposed
@@ -18,7 +19,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
 .NOTPARALLEL:
-.PHONY: demo samples curve test test-peers test-quick torture bench lint install horovod clean
+.PHONY: demo samples curve test test-peers test-quick torture bench check-gpu lint install horovod clean
 
 demo: install models/demo data/demo.npz
 	./train.py --dataset data/demo.npz --model_name demo --run_name demo --seed 1 --steps $(DEMO_STEPS) \
@@ -101,12 +102,15 @@ torture: $(VENV)/installed-tests
 bench: install
 	./benchmarks/bench.py
 
+check-gpu: install
+	./benchmarks/check_gpu.py
+
 lint: $(VENV)/installed-tests
 	ruff check .
 	mypy
 	mypy --platform win32
 	hadolint Dockerfile.cpu Dockerfile.gpu
-	shellcheck .ci/run install/horovod.sh
+	shellcheck .ci/run install/horovod.sh tests/two_hosts.sh
 
 clean:
 	rm -rf models/demo data/demo.npz checkpoint/demo samples/demo

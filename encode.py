@@ -22,7 +22,7 @@ from npz import write_npz
 
 
 def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str = 'models', combine: int = 50000,
-           encoding: str = 'utf-8', compress: bool = False, workers: int = 1):
+           encoding: str = 'utf-8', compress: bool = False, workers: int = 1, special_tokens: bool = True):
     """Encodes text files as a .npz of tokens, which train.py reads in place.
 
     Args:
@@ -35,6 +35,8 @@ def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str
         encoding: how the text files are encoded
         compress: deflate the result: smaller, but it must then be read whole into memory
         workers: how many processes encode; 0 for one a core. The result is the same
+        special_tokens: in text files, <|endoftext|> separates documents, and other special tokens of the
+            model are themselves; false: they are text like any other
     """
     require(workers >= 0, f'--workers must be 0 (one a core) or more, not {workers}')
     workers = workers or load_dataset.cores()
@@ -49,11 +51,13 @@ def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str
                 f'{out} is among the files to be encoded; name another output')
     processes = load_dataset.worker_processes(workers, model_name, models_dir)
     with processes if workers > 1 else contextlib.nullcontext() as encode_groups:
-        chunks = load_dataset.iter_chunks(enc, files, combine, encoding, encode_groups=encode_groups)
+        chunks = load_dataset.iter_chunks(enc, files, combine, encoding, encode_groups=encode_groups,
+                                          special_tokens=special_tokens)
         first = next(chunks, None)
         require(first is not None, f'{in_text} holds no text; nothing was written')
         os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
-        n_tokens, n_chunks = write_npz(out, itertools.chain([first], chunks), len(enc), compress)
+        n_tokens, n_chunks = write_npz(out, itertools.chain([first], chunks), len(enc), compress,
+                                       enc.fingerprint)
     print(f'{n_tokens} tokens in {n_chunks} chunks, {os.path.getsize(out)} bytes, written to {out}', file=sys.stderr)
 
 

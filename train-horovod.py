@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fine-tunes a model in many processes, one for each GPU or machine, which Horovod joins: train.py's flags, and one.
+"""Fine-tunes a model in many processes, one for each GPU or machine, which Horovod joins: train.py's flags, and two.
 
     mpirun -np 4 ./train-horovod.py --dataset novels.npz
     horovodrun -np 4 --gloo ./train-horovod.py --dataset novels.npz
@@ -19,13 +19,14 @@ def train(**given):
     flags = HorovodFlags(**given)
     cli.load_tensorflow()
     try:
-        import horovod_worker
+        with cli.ending_at_once():
+            import horovod_worker
+            import trainer
     except ModuleNotFoundError as error:
         require((error.name or '').partition('.')[0] != 'horovod', 'Horovod is not installed for this Python: make '
                 'horovod installs it into .venv; or use ./train.py, which trains in one process without it')
         raise
-    import trainer
-    with horovod_worker.started(flags.compression) as worker:
+    with horovod_worker.started(flags.compression, flags.timeout) as worker:
         trainer.train(flags, worker)
 
 

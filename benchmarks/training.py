@@ -79,7 +79,7 @@ def compared(results, size, precision, work):
 # What is measured, each in a process of its own: steps give seconds
 
 
-def ours(directory, size, batch_size, sequence, precision, saving):
+def ours(directory, size, batch_size, sequence, precision, saving, xla=False):
     cli.load_tensorflow()
     import tensorflow.compat.v1 as tf
 
@@ -88,7 +88,7 @@ def ours(directory, size, batch_size, sequence, precision, saving):
     flags = TrainFlags(dataset=os.path.join(directory, 'tokens.npz'), model_name=size, models_dir=directory,
                        checkpoint_dir=os.path.join(directory, 'runs'), run_name=str(os.getpid()),  # which locks its run
                        batch_size=batch_size, sample_every=0, save_every=0, precision=precision,
-                       memory_saving_gradients=saving)
+                       memory_saving_gradients=saving, xla=xla)
     worker = trainer.Worker()
     with tf.Graph().as_default(), tf.Session(config=trainer.session_config(worker)) as session:
         yield from measure.seconds(trainer.Trainer(flags, worker, session, trainer.Signals()).advance)

@@ -2,16 +2,19 @@
 import codecs
 from collections.abc import Sequence
 
+from errors import require
+
 
 class Continuation:
     """One sample. add() takes its tokens; text, tokens and logprobs are what it has, finished whether it ended itself.
 
-    enc: an Encoder. stop: strings; the first of them to be complete ends the text, which is cut where that begins (of
-    two complete at once, where the earlier begins). This is the same however the text falls into tokens.
+    enc: an Encoder. stop: a string, or several; the first of them to be complete ends the text, which is cut where that
+    begins (of two complete at once, where the earlier begins). This is the same however the text falls into tokens.
     """
 
-    def __init__(self, enc, stop: Sequence[str] = ()):
-        self.enc, self.stop = enc, stop
+    def __init__(self, enc, stop: str | Sequence[str] = ()):
+        self.enc, self.stop = enc, (stop,) if isinstance(stop, str) else tuple(stop)
+        require('' not in self.stop, 'a text that is to stop a sample is empty; leave it out')
         self.text, self.finished = '', False
         self.tokens: list[int] = []
         self.logprobs: list[float | None] = []

@@ -19,14 +19,13 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 import load_dataset
 import paths
 from errors import InputError, require
-from npz import npz_arrays
 
 AHEAD, BEHIND = 6, 6  # characters that a spacing rule sees
 CONTRACTION = re.compile(r"'(?:s|t|ll|ve|re|d|m)(?!\w)", re.IGNORECASE)  # "don't" is "don 't" in WikiText
@@ -310,20 +309,12 @@ def counted(original, text=None):
                     bytes=len(original.encode()))
 
 
-def text_documents(enc, files: Iterable[str], encoding: str = 'utf-8') -> Iterator[Document]:
-    """The documents of what training reads: a file is one, and in a .npz what lies between two <|endoftext|>."""
-    load_dataset.text_decoder(encoding)  # an unknown one is told before any work
-    for path in files:
-        if path.lower().endswith('.npz'):
-            for array in npz_arrays(path):
-                for tokens in between(array, enc.eot):
-                    text = enc.decode(tokens)
-                    yield dataclasses.replace(counted(text), text=None, tokens=tokens)
-        else:
-            try:
-                yield counted(''.join(load_dataset.read_text(path, encoding)))
-            except InputError as error:
-                raise InputError(f'{path}: {error}') from None
+def text_documents(enc, files: list[str], encoding: str = 'utf-8', special_tokens: bool = True
+                   ) -> Iterator[Document]:
+    """The documents of what training reads, encoded as there: what lies between tokens that end a text."""
+    for parts in load_dataset.iter_chunks(enc, files, 1, encoding, special_tokens=special_tokens):
+        for tokens in between(np.concatenate(list(parts)), enc.eot):
+            yield dataclasses.replace(counted(enc.decode(tokens)), text=None, tokens=tokens)
 
 
 def between(array, separator):  # -> iterator of arrays, none empty

@@ -29,6 +29,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
         vocab_from: a model of models_dir whose vocabulary is copied, instead of the 256 bytes and <|endoftext|>.
         train_vocab: learn a vocabulary of so many tokens from the corpus instead; 257 to about 50,000.
         corpus: the text for train_vocab: a file, a directory, a quoted glob, or several of these with commas between.
+            From <|endoftext|> in it nothing is learned.
         encoding: of the corpus.
         seed: of the random weights; None for new ones.
     """
@@ -44,15 +45,16 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
     with paths.making(directory) as folder:
         hparams = model.default_hparams().override_from_dict({'n_ctx': n_ctx, 'n_embd': n_embd, 'n_head': n_head,
                                                               'n_layer': n_layer})
+        special = None
         if vocab_from is not None:
             encoder.get_encoder(vocab_from, models_dir)  # what cannot be used is refused
-            vocabulary, merges = encoder.load_vocabulary(paths.model_dir(vocab_from, models_dir))
+            vocabulary, merges, special = encoder.load_vocabulary(paths.model_dir(vocab_from, models_dir))
         elif train_vocab is not None:
             vocabulary, merges = trained_vocabulary(train_vocab, corpus, encoding)
         else:
             symbols = [*encoder.bytes_to_unicode().values(), encoder.EOT]
             vocabulary, merges = dict(zip(symbols, range(len(symbols)), strict=True)), []
-        encoder.write_vocabulary(folder, vocabulary, merges)
+        encoder.write_vocabulary(folder, vocabulary, merges, special)
         checkpoint.create(folder, hparams.override_from_dict({'n_vocab': max(vocabulary.values()) + 1}), seed)
     print(f'Made {directory}: {sum(map(math.prod, model.weight_shapes(hparams).values())):,} parameters')
 
@@ -91,7 +93,9 @@ def corpus_texts(files, encoding):
     """The text of files in parts that can be encoded apart; InputError for what is no text."""
     for path in files:
         require(not path.lower().endswith('.npz'), f'{path} holds tokens of another vocabulary; --corpus must be text')
-        yield from load_dataset.separate_document(path, load_dataset.read_text(path, encoding))
+        parts = encoder.split_at(load_dataset.read_text(path, encoding), [encoder.EOT])
+        ended = (None if part == encoder.EOT else part for part in parts)
+        yield from filter(None, load_dataset.separate_document(path, ended))
 
 
 if __name__ == '__main__':

@@ -10,10 +10,18 @@ neighbouring symbols are merged, the pair that stands first in vocab.bpe first, 
 
 The ids are those of tiktoken's r50k_base. Which characters are letters and digits is Unicode's to say and grows with
 each of its versions: for characters newer than both libraries' tables, the installed `regex` decides.
+
+Special tokens, such as <|endoftext|>, are ids that no merge makes. In a text they are characters like any
+others, unless they are asked for: then the text is split at them first, and what lies between is encoded.
 """
+import functools
+import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import typing
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -24,6 +32,8 @@ from pieces import PieceCache, safe_cut, split
 
 EOT = '<|endoftext|>'
 VOCABULARY_FILES = ('encoder.json', 'vocab.bpe')
+SPECIAL_TOKENS_FILE = 'special_tokens.json'  # which a model directory need not have
+SPECIAL_TOKENS_BYTES = 1 << 20  # at most
 PART = 1 << 18  # characters split at a time
 REMEDY = 'fetch it again with ./download_model.py, or copy it from where the model came from'
 
@@ -41,48 +51,75 @@ def bytes_to_unicode() -> dict[int, str]:
             **{byte: chr(256 + i) for i, byte in enumerate(hidden)}}
 
 
+class SpecialTokens(typing.NamedTuple):
+    """What special_tokens.json holds: symbols of encoder.json, and which of them ends a text."""
+    tokens: Sequence[str]
+    end: str | None
+
+
 class Encoder:
     """Encodes and decodes with one vocabulary; see the module's docstring.
 
     encoder: dict of symbol → id; bpe_merges: pairs of symbols, first to be merged first; errors: what decode does with
-    bytes that are not UTF-8, as bytes.decode takes it; names: what messages call the two.
+    bytes that are not UTF-8, as bytes.decode takes it; names: what messages call the two; special: None for
+    <|endoftext|> alone, where the vocabulary has it.
     Remembers pieces as it encodes, so that two threads may not use it at once.
-    Attributes: encoder, decoder (id → symbol), n_vocab (largest id + 1), eot (the id of <|endoftext|>, or None).
+    Attributes: encoder, decoder (id → symbol), n_vocab (largest id + 1), special (text of a special token →
+    id), eot (the id of the one that ends a text, or None).
     Raises InputError if the vocabulary or the merges cannot be used.
     """
 
     def __init__(self, encoder: dict[str, int], bpe_merges: Sequence[Sequence[str]], errors: str = 'replace',
-                 names: Sequence[str] = VOCABULARY_FILES):
+                 names: Sequence[str] = VOCABULARY_FILES, special: SpecialTokens | None = None):
         check_vocabulary(encoder, names[0])
         self.encoder = encoder
         self.decoder = {id: symbol for symbol, id in encoder.items()}
         self.errors = errors
         self.n_vocab = max(self.decoder) + 1
-        self.eot = encoder.get(EOT)
         symbols = bytes_to_unicode()
         byte_of = {symbol: byte for byte, symbol in symbols.items()}
         self._bytes = {id: symbol_bytes(symbol, byte_of) for symbol, id in encoder.items()}
         byte_ids = [encoder[symbols[byte]] for byte in range(256)]
-        self._merges = Merges(merge_ids(encoder, bpe_merges, names), byte_ids, self.n_vocab)
+        triples = merge_ids(encoder, bpe_merges, names)
+        self._merges = Merges(triples, byte_ids, self.n_vocab)
         self._cache = PieceCache(self._merges)
+        tokens, end = special or ((EOT,) if EOT in encoder else (), EOT)
+        spelt = {*byte_ids, *(merged for _, _, merged in triples)}  # by bytes
+        self.special: dict[str, int] = {}
+        for text in tokens:
+            require(text in encoder, f'{names[0]} lacks the special token {text[:80]!r}; {REMEDY}')
+            id, token_bytes = encoder[text], text.encode('utf-8', 'surrogatepass')
+            require(id not in spelt or self._bytes[id] == token_bytes,
+                    f'{text[:80]!r} can be no special token, as it stands for other bytes in {names[0]}; take it '
+                    'off the list of special tokens')
+            self.special[text], self._bytes[id] = id, token_bytes
+        self.eot = None if end is None else self.special.get(end)
 
     def __len__(self):
         return self.n_vocab
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 digits, others for another vocabulary."""
+        content = json.dumps([self.encoder, self.special, self.eot], sort_keys=True)
+        return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
     def encode(self, text: str, allowed_special: bool = False) -> list[int]:
-        """The token ids of a text. <|endoftext|> in it is text like any other, unless allowed_special: then its id.
+        """The token ids of a text. <|endoftext|> and other special tokens in it are text like any other,
+        unless allowed_special: then they are their ids, and of several at one place the longest is.
 
         Raises InputError for a lone surrogate (half a UTF-16 pair), which has no UTF-8 form.
         """
-        texts = [text]
-        if allowed_special and self.eot is not None:
-            check_surrogates(text)  # here, so that the offset counts from the start of the whole text
-            texts = text.split(EOT)
         ids: list[int] = []
-        for i, each in enumerate(texts):
-            if i:
-                ids.append(self.encoder[EOT])
-            for some in self.encode_stream([each]):
+        if allowed_special:
+            parts_of_text = split_at([text], self.special)
+            for are_tokens, parts in itertools.groupby(parts_of_text, self.special.__contains__):
+                if are_tokens:
+                    ids += [self.special[part] for part in parts]
+                else:
+                    ids += self.encode(''.join(parts))
+        else:
+            for some in self.encode_stream([text]):
                 ids += some.tolist()
         return ids
 
@@ -172,6 +209,31 @@ def checked_parts(texts):
             yield part
 
 
+def split_at(texts: Iterable[str], tokens: Collection[str]) -> Iterator[str]:  # none empty
+    """The strings joined, which may be cut anywhere, and cut anew: each of the tokens in them stands alone.
+
+    Of several at one place the longest does. Raises InputError for a lone surrogate, with its offset in the
+    whole.
+    """
+    pattern = re.compile('|'.join(map(re.escape, sorted(tokens, key=len, reverse=True))) or '(?!)')
+    longest, held = max(map(len, tokens), default=1), ''
+    for part in itertools.chain(checked_parts(texts), [None]):
+        text = held + (part or '')
+        # What begins from here on may be longer than can be seen.
+        decided = len(text) if part is None else len(text) - longest + 1
+        start = 0
+        for match in pattern.finditer(text):
+            if match.start() >= decided:
+                break
+            if start < match.start():
+                yield text[start:match.start()]
+            yield match[0]
+            start = match.end()
+        if start < decided:
+            yield text[start:decided]
+        held = text[max(start, decided):]
+
+
 def separate_texts(texts: Iterable[str]) -> Iterator[str]:  # none empty
     """The strings joined, and cut anew where a cut changes no id: each can be encoded for itself.
 
@@ -206,17 +268,20 @@ def check_surrogates(text: str, seen: int = 0):
 
 
 def get_encoder(model_name: str, models_dir: str = 'models') -> Encoder:
-    """The Encoder of a model's encoder.json and vocab.bpe; InputError if they are missing or damaged."""
+    """The Encoder of a model's encoder.json, vocab.bpe and, where it has one, special_tokens.json; InputError
+    if they are missing or damaged."""
     directory = paths.model_dir(model_name, models_dir)
-    vocabulary, merges = load_vocabulary(directory)
-    return Encoder(vocabulary, merges, names=[os.path.join(directory, name) for name in VOCABULARY_FILES])
+    vocabulary, merges, special = load_vocabulary(directory)
+    return Encoder(vocabulary, merges, names=[os.path.join(directory, name) for name in VOCABULARY_FILES],
+                   special=special)
 
 
-def load_vocabulary(directory: str, names: Sequence[str] = VOCABULARY_FILES
-                    ) -> tuple[dict[str, int], list[tuple[str, ...]]]:
-    """Ids by symbol, and pairs of symbols, as they stand in a folder's two files; Encoder checks whether they can be
-    used."""
-    return read_vocabulary(os.path.join(directory, names[0])), read_merges(os.path.join(directory, names[1]))
+def load_vocabulary(directory: str) -> tuple[dict[str, int], list[tuple[str, ...]], SpecialTokens | None]:
+    """Ids by symbol, pairs of symbols, and special tokens, as they stand in a folder's files; Encoder checks
+    whether they can be used."""
+    vocabulary, merges = (os.path.join(directory, name) for name in VOCABULARY_FILES)
+    return (read_vocabulary(vocabulary), read_merges(merges),
+            read_special_tokens(os.path.join(directory, SPECIAL_TOKENS_FILE)))
 
 
 def read_utf8(path):
@@ -253,14 +318,35 @@ def read_merges(path: str) -> list[tuple[str, ...]]:
     return merges
 
 
+def read_special_tokens(path: str) -> SpecialTokens | None:
+    """The special tokens that a special_tokens.json lists; None where there is none."""
+    try:
+        data = paths.read_small(path, SPECIAL_TOKENS_BYTES)
+    except FileNotFoundError:
+        return None
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'{path} is not JSON: {error}; {REMEDY}') from None
+    tokens = values.get('tokens') if isinstance(values, dict) else None
+    require(isinstance(tokens, list) and all(isinstance(text, str) and text for text in tokens)
+            and values.keys() == {'tokens', 'end'} and values['end'] in (None, *tokens),
+            f'{path} must hold an object of "tokens", a list of texts, and "end", one of these or null; '
+            f'{REMEDY}')
+    return SpecialTokens(**values)
+
+
 def write_vocabulary(directory: str, encoder: dict[str, int], merges: Iterable[Sequence[str]],
-                     names: Sequence[str] = VOCABULARY_FILES):
-    """Writes what read_vocabulary and read_merges read, in the form of the released files."""
+                     special: SpecialTokens | None = None, names: Sequence[str] = VOCABULARY_FILES):
+    """Writes what load_vocabulary reads, the first two in the form of the released files."""
     with paths.replacing(os.path.join(directory, names[0])) as file:
         json.dump(encoder, file)
     with paths.replacing(os.path.join(directory, names[1])) as file:
         file.write('#version: 0.2\n')
         file.writelines(f'{first} {second}\n' for first, second in merges)
+    if special:
+        with paths.replacing(os.path.join(directory, SPECIAL_TOKENS_FILE)) as file:
+            json.dump(special._asdict(), file)
 
 
 def check_vocabulary(encoder, name: str):

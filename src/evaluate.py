@@ -95,8 +95,11 @@ class FileFlags(TextFlags):
 
     Args:
         encoding: of the text files.
+        special_tokens: in text files, <|endoftext|> separates documents, and other special tokens of the
+            model are themselves; false: they are text like any other.
     """
     encoding: str = 'utf-8'
+    special_tokens: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +139,8 @@ def perplexity(**given):
     """Perplexity of any text, or of a .npz of encode.py: per token and word, and bits per byte."""
     flags = FileFlags(**given)
     files = load_dataset.find_files(flags.data)
-    text_figures('perplexity', flags, lambda enc: corpora.text_documents(enc, files, flags.encoding))
+    text_figures('perplexity', flags, lambda enc: corpora.text_documents(
+        enc, files, flags.encoding, flags.special_tokens))
 
 
 def corpus(name, given):

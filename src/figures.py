@@ -75,7 +75,8 @@ def prefix(enc, boundary: str) -> list[int]:
     """The ids that are put before a document."""
     require(boundary in BOUNDARIES, f'--boundary must be one of {", ".join(BOUNDARIES)}, not {boundary!r}')
     require(boundary == 'none' or enc.eot is not None,
-            f'--boundary {boundary} needs <|endoftext|>, which encoder.json has not; use --boundary none')
+            f'--boundary {boundary} needs a token that ends a text, such as <|endoftext|>, which the '
+            'vocabulary has not; use --boundary none')
     return [] if boundary == 'none' else [enc.eot]
 
 

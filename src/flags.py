@@ -30,6 +30,8 @@ class TrainFlags(Checked):
         models_dir: where models are.
         combine: small files are joined to chunks of at least this many characters.
         encoding: of the text files.
+        special_tokens: in text files, <|endoftext|> separates documents, and other special tokens of the
+            model are themselves; false: they are text like any other.
         batch_size: windows of n_ctx tokens in a batch.
         learning_rate: of the optimizer.
         accumulate_gradients: batches that are averaged for one update.
@@ -70,6 +72,7 @@ class TrainFlags(Checked):
     models_dir: str = 'models'
     combine: int = 50000
     encoding: str = 'utf-8'
+    special_tokens: bool = True
     batch_size: int = 1
     learning_rate: float = 2e-5
     accumulate_gradients: int = 1
@@ -126,11 +129,15 @@ class HorovodFlags(TrainFlags):
 
     Args:
         compression: what gradients are sent as: none (float32), float16 or bfloat16, half the bytes.
+        timeout: seconds after which all processes have ended where one does not answer: it hangs, or a cable is pulled.
+            What one process does while the others wait may last longer. 0 for never.
     """
     compression: str = 'none'
+    timeout: int = 120
 
     def __post_init__(self):
         super().__post_init__()
+        self.check('timeout', self.timeout >= 0, '0 or more')
         self.check('compression', self.compression in COMPRESSIONS, f'one of {", ".join(COMPRESSIONS)}')
 
 

@@ -17,7 +17,7 @@ import fused
 import model
 import sample
 from continuation import Continuation
-from errors import require
+from errors import InputError, require
 from flags import WEIGHT_PRECISIONS
 from load_dataset import cores
 
@@ -68,7 +68,7 @@ class Generator:
     """Draws samples, a token at a time and as many rows side by side as are asked for.
 
     session: with the model's weights in its variables. w: {name: tensor, or model.Packed}; None for those of
-    model.weights. enc: an Encoder, which only `continuations` needs.
+    model.weights. enc: an Encoder, whose ids alone are drawn, and which `continuations` needs; or None.
 
     Operations are added to the graph at the first call with a number of rows and a size of the cache, and then no
     more. Between calls, the cache of the last one is kept in memory; release() frees it.
@@ -127,7 +127,8 @@ class Generator:
         penalty = x['repetition_penalty']
         drawn = sample.sample_token(
             tf.cond(tf.not_equal(penalty, 1), lambda: sample.penalized(logits, x['history'], penalty), lambda: logits),
-            x['uniform'], temperature=x['temperature'], top_k=x['top_k'], top_p=x['top_p'])
+            x['uniform'], temperature=x['temperature'], top_k=x['top_k'], top_p=x['top_p'],
+            vocabulary=self.enc and self.enc.decoder)
         logprobs = tf.gather(tf.nn.log_softmax(logits), drawn, batch_dims=1)
         with tf.control_dependencies([written]):
             drawn = tf.identity(drawn)
@@ -152,15 +153,15 @@ class Generator:
         numbers. In float32, what a row draws depends on its own context and seed alone; in bfloat16 and int8, whose
         products are rounded otherwise for other numbers of rows, on all contexts. temperature, top_k, top_p: see
         sample.sample_token; repetition_penalty: see sample.penalized; 1 for none. Log-probabilities are those that
-        the model itself gives, before any of these.
+        the model itself gives, before any of these, and of all ids up to n_vocab, with or without a text.
 
         A row that has come to n_ctx tokens goes on with the last 3/4 of them: see `window`.
-        Raises InputError for values out of range.
+        Raises InputError for values out of range, and for ids that the model does not have.
         """
         controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p,
                     'repetition_penalty': repetition_penalty}
         sample.check_controls(length=length, **controls)
-        require(all(map(len, contexts)), 'a context is empty; give at least one token')
+        check_rows(contexts, seeds, self.hparams.n_vocab)
         rows = [list(context)[-self.hparams.n_ctx:] for context in contexts]
         random = [np.random.Generator(np.random.PCG64([*seed, *row])) for seed, row in zip(seeds, rows, strict=True)]
         before, self.current = None, random
@@ -229,7 +230,7 @@ class Generator:
         return rows
 
     def continuations(self, contexts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], *,
-                      stop: Sequence[str] = (), **controls) -> Iterator[list[Continuation]]:
+                      stop: str | Sequence[str] = (), **controls) -> Iterator[list[Continuation]]:
         """Yields after each token the same list of Continuations, until all are finished or `length` is reached.
 
         stop: see Continuation; the other arguments: see stream.
@@ -244,6 +245,32 @@ class Generator:
         for row in rows:
             row.close()
         yield rows
+
+
+def check_rows(contexts, seeds, n_vocab):
+    """Raises InputError unless each row has a context, a list of ids below n_vocab, and a seed."""
+    require(len(contexts), 'there is no context; give a list of token ids for each row')
+    require(len(contexts) == len(seeds), f'{len(contexts)} contexts have {len(seeds)} seeds; give each its own')
+    for i, (context, seed) in enumerate(zip(contexts, seeds, strict=True)):
+        if not whole_numbers(context):
+            raise InputError(f'contexts[{i}] must be a list of token ids, not {shown(context)}; of a text they are '
+                             'what enc.encode gives')
+        require(len(context), f'contexts[{i}] is empty; give at least one token')
+        unknown = [id for id in context if not 0 <= id < n_vocab]
+        if unknown:
+            raise InputError(f'contexts[{i}] holds the token {unknown[0]}, but those of the model are 0 to '
+                             f'{n_vocab - 1}')
+        if not whole_numbers(seed) or min(seed, default=0) < 0:
+            raise InputError(f'seeds[{i}] must be a list of whole numbers, 0 or more, not {shown(seed)}')
+
+
+def whole_numbers(values):
+    """Whether this is a list or an array of them."""
+    return isinstance(values, (Sequence, np.ndarray)) and all(isinstance(value, (int, np.integer)) for value in values)
+
+
+def shown(value):
+    return repr(value)[:60]
 
 
 def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:  # int32 [B, T]

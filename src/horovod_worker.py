@@ -1,23 +1,30 @@
 """The part of one process among several that Horovod joins, by MPI or by Gloo; the only file of src that knows Horovod.
 
-    with horovod_worker.started(compression='none') as worker:
+    with horovod_worker.started(compression='none', timeout=120) as worker:
         trainer.train(flags, worker)
 """
 import contextlib
 import json
 import os
+import secrets
+import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow.compat.v1 as tf
+from horovod.runner.util.network import get_local_host_addresses
 
 import trainer
 from errors import InputError
 from load_dataset import cores
 
-STATUS_LOST = 1  # of a process that ends because another one has
+STATUS_LOST = 1  # of a process that ends because another one has, or does not answer
+TICKS = 20  # of the timeout: in each, every rank gives the others a sign of life
+TOLD, ENDED = 10, 16  # ticks without one from a rank, after which it is named, and all others begin to end
 BROADCAST_TOGETHER = 24  # variables: all at once would be in memory twice
 SMALLEST_COMPRESSED = 1 << 12  # numbers; of fewer, it is the number of messages that takes the time
 SETTINGS = {
@@ -127,20 +134,89 @@ class HorovodWorker(trainer.Worker):
             self.gather(None)  # which rank 0 does not join, but ends
 
 
+def script():
+    return os.path.basename(sys.argv[0])
+
+
+class Watch(threading.Thread):
+    """Signs of life of all ranks to one another, by UDP; where one gives none, one names it and all the others end.
+
+    Where a rank is stopped or a cable is pulled, calls of Horovod do not come back: not those of the trainer, and with
+    MPI not those of Horovod's own thread, which would look for stalled operations. A rank that works for long while
+    the others wait for it goes on giving signs.
+    """
+
+    def __init__(self, worker, timeout):
+        """timeout: seconds after the last sign of a rank in which all have ended."""
+        super().__init__(daemon=True)
+        self.rank, self.tick = worker.rank, timeout / TICKS
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(('', 0))
+        self.sign = secrets.token_hex(16)
+        everyone = worker.gather([self.sign, socket.gethostname(), self.socket.getsockname()[1],
+                                  list(get_local_host_addresses())])
+        self.hosts = [host for _, host, _, _ in everyone]
+        others = {rank: places for rank, places in enumerate(everyone) if rank != self.rank}
+        self.ranks = {sign.encode(): rank for rank, (sign, *_) in others.items()}
+        # Which of a host's addresses another one reaches, nobody knows: a sign goes to all, and means one rank alone.
+        self.places = [(address, port) for _, _, port, addresses in others.values() for address in addresses]
+
+    def run(self):
+        silent = {}  # rank: ticks since its last sign. Ticks are not counted while this process itself is stopped.
+        ticks = longest = 0
+        while longest < ENDED + 2 * bool(self.rank):  # first ends rank 0, which would tell that another was lost
+            for place in self.places:
+                with contextlib.suppress(OSError):
+                    self.socket.sendto(self.sign.encode(), place)
+            silent = {rank: count + 1 for rank, count in silent.items()} | dict.fromkeys(self.heard(), 0)
+            ticks, longest = ticks + 1, max(silent.values(), default=0)
+            if longest == TOLD:
+                self.tell({rank for rank, count in silent.items() if count > TOLD // 2})
+            unknown = set(self.ranks.values()) - silent.keys()
+            if ticks == TOLD and unknown and self.rank == 0:
+                trainer.warn(f'No UDP comes from {self.names(unknown)}: if it hangs, the others wait for ever')
+        os._exit(STATUS_LOST)
+
+    def tell(self, missing):
+        if self.rank < min(set(self.ranks.values()) - missing, default=len(self.hosts)):
+            line = (f'{script()}: {self.names(missing)} has not answered for {TOLD * self.tick:.0f} seconds; after '
+                    f'{(ENDED - TOLD) * self.tick:.0f} more all end, and the same command continues from the last save')
+            threading.Thread(target=trainer.warn, args=[line], daemon=True).start()  # it may be that nobody reads it
+
+    def heard(self):  # -> the ranks whose signs come within a tick
+        ranks, end = set(), time.monotonic() + self.tick
+        while (left := end - time.monotonic()) > 0:
+            self.socket.settimeout(left)
+            with contextlib.suppress(OSError):
+                ranks.add(self.ranks.get(self.socket.recv(64)))
+        return ranks - {None}
+
+    def names(self, ranks):
+        hosts = {}
+        for rank in sorted(ranks):
+            hosts.setdefault(self.hosts[rank], []).append(str(rank))
+        return ', '.join(f'rank {", ".join(numbers)} on {host}' for host, numbers in hosts.items())
+
+
 @contextlib.contextmanager
-def started(compression: str = 'none') -> Iterator[HorovodWorker]:
+def started(compression: str = 'none', timeout: int = 0) -> Iterator[HorovodWorker]:
     """Joins the processes that the launcher has started, for the block, which is given this one's worker.
 
     A process that raises leaves, and the others with it; where another one is lost, this one ends, status 1, and rank 0
-    says so in one line.
+    says so in one line. The same where one does not answer for the timeout, in seconds, or 0 for never; see Watch.
     """
     computes_here = not tf.config.list_physical_devices('GPU')
     for name, value in {**SETTINGS, **(SETTINGS_WITHOUT_GPU if computes_here else {})}.items():
         os.environ.setdefault(name, value)
+    # Gloo would end all first, without a name.
+    os.environ.setdefault('HOROVOD_GLOO_TIMEOUT_SECONDS', str(max(30, timeout)))
     hvd.init()
     worker = HorovodWorker(compression)
+    if timeout:
+        Watch(worker, timeout).start()  # until the process ends, as Horovod itself
     try:
         yield worker
+        worker.gather(None)  # none ends, and falls silent, while rank 0 still saves
     except SystemExit:  # all ranks' decision
         if worker.rank:
             worker.wait_for_rank_0()
@@ -149,6 +225,6 @@ def started(compression: str = 'none') -> Iterator[HorovodWorker]:
         if not worker.lost(error):
             raise
         if worker.rank == 0:
-            print(f'{os.path.basename(sys.argv[0])}: error: another of the {worker.size} processes was lost; the same '
-                  'command continues from the last save', file=sys.stderr)
+            print(f'{script()}: error: another of the {worker.size} processes was lost; the same command continues '
+                  'from the last save', file=sys.stderr)
         sys.exit(STATUS_LOST)

@@ -2,9 +2,10 @@
 
   model.safetensors        the weights; large models may have several files, listed in model.safetensors.index.json
   config.json              the sizes, and what else there is to know of the architecture
-  generation_config.json   which tokens begin and end a text
+  generation_config.json   which tokens begin and end a text, and which are never drawn
   vocab.json, merges.txt   what encoder.json and vocab.bpe hold; instead, or besides, tokenizer.json holds it all
-  tokenizer_config.json    how they are used
+  tokenizer_config.json    how they are used, and the special tokens, some of which older versions name in
+                           special_tokens_map.json and added_tokens.json
 
 A safetensors file is the length of its header in 8 bytes, the header, which is JSON ({name: type, shape, place}), and
 the data. It is written and read a tensor at a time.
@@ -30,6 +31,8 @@ from errors import InputError, require
 
 SAFETENSORS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 VOCABULARY_FILES = ('vocab.json', 'merges.txt')
+NAMED_TOKENS = ('bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token', 'cls_token', 'mask_token')
+LISTED_TOKENS = ('additional_special_tokens', 'extra_special_tokens', 'added_tokens_decoder')
 ROOT = 'transformer.'  # before all names but the output layer's
 SIZES = {'n_vocab': 'vocab_size', 'n_ctx': 'n_positions', 'n_embd': 'n_embd', 'n_head': 'n_head', 'n_layer': 'n_layer'}
 ARCHITECTURE = {  # field of config.json: what it may be here; the first where it is not given
@@ -39,6 +42,7 @@ ARCHITECTURE = {  # field of config.json: what it may be here; the first where i
 BUFFERS = re.compile(r'h\.\d+\.attn\.(bias|masked_bias)')  # older versions saved the causal mask beside the weights
 DTYPES = {'F32': tf.float32, 'F16': tf.float16, 'BF16': tf.bfloat16}
 ROWS_AT_A_TIME = 1 << 11  # of a tensor are read
+NO_TEXT = '<|unused{}|>'  # what an id without a text is called: converters want a token for each row of the embedding
 
 
 def their_name(name):
@@ -57,10 +61,14 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
     _, hparams, enc = checkpoint.describe(os.path.basename(directory), os.path.dirname(directory))
     prefix = checkpoint.choose(directory, hparams, checkpoint_name)
     reader = checkpoint.weights_reader(prefix, hparams)
-    encoder.write_vocabulary(folder, *encoder.load_vocabulary(directory), VOCABULARY_FILES)
+    vocabulary, merges, _ = encoder.load_vocabulary(directory)
+    without_text = sorted(set(range(hparams.n_vocab)) - enc.decoder.keys())
+    vocabulary = {**vocabulary, **{NO_TEXT.format(id): id for id in without_text}}
+    encoder.write_vocabulary(folder, vocabulary, merges, names=VOCABULARY_FILES)
     ends = {'bos_token_id': enc.eot, 'eos_token_id': enc.eot}
-    for name, values in (('config', {**config(hparams), **ends}), ('generation_config', ends),
-                         ('tokenizer_config', tokenizer_config(hparams, None if enc.eot is None else encoder.EOT))):
+    never_drawn = {'suppress_tokens': without_text} if without_text else {}
+    for name, values in (('config', {**config(hparams), **ends}), ('generation_config', {**ends, **never_drawn}),
+                         ('tokenizer_config', tokenizer_config(hparams, enc))):
         with paths.replacing(os.path.join(folder, f'{name}.json')) as file:
             json.dump(values, file, indent=2)
     shapes = model.weight_shapes(hparams)
@@ -94,10 +102,13 @@ def config(hparams):
             'n_inner': None, **architecture, 'tie_word_embeddings': True, 'torch_dtype': 'float32'}
 
 
-def tokenizer_config(hparams, eot):
+def tokenizer_config(hparams, enc):
+    eot = None if enc.eot is None else enc.decode([enc.eot])
+    ways = dict.fromkeys(['lstrip', 'rstrip', 'normalized', 'single_word'], False)
+    added = {str(id): {'content': text, 'special': True, **ways} for text, id in enc.special.items()}
     return {'tokenizer_class': 'GPT2Tokenizer', 'model_max_length': hparams.n_ctx, 'add_prefix_space': False,
             'add_bos_token': False, 'clean_up_tokenization_spaces': False, 'errors': 'replace', 'bos_token': eot,
-            'eos_token': eot, 'unk_token': eot}
+            'eos_token': eot, 'unk_token': eot, 'added_tokens_decoder': added}
 
 
 # Reading
@@ -110,13 +121,13 @@ def read(source: str, folder: str) -> model.HParams:
     """
     source = paths.expand(source)
     require(os.path.isdir(source), f'no folder {source}; give one with config.json and {SAFETENSORS}')
-    hparams, tied = read_config(os.path.join(source, 'config.json'))
-    vocabulary, merges, names = read_vocabulary(source)
-    n_vocab = encoder.Encoder(vocabulary, merges, names=names).n_vocab
+    hparams, tied, end = read_config(os.path.join(source, 'config.json'))
+    vocabulary, merges, special, names = read_vocabulary(source, end)
+    n_vocab = encoder.Encoder(vocabulary, merges, names=names, special=special).n_vocab
     require(n_vocab <= hparams.n_vocab, f'{source}: {os.path.basename(names[0])} has ids up to {n_vocab - 1}, but '
                                         f'config.json says vocab_size is {hparams.n_vocab}')
     weights = find_weights(source, hparams, tied)
-    encoder.write_vocabulary(folder, vocabulary, merges)
+    encoder.write_vocabulary(folder, vocabulary, merges, special)
     checkpoint.write(folder, hparams, ((name, weights[name].read().reshape(shape))
                                        for name, shape in model.weight_shapes(hparams).items()))
     return hparams
@@ -136,7 +147,7 @@ def read_object(path):
     return values
 
 
-def read_config(path):  # -> HParams, whether the output layer is the token embedding
+def read_config(path):  # -> HParams, whether the output layer is the token embedding, the id that ends a text
     values = read_object(path)
     kind = values.get('model_type')
     require(kind == 'gpt2', f'{path} says model_type is {shown(kind)}; the architecture here is "gpt2"')
@@ -150,7 +161,7 @@ def read_config(path):  # -> HParams, whether the output layer is the token embe
         value = values.get(name, allowed[0])
         require(value in allowed, f'{path} says {name} is {shown(value)}, but this code computes only '
                                   f'{" or ".join(map(json.dumps, allowed))}')
-    return hparams, values.get('tie_word_embeddings', True)
+    return hparams, values.get('tie_word_embeddings', True), values.get('eos_token_id')
 
 
 def shown(value):
@@ -160,7 +171,9 @@ def shown(value):
         return type(value).__name__
 
 
-def read_vocabulary(source):  # -> {symbol: id}, list of pairs of symbols, the names of the files that hold them
+def read_vocabulary(source, end_id):
+    """{symbol: id}, list of pairs of symbols, SpecialTokens (None for GPT-2's own), and the names of the files that
+    hold the first two. end_id: what config.json has as the id of the token that ends a text."""
     path = os.path.join(source, 'tokenizer.json')
     if os.path.exists(path):
         vocabulary, merges, added = read_tokenizer(path)
@@ -170,14 +183,57 @@ def read_vocabulary(source):  # -> {symbol: id}, list of pairs of symbols, the n
         require(all(map(os.path.exists, names)),
                 f'{source} has neither tokenizer.json nor {" and ".join(VOCABULARY_FILES)}: copy them from where the '
                 'model came from, if its tokens are those of byte-level BPE; no others are read')
-        vocabulary, merges = encoder.load_vocabulary(source, VOCABULARY_FILES)
+        vocabulary, merges = encoder.read_vocabulary(names[0]), encoder.read_merges(names[1])
         encoder.check_vocabulary(vocabulary, names[0])
         path = os.path.join(source, 'added_tokens.json')
-        added = read_object(path) if os.path.exists(path) else {}
-    return {**added, **vocabulary}, merges, names
+        listed = read_object(path) if os.path.exists(path) else {}
+        added = {token_text(path, text): id for text, id in listed.items()}
+    vocabulary = {symbol: id for symbol, id in {**added, **vocabulary}.items() if symbol != NO_TEXT.format(id)}
+    return vocabulary, merges, read_special_tokens(source, vocabulary, merges, added, end_id), names
 
 
-def read_tokenizer(path):  # -> {symbol: id}, list of pairs of symbols, {added symbol: id}
+def read_special_tokens(source, vocabulary, merges, added, end_id):  # -> SpecialTokens; None for GPT-2's own
+    """The added tokens and those that the tokenizer's files name. A text ends with the one of config.json, or,
+    where that is none or made by merges (GPT-2's 50256 was left there), with the tokenizer's eos_token."""
+    named = dict.fromkeys(('bos_token', 'eos_token', 'unk_token'), encoder.EOT)  # where the files do not say
+    listed = [*added]
+    for path in (os.path.join(source, name) for name in ('special_tokens_map.json', 'tokenizer_config.json')):
+        values = read_object(path) if os.path.exists(path) else {}
+        check_prefix_space(path, values)
+        named |= {name: token_text(path, values[name]) for name in NAMED_TOKENS if name in values}
+        for several in map(values.get, LISTED_TOKENS):
+            several = list(several.values()) if isinstance(several, dict) else several or []
+            require(isinstance(several, list), f'{path}: a list of special tokens is {shown(several)}')
+            listed += [token_text(path, each) for each in several]
+    tokens = [text for text in dict.fromkeys([*listed, *named.values()]) if text in vocabulary]
+    end_id = end_id[0] if isinstance(end_id, list) and end_id else end_id
+    symbol = next((symbol for symbol, id in vocabulary.items() if type(end_id) is int and id == end_id), None)
+    spelt = {*encoder.bytes_to_unicode().values(), *map(''.join, merges)}
+    end = next((text for text in (symbol, named['eos_token'], encoder.EOT)
+                if text in tokens or (text in vocabulary and text not in spelt)), None)
+    special = encoder.SpecialTokens(tokens if end is None or end in tokens else [*tokens, end], end)
+    usual = ([encoder.EOT], encoder.EOT) if encoder.EOT in vocabulary else ([], None)
+    return None if special == usual else special
+
+
+def check_prefix_space(path, values):
+    require(not values.get('add_prefix_space'), f'{path} puts a space before each text (add_prefix_space); '
+                                                'set that to false, and begin prompts with a space')
+
+
+def token_text(path, token):  # -> text, or None for None
+    """A special token is its text, or an object with it. Raises InputError where what is around it changes
+    how it is read."""
+    fields = token if isinstance(token, dict) else {'content': token}
+    text, ways = fields.get('content'), list(filter(fields.get, ('lstrip', 'rstrip', 'single_word')))
+    require(token is None or (text and isinstance(text, str)),
+            f'{path}: one of the special tokens has no content')
+    require(not ways, f'{path}: {shown(text)} is read by what is around it ({", ".join(ways)}); set this to '
+                      'false')
+    return text
+
+
+def read_tokenizer(path):  # -> {symbol: id}, list of pairs of symbols, {added text: id}
     """What a tokenizer.json holds. Raises InputError unless it splits and merges as GPT-2 does."""
     values = read_object(path)
     bpe, splitter = (values.get(name) or {} for name in ('model', 'pre_tokenizer'))
@@ -185,8 +241,7 @@ def read_tokenizer(path):  # -> {symbol: id}, list of pairs of symbols, {added s
             and splitter.get('type') == 'ByteLevel' and splitter.get('use_regex', True) and not values.get('normalizer')
             and not any(map(bpe.get, ('ignore_merges', 'continuing_subword_prefix', 'end_of_word_suffix'))),
             f'{path} is not the byte-level BPE of GPT-2; no other is read')
-    require(not splitter.get('add_prefix_space'), f'{path} puts a space before each text (add_prefix_space); set that '
-                                                  'to false, and begin prompts with a space')
+    check_prefix_space(path, splitter)
     encoder.check_vocabulary(bpe.get('vocab'), path)
     merges, added = bpe.get('merges', ()), values.get('added_tokens') or []
     require(isinstance(merges, list) and isinstance(added, list), f'{path}: merges and added_tokens must be lists')
@@ -194,9 +249,8 @@ def read_tokenizer(path):  # -> {symbol: id}, list of pairs of symbols, {added s
     for number, pair in enumerate(merges, 1):
         require(isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(each, str) for each in pair),
                 f'{path}: merge {number} is not two symbols')
-    require(all(isinstance(each, dict) and isinstance(each.get('content'), str) for each in added),
-            f'{path}: one of added_tokens has no content')
-    return bpe['vocab'], merges, {each['content']: each.get('id') for each in added}
+    require(all(isinstance(each, dict) for each in added), f'{path}: one of added_tokens is no object')
+    return bpe['vocab'], merges, {token_text(path, each): each.get('id') for each in added}
 
 
 @dataclasses.dataclass(frozen=True)

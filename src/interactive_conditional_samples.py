@@ -24,12 +24,15 @@ class PromptFlags(SamplingFlags):
             again with the same --output, it goes on where that ends.
         logprobs: with prompts_file, add the log-probability of each token.
         include_prefix: print the prompt before each continuation.
+        special_tokens: in prompts, special tokens of the model, such as <|endoftext|>, are themselves; false:
+            they are text like any other.
     """
     nsamples: int = 1
     prompt: str | None = None
     prompts_file: str | None = None
     logprobs: bool = False
     include_prefix: bool = False
+    special_tokens: bool = False
 
     def __post_init__(self):
         self.check('nsamples', self.nsamples >= 1, '1 or more')
@@ -48,7 +51,7 @@ def interact_model(*args, **given):
     cli.load_tensorflow()
     with cli.ending_at_once():
         import samples
-        drawn = samples.Samples(flags, unconditional=False)
+        drawn = samples.Samples(flags, unconditional=False, special_tokens=flags.special_tokens)
     if flags.prompts_file is not None:
         drawn.complete(flags.prompts_file, flags.output, flags.logprobs)
         return

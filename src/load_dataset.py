@@ -1,8 +1,10 @@
 """Files → chunks of token ids.
 
-A chunk is a one-dimensional array of token ids: documents, each followed by the id of <|endoftext|>, or an array of a
-.npz as it is. Chunks are as compact as the vocabulary allows (uint16 up to 65,536 ids, else int32), and what stands
-undeflated in a .npz is mapped into memory, so that data sets larger than memory can be trained on.
+A chunk is a one-dimensional array of token ids: documents, each followed by the id of the token that ends a
+text, or an array of a .npz as it is. A text file is a document, or several that <|endoftext|> (or what else
+ends a text in the vocabulary) separates. Chunks are as compact as the vocabulary allows (uint16 up to 65,536 ids,
+else int32), and what stands undeflated in a .npz is mapped into memory, so that data sets larger than memory can
+be trained on.
 
     chunks = load_dataset(enc, 'corpus/')
     Sampler(chunks, seed=1).sample(1024)    # int32 [1024]
@@ -15,6 +17,7 @@ import codecs
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import glob
 import hashlib
@@ -22,6 +25,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -31,9 +35,9 @@ import numpy as np
 from tqdm import tqdm
 
 import paths
-from encoder import get_encoder, separate_texts
+from encoder import get_encoder, separate_texts, split_at
 from errors import InputError, require
-from npz import npz_arrays, token_dtype, write_npz
+from npz import npz_arrays, token_dtype, vocabulary_of, write_npz
 from windows import Sampler
 
 READ_BYTES = 1 << 18
@@ -42,30 +46,49 @@ GROUPS_AHEAD = 3  # in flight for each process, so that none waits while the nex
 FINGERPRINTED = 64  # windows
 
 
-def load_dataset(enc, path: str, combine: int = 50000, encoding: str = 'utf-8') -> list[np.ndarray]:  # 1-D, integers
+def load_dataset(enc, path: str, combine: int = 50000, encoding: str = 'utf-8', special_tokens: bool = True,
+                 progress: bool = True) -> list[np.ndarray]:  # 1-D, integers
     """All chunks of a text file, a .npz, a directory (with what is below it), a glob (`**` for any depth), or several.
 
     Several are joined by commas, as in 'a.npz,b/*.txt'. Of a directory, what is hidden (.git) is left out. Documents
-    are gathered into one chunk until it has at least `combine` characters. Raises InputError if nothing matches the
-    path, a text is not in the encoding, or a .npz holds anything but one-dimensional integer arrays.
+    are gathered into one chunk until it has at least `combine` characters. special_tokens, progress: see
+    iter_chunks. Raises InputError if nothing matches the path, a text is not in the encoding, or a .npz holds
+    anything but one-dimensional integer arrays, or ids of another vocabulary.
     """
-    return [joined(list(chunk)) for chunk in iter_chunks(enc, find_files(path), combine, encoding or 'utf-8')]
+    chunks = iter_chunks(enc, find_files(path), combine, encoding or 'utf-8', progress,
+                         special_tokens=special_tokens)
+    return [joined(list(chunk)) for chunk in chunks]
 
 
-def encoded(enc, path: str, directory: str, combine: int = 50000, encoding: str = 'utf-8') -> str:
-    """Where the same chunks can be mapped from: the path itself where it means .npz files, else one in the directory.
+def encoded(enc, sources: list[str], directory: str, combine: int = 50000, encoding: str = 'utf-8',
+            special_tokens: bool = True) -> list[str]:
+    """Where the chunks of each source can be mapped from: the source itself where it means .npz files, else a
+    file in the directory.
 
     It is encoded if it is not there, under a name that changes with the text files, their times and the vocabulary.
+    Files of other sources, which earlier calls have left in the directory, are removed.
     """
+    targets = [encoded_source(enc, source, directory, combine, encoding, special_tokens) for source in sources]
+    used = {os.path.realpath(name) for target in targets for name in find_files(target)}
+    for path in glob.glob(f'{glob.escape(directory)}/dataset-*'):
+        ours = re.fullmatch(r'dataset-[0-9a-f]{16}\.npz', os.path.basename(path))
+        if ours and os.path.realpath(path) not in used:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+    return targets
+
+
+def encoded_source(enc, path, directory, combine, encoding, special_tokens):  # -> path
     files = find_files(path)
     if all(name.lower().endswith('.npz') for name in files):
         return path
     described = [[os.path.abspath(name), os.path.getsize(name), os.stat(name).st_mtime_ns] for name in files]
-    made_from = json.dumps([described, combine, encoding, fingerprint(enc)])
+    made_from = json.dumps([described, combine, encoding, special_tokens, fingerprint(enc)])
     target = os.path.join(directory, f'dataset-{hashlib.blake2b(made_from.encode(), digest_size=8).hexdigest()}.npz')
     if not os.path.exists(target):
         os.makedirs(directory, exist_ok=True)
-        write_npz(target, iter_chunks(enc, files, combine, encoding or 'utf-8'), len(enc))
+        chunks = iter_chunks(enc, files, combine, encoding or 'utf-8', special_tokens=special_tokens)
+        write_npz(target, chunks, len(enc), vocabulary=enc.fingerprint)
     return target
 
 
@@ -74,7 +97,7 @@ def fingerprint(enc, *data: list[np.ndarray], length: int = 1024) -> str:
 
     Of the data count the sizes, and some windows of this length.
     """
-    digest = hashlib.blake2b(json.dumps(enc.encoder, sort_keys=True).encode(), digest_size=8)
+    digest = hashlib.blake2b(enc.fingerprint.encode(), digest_size=8)
     for chunks in data:
         digest.update(f'{[len(chunk) for chunk in chunks]}'.encode())
         sampler = Sampler(chunks, seed=0)
@@ -137,34 +160,66 @@ def raise_(error):
 
 
 def iter_chunks(enc, files: list[str], combine: int = 50000, encoding: str = 'utf-8', progress: bool = True,
-                encode_groups: Callable | None = None) -> Iterator[Iterator[np.ndarray]]:
+                encode_groups: Callable | None = None, special_tokens: bool = True
+                ) -> Iterator[Iterator[np.ndarray]]:
     """Yields the chunks of the files, each an iterator over its parts (1-D arrays, none empty).
 
     Exhaust each before the next. Memory is bounded by the encoder's longest piece, not by a file or a chunk; only the
     arrays of a deflated .npz are read whole, one at a time.
-    progress: whether to show, on a terminal's stderr, how many of the files' bytes are done. encode_groups: what
-    worker_processes gave, to encode in its processes. The parts, joined, and the errors are the same in any case.
+    progress: whether to show, on a terminal's stderr, how many of the files' bytes are done, and to tell on
+    stderr, at the end, what there is to know of the data. encode_groups: what worker_processes gave, to encode
+    in its processes. The parts, joined, and the errors are the same in any case. special_tokens: whether special
+    tokens in text files are themselves, or the characters that they are written in.
     """
     text_decoder(encoding)  # an unknown one is told before any work
     encode_groups = encode_groups or functools.partial(in_order, lambda texts: lambda: encode_texts(enc, texts), 1)
-    total = sum(map(os.path.getsize, files))
+    total, seen = sum(map(os.path.getsize, files)), Seen()
     with tqdm(total=total, unit='B', unit_scale=True, desc='encoding', disable=None if progress else True) as bar:
-        items = iter_items(enc, files, combine, encoding, bar.update)
+        items = iter_items(enc, files, combine, encoding, bar.update, special_tokens, seen)
         parts = iter_parts(encode_groups(in_groups(items)), token_dtype(len(enc)))
         for part in parts:
             if part is not None:
                 yield itertools.chain([part], itertools.takewhile(lambda each: each is not None, parts))
+    if progress:
+        for line in seen.lines(enc, special_tokens):
+            print(line, file=sys.stderr)
 
 
-def iter_items(enc, files, combine, encoding, advance):
-    """Yields what the files hold, in order: texts that can be encoded apart, arrays of tokens, the id of <|endoftext|>
-    after each document, and None wherever a chunk ends.
+@dataclasses.dataclass
+class Seen:
+    """What the files held: special tokens in texts, documents that follow others in their chunk, and .npz
+    that do not name a vocabulary."""
+    special: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    following: int = 0
+    unchecked: list[str] = dataclasses.field(default_factory=list)
+
+    def lines(self, enc, special_tokens):
+        """Yields what is to be told of it."""
+        if self.special:
+            counts = ', '.join(f'{count} {token[:80] if token.isprintable() else ascii(token)[:80]}'
+                               for token, count in self.special.most_common(5))
+            ends = all(enc.special[token] == enc.eot for token in self.special)
+            kind = 'ends of documents' if ends else 'special tokens'
+            taken, flag, other = (kind, 'false', 'text') if special_tokens else ('text', 'true', kind)
+            yield f'{counts} in the text are taken as {taken}; --special_tokens {flag} takes them as {other}'
+        if self.following and enc.eot is None:
+            yield 'No token of the vocabulary ends a text: documents run together'
+        if self.unchecked:
+            others = f' (and {len(self.unchecked) - 1} others)' if self.unchecked[1:] else ''
+            yield (f'{self.unchecked[0]}{others} does not say which vocabulary it was encoded with, so it '
+                   'could not be compared with the model\'s')
+
+
+def iter_items(enc, files, combine, encoding, advance, special_tokens, seen):
+    """Yields what the files hold, in order: texts that can be encoded apart, arrays of tokens, the ids of
+    special tokens, enc.eot after each document, and None wherever a chunk ends. Adds to seen.
     """
     gathered = 0  # characters in the chunk so far
     for path in files:
         if path.lower().endswith('.npz'):
             yield None
             gathered = 0
+            check_vocabulary(enc, path, seen)
             for array in npz_arrays(path):
                 if len(array):
                     yield array
@@ -172,24 +227,59 @@ def iter_items(enc, files, combine, encoding, advance):
             advance(os.path.getsize(path))
         else:
             text = Counted(read_text(path, encoding, advance))
-            yield from document_items(enc, path, text)
+            yield from separate_document(path, document_parts(enc, text, special_tokens, seen))
+            seen.following += bool(gathered and text.count)
             gathered += text.count
             if gathered >= combine:
                 yield None
                 gathered = 0
 
 
-def document_items(enc, path, text):
-    """Yields a document's text, cut where that changes no id, and then, unless it is empty, the id of <|endoftext|>."""
-    yield from separate_document(path, text)
-    if text.count and enc.eot is not None:
-        yield enc.eot
+def check_vocabulary(enc, path, seen):
+    """InputError where a .npz says that its ids are of another vocabulary. Adds one that is silent to seen."""
+    vocabulary = vocabulary_of(path)
+    if vocabulary is None:
+        seen.unchecked.append(path)
+    elif vocabulary != enc.fingerprint:
+        raise InputError(f'{path} was encoded with the vocabulary {vocabulary}, but that of the model is '
+                         f'{enc.fingerprint}; encode its text again, with the --model_name of this model')
 
 
-def separate_document(path: str, texts: Iterable[str]) -> Iterator[str]:
-    """separate_texts of a file's text, as read_text gives it; what either raises names the file."""
+def document_parts(enc, texts, special_tokens, seen):
+    """Yields a file's text in parts, special tokens as ids, and enc.eot after each document. Adds to seen.
+
+    Lines may end around enc.eot's text: in a file that has it, what is white space alone is no document.
+    """
+    blank: list[str] = []  # white space with which a document begins
+    begun = several = False  # whether it has more than that; whether the file has enc.eot's text
+    for part in split_at(texts, enc.special):
+        if part in enc.special:
+            seen.special[part] += 1
+            part = enc.special[part] if special_tokens else part
+        if part == enc.eot:
+            if begun:
+                yield part
+            blank, begun, several = [], False, True
+        elif begun or not isinstance(part, str) or part.strip():
+            yield from blank
+            yield part
+            blank, begun = [], True
+        else:
+            blank.append(part)
+    if begun or (blank and not several):
+        yield from blank
+        if enc.eot is not None:
+            yield enc.eot
+
+
+def separate_document(path: str, parts: Iterable) -> Iterator:
+    """A file's parts, the texts among them cut anew by separate_texts. What is raised names the file."""
     try:
-        yield from separate_texts(texts)
+        for are_texts, run in itertools.groupby(parts, lambda part: isinstance(part, str)):
+            if are_texts:
+                yield from separate_texts(run)
+            else:
+                yield from run
     except InputError as error:
         raise InputError(f'{path}: {error}') from None
 

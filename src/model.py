@@ -117,10 +117,12 @@ def initializer(name, hparams):
     kind = name.rsplit('/', 1)[-1]
     if kind in ('g', 'b'):
         return tf.ones_initializer() if kind == 'g' else tf.zeros_initializer()
-    if name == 'wpe':
-        return tf.random_normal_initializer(stddev=0.01)
+    seed = None
+    if 'TF_DETERMINISTIC_OPS' in os.environ and tf.get_default_graph().seed is None:
+        seed = int.from_bytes(os.urandom(4), 'little')  # then none may lack one, though the weights will be loaded
     residual = name.endswith('c_proj/w')
-    return tf.random_normal_initializer(stddev=0.02 / np.sqrt(2 * hparams.n_layer) if residual else 0.02)
+    stddev = 0.01 if name == 'wpe' else 0.02 / np.sqrt(2 * hparams.n_layer) if residual else 0.02
+    return tf.random_normal_initializer(stddev=stddev, seed=seed)
 
 
 def weights(hparams, scope='model', reuse=tf.AUTO_REUSE):  # -> {name: tensor}

@@ -4,6 +4,7 @@ What is not deflated is mapped into memory, and long chunks are written by way o
 memory. A file that is read may be damaged or made to harm: an InputError tells what is wrong, and nothing is run.
 
     write_npz('a.npz', [np.array([1, 2]), np.array([3])], n_vocab=50257)    # (3, 2): tokens, arrays
+    vocabulary_of('a.npz')    # what write_npz was told besides, or None
     for array in npz_arrays('a.npz'):    # [1, 2], then [3]; both uint16
         total += array.sum()
         release([array])    # the memory that this took
@@ -40,11 +41,20 @@ PLAIN_HEADER = re.compile(rb"\x93NUMPY\x01\0..\{'descr': '([<>|][iu][1248])', 'f
                           rb"'shape': \((\d{1,18}),\), \} *\n", re.DOTALL)
 LOCAL_HEADER = struct.Struct('<4s2xH18xHH')  # of a zip member: signature, flags, lengths of name and extra field
 UTF8_NAME = 1 << 11  # among those flags
+COMMENT, LONGEST_COMMENT = 'vocabulary ', 64  # with which the archive ends
 
 
 def token_dtype(n_vocab: int) -> np.dtype:
     """The smallest type of an encoded file that holds the ids 0 to n_vocab - 1."""
     return np.dtype(np.uint16 if n_vocab <= 1 << 16 else np.int32)
+
+
+def vocabulary_of(path: str) -> str | None:
+    """The fingerprint of the vocabulary that a .npz says its ids are of, or None."""
+    with open(path, 'rb') as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_COMMENT))
+        comment = re.search(rf'{COMMENT}(\w+)$'.encode(), file.read())
+    return comment and comment[1].decode()
 
 
 def npz_arrays(path: str) -> Iterator[np.ndarray]:
@@ -173,17 +183,19 @@ def release(chunks: Iterable[np.ndarray]):
         found = [each.base for each in found if isinstance(each, np.ndarray)]
 
 
-def write_npz(path: str, chunks: Iterable, n_vocab: int, compress: bool = False) -> tuple[int, int]:
+def write_npz(path: str, chunks: Iterable, n_vocab: int, compress: bool = False, vocabulary: str | None = None
+              ) -> tuple[int, int]:
     """Writes chunks as arr_0, arr_1, … of a .npz, whole or not at all; returns how many tokens and chunks these were.
 
     chunks: an iterable whose elements are 1-D arrays, or iterators over the parts of one (as iter_chunks gives them).
-    Takes no more than SPOOL_BYTES of memory. Stored unless compress, so that it can be mapped into memory. Raises
-    InputError for an id outside the vocabulary, OSError.
+    vocabulary: its fingerprint, for vocabulary_of. Takes no more than SPOOL_BYTES of memory. Stored unless compress,
+    so that it can be mapped into memory. Raises InputError for an id outside the vocabulary, OSError.
     """
     dtype, n_tokens, n_chunks = token_dtype(n_vocab), 0, 0
     method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
     try:
         with paths.output(path, 'wb') as file, zipfile.ZipFile(file, 'w') as archive:
+            archive.comment = f'{COMMENT}{vocabulary}'.encode() if vocabulary else b''
             for chunk in chunks:
                 info = zipfile.ZipInfo(f'arr_{n_chunks}.npy')  # its fixed date makes equal data equal files
                 info.compress_type, info.external_attr = method, 0o644 << 16

@@ -1,11 +1,13 @@
 """Where things are, and how a file or folder is put there: beside its final name first, then renamed.
 
-A model directory holds MODEL_FILES. A run directory (checkpoint/<run_name>) holds the same hparams.json, encoder.json
-and vocab.bpe beside its checkpoints, so it is a model directory too: `--models_dir checkpoint --model_name <run_name>`.
+A model directory holds MODEL_FILES, and may hold special_tokens.json. A run directory (checkpoint/<run_name>)
+holds the same DESCRIPTION_FILES beside its checkpoints, so it is a model directory too: `--models_dir checkpoint
+--model_name <run_name>`.
 
 Needs no TensorFlow, so that encoding and downloading do not wait for its import.
 """
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -16,9 +18,15 @@ from errors import InputError, require
 
 MODEL_FILES = ('checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001', 'model.ckpt.index',
                'model.ckpt.meta', 'vocab.bpe')
+DESCRIPTION_FILES = ('hparams.json', 'encoder.json', 'vocab.bpe', 'special_tokens.json')
 RELEASED_MODELS = ('124M', '355M', '774M', '1558M')
 ALIASES = {'117M': '124M', '345M': '355M'}  # the names under which the first two were announced
 PATTERN_CHARACTERS = {'*', '?', '[', '\\'} - {os.sep}
+REMEDIES = {  # for what the system says about a file that cannot be written
+    errno.EACCES: 'permit this user to write there', errno.EPERM: 'permit this user to write there',
+    errno.EROFS: 'mount its file system for writing', errno.ENOENT: 'make the folder',
+    errno.ENOTDIR: 'a file has the name of a folder: move it away', errno.ENOSPC: 'make room on its disk',
+    errno.EDQUOT: 'make room on its disk', errno.EFBIG: 'permit larger files there (see ulimit -f)'}
 SMALL_FILE = 1 << 26  # bytes of a file that is read whole; GPT-2's encoder.json has 2^20
 TEXT_FILE = 1 << 28  # bytes of a test set or of prompts, which are read whole too; enwik8 has 10^8
 BYTE_ORDER_MARK = '\ufeff'
@@ -68,6 +76,12 @@ def model_dir(model_name: str, models_dir: str = 'models') -> str:
     else:
         remedy = 'check --model_name and --models_dir, or make one with src/create_model.py'
     raise InputError(f'no model directory {path}; {remedy}')
+
+
+def descriptions(directory: str) -> list[str]:
+    """The paths of a model's or run's DESCRIPTION_FILES, of the last only where it is there."""
+    files = [os.path.join(directory, name) for name in DESCRIPTION_FILES]
+    return files if os.path.exists(files[-1]) else files[:-1]
 
 
 def run_dir(run_name: str, checkpoint_dir: str = 'checkpoint') -> str:
@@ -191,6 +205,33 @@ def stream(path: str) -> str | int | None:
     return None
 
 
+def remedy(error: OSError) -> str:
+    """What the user can do about a file that could not be written."""
+    return REMEDIES.get(error.errno or 0, 'see whether its disk is in order')
+
+
+def missing(folder: str) -> list[str]:
+    """The folders that must be made for this one to be there, itself first; none where it is there."""
+    folder, result = os.path.abspath(folder), []
+    while not os.path.lexists(folder):
+        result.append(folder)
+        folder = os.path.dirname(folder)
+    return result
+
+
+def check_writable(folder: str, flag: str):
+    """Raises InputError where no file can be made in a folder, or in the one in which it is to be made."""
+    new = missing(folder)
+    there = os.path.dirname(new[-1]) if new else folder
+    try:
+        descriptor, path = tempfile.mkstemp(dir=there)
+        os.close(descriptor)
+        os.unlink(path)
+    except OSError as error:
+        raise InputError(f'{flag}: no file can be written in {there} ({error.strerror}); {remedy(error)}, or '
+                         f'give another {flag}') from None
+
+
 def check_new(folder):
     """Raises InputError where there is something under the name of a folder that is to be made."""
     require(not os.path.lexists(folder), f'{folder} exists already; choose another name, or remove it')
@@ -204,9 +245,7 @@ def making(folder: str) -> Iterator[str]:
     """
     check_new(folder)
     parent, name = os.path.split(os.path.abspath(folder))
-    beside = parent
-    while not os.path.lexists(beside):  # the folders above are made at the end, too
-        beside = os.path.dirname(beside)
+    beside = os.path.dirname(missing(folder)[-1])  # the folders above are made at the end, too
     with tempfile.TemporaryDirectory(dir=beside, prefix=f'.{name}.') as temporary:
         whole = os.path.join(temporary, name)
         os.mkdir(whole)

@@ -3,6 +3,7 @@
 Dimensions: B batch, V n_vocab, N candidates, T length of the context, and those of model.py. A control (temperature,
 top_k, top_p, repetition_penalty) is a number, or a scalar tensor that may change from run to run.
 """
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import model
@@ -28,6 +29,19 @@ def check(condition, *message):  # -> operations, to be control dependencies of 
         return [tf.debugging.Assert(condition, message)]
     require(condition, ' '.join(map(str, message)))
     return []
+
+
+def check_tokens(tokens, n_vocab, padded):  # integers [B, T], a tensor or an array -> assertions
+    """As check: each is an id of the model; or, if padded, -1 at the left of rows that are shorter than others."""
+    every, least, most = ((tf.reduce_all, tf.reduce_min, tf.reduce_max) if tf.is_tensor(tokens) else
+                          (np.all, np.min, np.max))
+    known = every((tokens >= (-1 if padded else 0)) & (tokens < n_vocab))
+    has_token = every(most(tokens, axis=1) >= 0)
+    at_left = every((tokens[:, 1:] >= 0) | (tokens[:, :-1] < 0)) if padded else True
+    padding, alone = (', or -1 at the left of shorter rows', ', and -1 at its left alone') if padded else ('', '')
+    return [*check(known, f'tokens must be from 0 to {n_vocab - 1}{padding}; they are from', least(tokens), 'to',
+                   most(tokens)),
+            *check(has_token & at_left, f'each row must have a token{alone}; they are', tokens)]
 
 
 def either(condition, then, otherwise):
@@ -91,6 +105,13 @@ def penalized(logits, tokens, penalty):  # [B, V], int32 [B, N] -> [B, V]
     return tf.tensor_scatter_nd_update(logits, places, tf.where_v2(values > 0, values / penalty, values * penalty))
 
 
+def of_vocabulary(logits, vocabulary):  # [B, V], ids or None -> [B, V]
+    """The logits of the vocabulary's ids; all others (rows that pad a model, gaps between ids) become the lowest
+    number, so that none of them is drawn. None: the logits as they are."""
+    has_text = vocabulary is None or np.isin(range(logits.shape.as_list()[-1]), list(vocabulary))
+    return logits if np.all(has_text) else tf.where_v2(has_text, logits, logits.dtype.min)
+
+
 def draw(logits, uniform, top_p):  # [B, N], float64 [B] -> int32 [B]
     """By inverting the cumulative distribution."""
     # Sums of 50,257 probabilities: in float64, so that rare tokens keep theirs.
@@ -98,8 +119,14 @@ def draw(logits, uniform, top_p):  # [B, N], float64 [B] -> int32 [B]
     return tf.reduce_sum(tf.cast(cumulative <= uniform[:, None] * cumulative[:, -1:], tf.int32), axis=-1)
 
 
-def sample_token(logits, uniform, *, temperature, top_k, top_p):  # [B, V], float64 [B] in [0, 1) -> int32 [B]
-    """One token a row, drawn at `uniform`, the place in the cumulative distribution; temperature 0: the likeliest."""
+def sample_token(logits, uniform, *, temperature, top_k, top_p, vocabulary=None):
+    """One token a row: logits [B, V], float64 [B] -> int32 [B].
+
+    uniform: the place in the cumulative distribution at which it is drawn, from 0 to below 1; with temperature 0 it is
+    the likeliest. vocabulary: the ids that may be drawn; None for all.
+    """
+    logits = of_vocabulary(tf.convert_to_tensor(logits), vocabulary)
+
     def drawn():
         # Within what keeps the quotients finite in float32.
         scaled = tf.cast(logits, tf.float32) / tf.clip_by_value(tf.cast(temperature, tf.float32), 1e-30, 1e30)
@@ -119,11 +146,14 @@ def random_keys(seed, batch_size):  # -> int64 [B, 2]
     seed = tf.cast(seed, tf.int64)
     if seed.shape.rank == 0:
         return tf.stack([tf.fill([batch_size], seed), tf.range(tf.cast(batch_size, tf.int64))], axis=1)
+    expected = [None if tf.is_tensor(batch_size) else batch_size, 2]
+    require(seed.shape.is_compatible_with(expected),
+            f'seed must be a number, or two for each row, {expected}; its shape is {seed.shape}')
     return seed
 
 
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1, top_k=0,
-                    top_p=1, seed=None, stop_token=None, padded=False, scope='model'):
+                    top_p=1, seed=None, stop_token=None, padded=False, scope='model', vocabulary=None):
     """Adds to the graph the sampling of `length` tokens after a context, as one operation; generator.Generator goes
     token by token.
 
@@ -131,6 +161,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     context: int32 [B, T]; T and length together may not exceed n_ctx. padded: whether it may have -1 at the left of
     rows that are shorter than others.
     temperature: 0 is greedy. top_k, top_p: see their functions; both may be given, top-k applies first.
+    vocabulary: the ids that may be drawn, such as Encoder.decoder, those that have a text; None for all of the model.
     seed: see random_keys. stop_token: after it a row goes on with nothing but stop_token; all rows stopped end the run.
     Returns int32 [B, T + length], the context included. length and the controls are numbers, or scalar tensors. Raises
     InputError for numbers out of range; with tensors that are, running the operation fails.
@@ -141,8 +172,15 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
                   *check(length <= n_ctx, f'length must be from 1 to n_ctx, {n_ctx}, not', length)]
     require((start_token is None) != (context is None), 'give start_token or context, one of them')
     if context is None:
+        assertions += check((0 <= start_token) & (start_token < hparams.n_vocab),
+                            f'start_token must be from 0 to {hparams.n_vocab - 1}, not', start_token)
         context = tf.fill([batch_size, 1], start_token)
     else:
+        context = context if tf.is_tensor(context) else np.asarray(context)
+        require(tf.as_dtype(context.dtype).is_integer and len(context.shape) == 2 and 0 not in context.shape,
+                f'context must be token ids, a row for each sample, not {str(context)[:60]!r}')
+        assertions += check_tokens(context, hparams.n_vocab, padded)
+        context = tf.cast(context, tf.int32)
         T = model.shape_list(context)[1]
         assertions += check(length <= n_ctx - T, 'a context of', T, 'tokens and', length, f'more exceed n_ctx, {n_ctx}')
     with tf.name_scope('sample_sequence'), tf.control_dependencies(assertions):
@@ -152,7 +190,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
                              random_keys(seed, model.shape_list(context)[0]), fn_output_signature=tf.float64)
 
         def choose(h, i):  # the hidden states [B, T, E], the number of the step -> int32 [B]
-            return sample_token(model.next_logits(w, h), uniforms[:, i], **controls)
+            return sample_token(model.next_logits(w, h), uniforms[:, i], vocabulary=vocabulary, **controls)
 
         continuation = decode(hparams, w, context, length, choose, stop_token, padded)
         return tf.concat([context, continuation], axis=1)

@@ -16,16 +16,20 @@ from sample import check_controls
 
 
 class Samples:
-    """The model of SamplingFlags, and what is to be drawn from it."""
+    """The model of SamplingFlags, and what is to be drawn from it.
 
-    def __init__(self, flags, unconditional: bool):
+    special_tokens: whether special tokens in prompts are themselves, or the characters they are written in.
+    """
+
+    def __init__(self, flags, unconditional: bool, special_tokens: bool = False):
         controls = {name: getattr(flags, name) for name in ('temperature', 'top_k', 'top_p', 'repetition_penalty')}
         check_controls(length=1 if flags.length is None else flags.length, **controls)
         self.model = generator.load(flags.model_name, flags.models_dir, flags.checkpoint, flags.precision)
         self.enc, n_ctx = self.model.enc, self.model.hparams.n_ctx
         require(self.enc.eot is not None or not unconditional,
-                f'{paths.model_dir(flags.model_name, flags.models_dir)}/encoder.json lacks {encoder.EOT}, with which '
-                'unconditional samples begin')
+                f'{paths.model_dir(flags.model_name, flags.models_dir)}/encoder.json lacks {encoder.EOT}, or '
+                'another token that ends a text, with which unconditional samples begin')
+        self.special_tokens = special_tokens
         self.seed, self.nsamples, self.batch_size = flags.seed, flags.nsamples, flags.batch_size
         self.options: dict = {'length': flags.length or (n_ctx if unconditional else max(1, n_ctx // 2)), **controls,
                               'stop': flags.ends}
@@ -39,7 +43,7 @@ class Samples:
 
     def context(self, prompt: str, name: str = 'the prompt') -> list[int]:
         """A prompt's tokens; if they are more than fit the window, the last of them, which is told on stderr."""
-        tokens, n_ctx = self.enc.encode(prompt), self.model.hparams.n_ctx
+        tokens, n_ctx = self.enc.encode(prompt, self.special_tokens), self.model.hparams.n_ctx
         if len(tokens) > n_ctx:
             tqdm.write(f'{name} has {len(tokens)} tokens; its last {n_ctx} are used, which is what the model sees',
                        file=sys.stderr)

@@ -1,6 +1,6 @@
 """A model as a SavedModel: a folder that TensorFlow and TensorFlow Serving load and run with none of this code.
 
-Signature `logits`: the logits of the token that comes next.
+Signature `logits`: the logits of the token that comes next; those of ids without a text, too.
     tokens int32 [B, T] -> logits float32 [B, V]
 Signature `generate`: what sample.sample_sequence draws.
     tokens int32 [B, T], length int32, temperature float32, top_k int32, top_p float32, seed int64, all five scalars
@@ -17,6 +17,7 @@ import tensorflow.compat.v1 as tf
 import checkpoint
 import fused
 import model
+import paths
 import sample
 
 
@@ -27,11 +28,11 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
     is for clients: what loads the model does not look there.
     checkpoint_name: see checkpoint.choose. Raises InputError for what is missing, damaged or does not fit.
     """
-    _, hparams, _ = checkpoint.describe(os.path.basename(directory), os.path.dirname(directory))
+    _, hparams, enc = checkpoint.describe(os.path.basename(directory), os.path.dirname(directory))
     prefix = checkpoint.choose(directory, hparams, checkpoint_name)
     with tf.Graph().as_default(), tf.Session(config=checkpoint.without_gpu()) as session:
         fused.compile_nothing()  # TensorFlow Serving's XLA is off unless it is asked for
-        signatures = {'logits': logits_signature(hparams), 'generate': generate_signature(hparams)}
+        signatures = {'logits': logits_signature(hparams), 'generate': generate_signature(hparams, enc)}
         checkpoint.restore(session, prefix, checkpoint.model_variables())
         builder = tf.saved_model.Builder(folder)
         with checkpoint.writing(folder):
@@ -40,8 +41,8 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
             builder.save()
     extra = os.path.join(folder, 'assets.extra')
     os.mkdir(extra)
-    for name in ('hparams.json', 'encoder.json', 'vocab.bpe'):
-        shutil.copyfile(os.path.join(directory, name), os.path.join(extra, name))
+    for path in paths.descriptions(directory):
+        shutil.copyfile(path, os.path.join(extra, os.path.basename(path)))
     return prefix
 
 
@@ -49,26 +50,16 @@ def logits_signature(hparams):
     tokens = tf.placeholder(tf.int32, [None, None], 'tokens')
     T = tf.shape(tokens)[1]
     too_long = sample.check(T <= hparams.n_ctx, T, f'tokens are more than n_ctx, {hparams.n_ctx}')
-    with tf.control_dependencies([*too_long, *check_tokens(tokens, hparams)]):
+    with tf.control_dependencies([*too_long, *sample.check_tokens(tokens, hparams.n_vocab, padded=True)]):
         w = model.weights(hparams)
         h, *_ = sample.encode(hparams, w, tokens, padded=True)
     return tf.saved_model.predict_signature_def({'tokens': tokens}, {'logits': model.next_logits(w, h)})
 
 
-def generate_signature(hparams):
+def generate_signature(hparams, enc):
     controls = {'length': tf.int32, 'temperature': tf.float32, 'top_k': tf.int32, 'top_p': tf.float32, 'seed': tf.int64}
     with tf.name_scope('generate'):
         tokens = tf.placeholder(tf.int32, [None, None], 'tokens')
         inputs = {name: tf.placeholder(dtype, [], name) for name, dtype in controls.items()}
-    with tf.control_dependencies(check_tokens(tokens, hparams)):
-        drawn = sample.sample_sequence(hparams=hparams, context=tokens, padded=True, **inputs)
+    drawn = sample.sample_sequence(hparams=hparams, context=tokens, padded=True, vocabulary=enc.decoder, **inputs)
     return tf.saved_model.predict_signature_def({'tokens': tokens, **inputs}, {'tokens': drawn})
-
-
-def check_tokens(tokens, hparams):  # int32 [B, T] -> assertions
-    known = (tokens >= -1) & (tokens < hparams.n_vocab)
-    at_left = (tokens[:, 1:] >= 0) | (tokens[:, :-1] < 0)
-    return [*sample.check(tf.reduce_all(known), f'tokens must be from 0 to {hparams.n_vocab - 1}, or -1 at the left of '
-                          'shorter rows; they are from', tf.reduce_min(tokens), 'to', tf.reduce_max(tokens)),
-            *sample.check(tf.reduce_all(tf.reduce_max(tokens, axis=1) >= 0) & tf.reduce_all(at_left),
-                          'each row must have a token, and -1 at its left alone; they are', tokens)]

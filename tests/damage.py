@@ -174,6 +174,8 @@ def make_targets(folder):
     import toy
     models = os.path.join(folder, 'models')
     toy.write_model(os.path.join(models, 'toy'))
+    with open(os.path.join(models, 'toy', encoder.SPECIAL_TOKENS_FILE), 'w') as file:
+        json.dump({'tokens': [encoder.EOT, '!'], 'end': encoder.EOT}, file)
     with training_run(folder, models) as run:
         yield [*of_a_model(models), *of_datasets(folder, models), run, of_hugging_face(folder, models),
                of_texts(folder)]
@@ -187,7 +189,7 @@ def of_a_model(models):
 
     def vocabulary():
         loaded = encoder.get_encoder('toy', models)
-        return loaded.encoder, loaded.encode(tiny_vocab.ENGLISH), loaded.eot
+        return loaded.encoder, loaded.encode(tiny_vocab.ENGLISH), loaded.special, loaded.eot
 
     def weights():
         directory, hparams, _ = checkpoint.describe('toy', models)
@@ -208,7 +210,8 @@ def of_a_model(models):
         Target('a checkpoint', [at('model.ckpt.data-00000-of-00001'), at('model.ckpt.index'), at('checkpoint')],
                weights, sealed=True),
         Target('hparams.json (n_head)', [at('hparams.json')], sizes, sealed=False),
-        Target('encoder.json and vocab.bpe', [at('encoder.json'), at('vocab.bpe')], vocabulary, sealed=False)]
+        Target('the vocabulary', [*map(at, encoder.VOCABULARY_FILES), at(encoder.SPECIAL_TOKENS_FILE)],
+               vocabulary, sealed=False)]
 
 
 def of_datasets(folder, models):
@@ -219,7 +222,7 @@ def of_datasets(folder, models):
     chunks = [rng.integers(len(enc), size=size).astype(np.uint16) for size in (3000, 1, 500)]
     for name in ('stored.npz', 'deflated.npz'):
         path = os.path.join(folder, 'data', name)
-        npz.write_npz(path, [[chunk] for chunk in chunks], len(enc), compress='deflated' in path)
+        npz.write_npz(path, [[chunk] for chunk in chunks], len(enc), 'deflated' in path, enc.fingerprint)
         yield Target(name, [path], functools.partial(arrays, enc, path), sealed=True)
 
 

@@ -1,4 +1,5 @@
 """What tests of several processes start in each of them: ranks.py NAME ARGUMENT, a function below and what it takes."""
+import json
 import os
 import sys
 
@@ -8,8 +9,6 @@ sys.path[:0] = [os.path.join(ROOT, 'src'), os.path.join(ROOT, 'tests')]
 
 def runs(path):
     """Trains once for each of the flags in a JSON file, all with the same processes."""
-    import json
-
     import horovod_worker
     import trainer
     from flags import HorovodFlags
@@ -17,7 +16,7 @@ def runs(path):
         several = json.load(file)
     for flags in several:
         flags = HorovodFlags(**flags)
-        with horovod_worker.started(flags.compression) as worker:
+        with horovod_worker.started(flags.compression, flags.timeout) as worker:
             trainer.train(flags, worker)
 
 
@@ -60,9 +59,39 @@ def disagrees_in_data(path):
     runs(path)
 
 
+def works_alone(path):
+    """As runs, but rank 0 encodes, validates, samples and saves for longer than --timeout, and rank 2 sends no UDP."""
+    import time
+
+    import horovod_worker
+    import trainer
+    with open(path) as file:
+        seconds = 1.25 * json.load(file)[0]['timeout']
+
+    def slow(function):
+        def works(*given):
+            end = time.monotonic() + seconds * (horovod_worker.hvd.rank() == 0)
+            while time.monotonic() < end:  # with Python's lock, which other threads get now and then
+                sum(range(100))
+            return function(*given)
+        return works
+    trainer.encoded = slow(trainer.encoded)
+    for name in ('validation_loss', 'try_samples', 'save'):
+        setattr(trainer.Trainer, name, slow(getattr(trainer.Trainer, name)))
+    prepare = horovod_worker.Watch.__init__
+
+    def mute(self, worker, timeout):
+        prepare(self, worker, timeout)
+        if worker.rank == 2:
+            self.places = []
+    horovod_worker.Watch.__init__ = mute
+    runs(path)
+
+
 if __name__ == '__main__':
     import cli
-    functions = {function.__name__: function for function in (runs, raises, disagrees, disagrees_in_data)}
+    functions = {function.__name__: function
+                 for function in (runs, raises, disagrees, disagrees_in_data, works_alone)}
 
     def main(name: str, path: str):
         cli.load_tensorflow()

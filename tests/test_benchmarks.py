@@ -1,8 +1,14 @@
 """The benchmarks run, on models that are too small to tell anything of speed."""
 import contextlib
+import importlib.util
+import itertools
 import os
+import re
+import shutil
 
 import pytest
+
+import cli
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -39,3 +45,74 @@ def test_sampling_is_measured(benchmarks, precision):
     assert next(sampling.ours(directory, precision, rows=2, tokens=3, prompt=5)) > 0
     (seconds,) = sampling.steps(directory, precision, tokens=4)
     assert len(seconds) == 3
+
+
+@pytest.fixture
+def check_gpu(benchmarks, monkeypatch, tmp_path):
+    """The module, with toy models, and what it has processes compute in this one; and a Check of a device."""
+    import check_gpu
+    import random_model
+
+    import fused
+    monkeypatch.setattr(fused, 'SMALLEST', 1 << 60)  # no kernels: compiling them would take most of the time
+    pids = itertools.count()
+    for name, value in {'SIZE': 'toy', 'SEQUENCE': 32, 'UPDATES': 1, 'LIMITS': {'float32': 1e-4, 'bfloat16': 5e-2},
+                        'SMALL': {'n_layer': 1, 'n_head': 2, 'n_embd': 32, 'n_ctx': 32}}.items():
+        monkeypatch.setattr(check_gpu, name, value)
+    monkeypatch.setattr(random_model, 'make', lambda *arguments: next(random_model.write(*arguments)))
+    monkeypatch.setattr(check_gpu.Check, 'run', lambda self, function, device, **arguments: next(
+        function(**{'directory': self.directory, 'device': device, **arguments})))
+    monkeypatch.setattr(os, 'getpid', lambda: next(pids))  # which names a timed run
+    for name in ('CUDA_VISIBLE_DEVICES', 'TF_DETERMINISTIC_OPS'):  # which it changes
+        monkeypatch.setenv(name, os.environ.get(name, '0'))
+    return check_gpu, lambda device: check_gpu.Check(str(tmp_path / 'checked'), device)
+
+
+@pytest.fixture(autouse=True)
+def checked(tmp_path):
+    (tmp_path / 'checked').mkdir()
+
+
+def test_a_cpu_computes_what_a_cpu_does(check_gpu, capsys):
+    module, check = check_gpu
+    rows = list(check('CPU').rows(gpus=1))[:8]  # the others differ in flags alone
+    kept = [module.show(*row) for row in rows]
+    assert all(kept)
+    table = re.findall(r'^\| (.*?) \| (.*?) \| (.*?) \|$', capsys.readouterr().out, re.MULTILINE)
+    assert [name for name, *_ in table] == [name for name, *_ in rows]
+    errors = [float(figure.partition(' ')[0]) for _, figure, _ in table[:7]]
+    assert [i for i, figure in enumerate(errors) if figure] == [2, 3]  # of bfloat16
+    assert re.fullmatch(r'\d+ tokens/s, peak \d+\.\d\d GB', table[7][1])
+
+
+def test_a_device_that_rounds_is_found_wrong(check_gpu, monkeypatch, capsys):
+    module, check = check_gpu
+    run = module.Check.run
+    monkeypatch.setattr(module.Check, 'run', lambda self, function, device, **arguments: run(
+        self, function, device, **{**arguments, **({'precision': 'bfloat16'} if device == 'GPU' else {})}))
+    wrong = check('GPU')
+    assert not module.show('scores', lambda: wrong.scores('float32'), 1e-4)
+    assert not module.show('gradients', lambda: wrong.gradients('float32'), 1e-4)
+    assert capsys.readouterr().out.count('| WRONG |') == 2
+
+
+def test_a_process_that_fails_is_a_row_and_no_end(check_gpu, capsys):
+    def fails():
+        raise RuntimeError('timed ended with status 1:\nTraceback\nOutOfMemory: a | b')
+    assert not check_gpu[0].show('training', fails)
+    assert capsys.readouterr().out == '| training | OutOfMemory: a / b | WRONG |\n'
+
+
+def test_without_a_gpu_nothing_is_checked(check_gpu, monkeypatch, capsys):
+    import tensorflow as tf
+    monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind=None: [])
+    monkeypatch.setattr(cli, 'gpu_is_visible', lambda: False)
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(check_gpu[0].check_gpu, [])
+    said = capsys.readouterr()
+    assert (stopped.value.code, said.out, said.err.count('\n')) == (2, '', 1) and 'no GPU' in said.err
+
+
+@pytest.mark.skipif(not (shutil.which('mpirun') and importlib.util.find_spec('horovod')), reason='Horovod is missing')
+def test_two_processes_make_the_gradients_of_one(check_gpu):
+    assert check_gpu[1]('CPU').gradients_of_two() < 1e-5

@@ -1,8 +1,11 @@
+import contextlib
+import errno
 import functools
 import json
 import os
 import pathlib
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import generator
 import hugging_face
 import likelihood
 import model
+import paths
 import saved_model
 from errors import InputError
 
@@ -50,12 +54,15 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found[name], expected[name])
 
 
+ANEW = {'worse': 0, 'best': None}  # what a state has besides where nothing has been validated
+
+
 def a_run(made, tmp_path):
     return checkpoint.Run(str(tmp_path / 'run'), made[0])
 
 
 def test_a_run_begins_with_the_model(graph, made, tmp_path):
-    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 0}
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 0, **ANEW}
     assert_same(values(graph), made[2])
 
 
@@ -66,9 +73,9 @@ def test_a_save_restores_everything(graph, made, tmp_path):
         graph.run(graph.update)
     everything = values(graph, tf.global_variables())
     assert any('Adam' in name and value.any() for name, value in everything.items())
-    run.save(graph, {'step': 3, 'position': 2**70})
+    run.save(graph, {'step': 3, 'position': 2**40})
     graph.run([v.assign(tf.ones_like(v)) for v in tf.global_variables()])
-    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 3, 'position': 2**70}
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 3, 'position': 2**40}
     assert_same(values(graph, tf.global_variables()), everything)
 
 
@@ -113,25 +120,26 @@ def test_a_checkpoint_of_the_original_with_optimizer_slots_is_used(graph, made, 
         tf.train.Saver().save(s, str(directory / 'model'), global_step=40)
     (directory / 'counter').write_text('41\n')
     lines = []
-    assert a_run(made, tmp_path).restore(graph, 'latest', lines.append) == {'step': 40}
+    assert a_run(made, tmp_path).restore(graph, 'latest', lines.append) == {'step': 40, **ANEW}
     assert_same(values(graph), {name: value * 2 for name, value in made[2].items()})
     assert 'no training state' in lines[-1]
 
 
-def test_fresh_starts_at_zero_and_keeps_what_is_there_until_it_is_replaced(graph, made, tmp_path):
+def test_fresh_starts_at_zero_and_keeps_what_is_there(graph, made, tmp_path):
     run = a_run(made, tmp_path)
     run.save(graph, {'step': 9})
-    assert a_run(made, tmp_path).restore(graph, 'fresh', silent) == {'step': 0}
+    assert a_run(made, tmp_path).restore(graph, 'fresh', silent) == {'step': 0, **ANEW}
     assert_same(values(graph), made[2])
-    assert os.path.exists(f'{run.directory}/model-9.index')
     assert checkpoint.latest(run.directory) == f'{run.directory}/model-0'
+    assert checkpoint.latest(f'{run.directory}/left-9') == f'{run.directory}/left-9/model-9'
 
 
 @pytest.mark.parametrize('form', ['{0}', '{0}/model-9', '{0}/model-9.index', '{0}/model-9.data-00000-of-00001'])
 def test_restore_from_takes_a_directory_a_checkpoint_or_one_of_its_files(graph, made, tmp_path, form):
     old = checkpoint.Run(str(tmp_path / 'old'), made[0])
     old.save(graph, {'step': 9, 'position': 5})
-    assert a_run(made, tmp_path).restore(graph, form.format(old.directory), silent) == {'step': 9, 'position': 5}
+    assert a_run(made, tmp_path).restore(graph, form.format(old.directory), silent) == {
+        'step': 9, 'position': 5, **ANEW}
 
 
 def test_a_restored_path_that_is_not_there_is_named(graph, made, tmp_path):
@@ -178,6 +186,13 @@ def test_a_checkpoint_file_leads_nowhere_else(made, tmp_path):
         (at / 'checkpoint').write_text(f'model_checkpoint_path: "{name}"\n')
         with pytest.raises(InputError, match='no other folder is looked into'):
             checkpoint.latest(str(at))
+    for name in ('C:\\\\runs\\\\elsewhere\\\\model.ckpt', '\\\\host\\x\\model.ckpt', 'C:/x/model.ckpt'):  # of Windows
+        (at / 'checkpoint').write_text(f'model_checkpoint_path: "{name}"\n')
+        with pytest.raises(InputError, match='no other folder is looked into'):
+            checkpoint.latest(str(at))
+        (at / 'model.ckpt.index').touch()
+        assert checkpoint.latest(str(at)) == str(at / 'model.ckpt')
+        os.unlink(at / 'model.ckpt.index')
     (at / 'checkpoint').write_text('model_checkpoint_path: "below/model.ckpt"\n')
     assert checkpoint.latest(str(at)) == str(at / 'below/model.ckpt')
 
@@ -188,13 +203,13 @@ def test_a_checkpoint_file_leads_nowhere_else(made, tmp_path):
     lambda text: '{}', lambda text: '{"step": "7"}', lambda text: '{"step": -1}', lambda text: '[' * 10**5])
 def test_a_damaged_training_state_is_refused(graph, made, tmp_path, change):
     run = a_run(made, tmp_path)
-    run.save(graph, {'step': 7, 'position': 52, 'loss': float('nan'), 'average': [0.1, 1e-300]})
+    run.save(graph, {'step': 7, 'position': 52, 'loss': 6.5, 'average': [0.1, 1e-300]})
     path = pathlib.Path(run.directory, 'training-7.json')
     path.write_text(change(path.read_text()))
     with pytest.raises(InputError, match=r'training-7\.json is damaged .*; remove it to go on with the weights alone'):
         a_run(made, tmp_path).restore(graph, 'latest', silent)
     path.unlink()
-    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 7}
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 7, **ANEW}
 
 
 def test_a_training_state_of_an_earlier_version_is_read(graph, made, tmp_path):
@@ -212,10 +227,24 @@ def test_where_a_run_begins_is_checked_without_a_graph(graph, made, tmp_path):
     with pytest.raises(InputError, match='has no variable model/h2/'):
         check('latest', other)
     run.save(graph, {'step': 1})
-    for restore_from in ('latest', 'fresh', f'{run.directory}/model-1'):
+    messages = {'latest': 'model-1 was trained from a model of other sizes than .*, or another --run_name',
+                f'{run.directory}/model-1': 'model-1 was trained from', 'fresh': r'model\.ckpt has no variable'}
+    for restore_from, message in messages.items():
         check(restore_from, made[1])
-        with pytest.raises(InputError, match=r'model-1 has no' if restore_from != 'fresh' else r'model\.ckpt has no'):
+        with pytest.raises(InputError, match=message):
             check(restore_from, other)
+    os.unlink(f'{run.directory}/hparams.json')  # as other code bases have it
+    with pytest.raises(InputError, match='model-1 has no variable'):
+        check('latest', other)
+
+
+def test_a_checkpoint_of_another_number_of_heads_is_refused(graph, made, tmp_path):
+    """The shapes of its weights are the same."""
+    run = a_run(made, tmp_path)
+    run.save(graph, {'step': 1})
+    other = made[1].__class__(**{**made[1].values(), 'n_head': 2})
+    with pytest.raises(InputError, match='was trained from a model of other sizes'):
+        checkpoint.check_start(run.directory, made[0], 'latest', other)
 
 
 @pytest.mark.parametrize('sizes, message', [
@@ -276,7 +305,7 @@ def test_a_save_that_fails_leaves_the_last_one_whole(graph, made, tmp_path, monk
         raise OSError(28, 'No space left on device')
 
     graph.run(graph.update)
-    target = run if moment == 'commit' else getattr(run, moment)
+    target = checkpoint if moment == 'commit' else getattr(run, moment)
     monkeypatch.setattr(target, 'commit' if moment == 'commit' else 'save', fail)
     with pytest.raises(checkpoint.NotSaved, match=r'run/model-2 could not be saved \(No space left'):
         run.save(graph, {'step': 2})
@@ -294,14 +323,77 @@ def test_the_model_files_beside_a_run_are_those_of_its_model(graph, made, tmp_pa
         assert pathlib.Path(run.directory, name).read_bytes() == pathlib.Path(made[0], name).read_bytes()
 
 
-def test_remains_of_a_save_that_was_killed_are_removed(graph, made, tmp_path):
+def test_remains_of_what_was_killed_are_removed_and_nothing_else(graph, made, tmp_path):
+    """The names are those that inotify showed of a save."""
     run = a_run(made, tmp_path)
     run.save(graph, {'step': 1})
-    remains = ['model-2.data-00000-of-00001.tempstate123', 'counter.99.tmp']
-    for name in remains:
+    remains = ['model-2.data-00000-of-00001.tempstate13408955334330569106', 'model-2.index.tempstate53660237943948',
+               'model-2.meta.tmp898b7ad741bb441ab3f4beec5abdc1a8', 'training-2.index.tempstate1', 'counter.99.tmp',
+               'training-2.json.14987.tmp', 'saving.1.tmp', 'checkpoint.1.tmp', 'vocab.bpe.1.tmp',
+               'model-best-2.data-00000-of-00001.tempstate1', 'model-best.json.7.tmp', 'dataset-0123abcd.npz.7.tmp']
+    mine = ['notes.99.tmp', 'thesis.tempstate1', 'model-2.txt', 'model-1.txt', 'model-x.index.tempstate1',
+            'counter.tmp', 'model-2.meta.tmp', 'left-2.abcdefgh', '.left-2.notes', 'model-best-notes.index',
+            'best-new.index']
+    folders = ['notes_temp', 'model-2_temp', 'x.tempstate1', 'counter.1.tmp', 'left-1']
+    (tmp_path / 'run/.left-4-2.a1b2c3_d/left-4-2').mkdir(parents=True)
+    for name in [*remains, *mine]:
         pathlib.Path(run.directory, name).touch()
-    run.save(graph, {'step': 3})
-    assert not set(remains) & set(os.listdir(run.directory))
+    for name in folders:
+        pathlib.Path(run.directory, name).mkdir()
+        pathlib.Path(run.directory, name, 'chapter').write_text('mine')
+    for step in range(3, 9):
+        run.save(graph, {'step': step})
+        run.save_best(graph, step, 1 / step)
+    run.restore(graph, 'latest', silent)
+    names = os.listdir(run.directory)
+    assert not {*remains, '.left-4-2.a1b2c3_d', 'model-1.index'} & set(names)
+    assert {*mine, *folders} <= set(names)
+    assert all(pathlib.Path(run.directory, name, 'chapter').read_text() == 'mine' for name in folders)
+
+
+FOREIGN_NAMES = ['../../elsewhere/thesis', '{}/elsewhere/thesis', 'thesis', '../run/model-1', 'below/../model-1',
+                 'model-1.x', 'model-', 'model-\u0661', 'model-1 ', 'training-1', '..', '', '\udcff', 'model-1\0']
+
+
+@pytest.mark.parametrize('file', ['saving', 'checkpoint'])
+def test_no_name_in_a_run_folder_removes_another_file(graph, made, tmp_path, file):
+    run = checkpoint.Run(str(tmp_path / 'runs/run'), made[0])
+    run.save(graph, {'step': 1})
+    names = [name.format(tmp_path) for name in FOREIGN_NAMES]
+    mine = [tmp_path / 'elsewhere/thesis.index', tmp_path / 'elsewhere/thesis.tex', tmp_path / 'runs/run/thesis.index',
+            tmp_path / 'runs/run/model-1.x.index', tmp_path / 'runs/run/model-1.txt']
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('mine')
+    with open(f'{run.directory}/{file}', 'ab') as opened:
+        opened.write(''.join(f'{name}\n' if file == 'saving' else f'all_model_checkpoint_paths: "{name}"\n'
+                             for name in names).encode(errors='surrogateescape'))
+    run = checkpoint.Run(run.directory, made[0])
+    run.restore(graph, 'latest', silent)
+    assert os.path.exists(f'{run.directory}/model-1.index')
+    for step in range(2, 8):
+        run.save(graph, {'step': step})
+    assert not os.path.exists(f'{run.directory}/model-1.index')
+    assert all(path.read_text() == 'mine' for path in mine)
+
+
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir, lambda path: os.symlink('/dev/zero', path)])
+def test_a_file_saving_that_is_none_is_told(graph, made, tmp_path, make):
+    run = a_run(made, tmp_path)
+    run.save(graph, {'step': 1})
+    make(run.saving)
+    with pytest.raises((InputError, OSError), match='run/saving'):  # either of which cli.run tells in a line
+        a_run(made, tmp_path).restore(graph, 'latest', silent)
+
+
+def test_a_damaged_list_of_checkpoints_does_not_remove_the_newest(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    for step in (1, 2):
+        run.save(graph, {'step': step})
+    path = pathlib.Path(run.directory, 'checkpoint')
+    path.write_text(path.read_text().replace('all_model', 'all-model'))
+    pathlib.Path(run.saving).write_text('model-2\n')  # as after a kill just behind the commit
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent)['step'] == 2
 
 
 class Killed(BaseException):
@@ -313,14 +405,15 @@ def test_checkpoints_that_a_killed_save_began_or_was_to_remove_are_removed(graph
     run = a_run(made, tmp_path)
     for step in range(1, 6):
         run.save(graph, {'step': step})
-    method = getattr(checkpoint.Run, moment)
+    owner = checkpoint if moment == 'commit' else checkpoint.Run
+    method = getattr(owner, moment)
 
-    def killed(self, *arguments):
-        if moment == 'commit' or os.path.exists(f'{run.directory}/model-6.index'):
+    def killed(*arguments):
+        if os.path.exists(f'{run.directory}/model-6.index'):
             raise Killed
-        method(self, *arguments)
+        method(*arguments)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(checkpoint.Run, moment, killed)
+        patch.setattr(owner, moment, killed)
         run.save(graph, {'step': 6})
     assert os.path.exists(f'{run.directory}/model-1.index') and os.path.exists(f'{run.directory}/model-6.index')
     assert os.path.exists(f'{run.directory}/saving')
@@ -331,36 +424,329 @@ def test_checkpoints_that_a_killed_save_began_or_was_to_remove_are_removed(graph
     assert not os.path.exists(f'{run.directory}/saving')
 
 
-def test_checkpoints_that_nothing_names_any_more_stay(graph, made, tmp_path):
-    run = a_run(made, tmp_path)
-    run.save(graph, {'step': 9})
-    a_run(made, tmp_path).restore(graph, 'fresh', silent)
-    pathlib.Path(run.directory, 'saving').write_text('model-4\n')
-    run = a_run(made, tmp_path)
-    run.restore(graph, 'latest', silent)
-    run.save(graph, {'step': 1})
-    assert os.path.exists(f'{run.directory}/model-9.index') and os.path.exists(f'{run.directory}/training-9.json')
+# The best weights
 
 
-@pytest.mark.parametrize('find', [
-    lambda run, graph: checkpoint.choose(run.directory, toy.hparams(), 'model-best'),
-    lambda run, graph: run.restore(graph, 'latest', silent), lambda run, graph: run.save(graph, {'step': 2}),
-    lambda run, graph: run.save_best(graph)])
-def test_the_best_weights_are_never_of_two_saves(graph, made, tmp_path, monkeypatch, find):
-    """Killed between the data of new ones and their index: whoever looks for them next finds them whole."""
+def train_to(graph, run, step, **state):
+    """An update, so that all weights are new, and a save. Returns all variables."""
+    graph.run(graph.update)
+    run.save(graph, {'step': step, **state})
+    return values(graph, tf.global_variables())
+
+
+def best_of(run):
+    return stored(checkpoint.resolved(checkpoint.find(run.best)))
+
+
+@pytest.mark.parametrize('moment', ['weights', 'pointer', 'former'])
+def test_the_best_weights_are_whole_whenever_a_save_is_killed(graph, made, tmp_path, monkeypatch, moment):
     run = a_run(made, tmp_path)
     run.restore(graph, 'latest', silent)
-    run.save_best(graph)
+    for step in (1, 2):
+        graph.run(graph.update)
+        run.save_best(graph, step, 3 - step)
+    expected, save, replacing = values(graph), run.model_saver.save, checkpoint.paths.replacing
+
+    def killed_save(*arguments, **options):
+        save(*arguments, **options)
+        raise Killed
+
+    def killed_replacing(path, *arguments):
+        if path.endswith('model-best.json'):
+            raise Killed
+        return replacing(path, *arguments)
     graph.run(graph.update)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(checkpoint, 'finish', lambda prefix: raise_(Killed))
-        run.save_best(graph)
-    with pytest.raises(tf.errors.OpError, match='Checksum does not match'):
-        stored(run.best)
-    new = values(graph)
-    find(run, graph)
-    assert_same(stored(run.best), new)
-    assert not any('model-best-new' in name for name in os.listdir(run.directory))
+        if moment == 'weights':
+            patch.setattr(run.model_saver, 'save', killed_save)
+        elif moment == 'pointer':
+            patch.setattr(checkpoint.paths, 'replacing', killed_replacing)
+        else:
+            patch.setattr(run, 'remove_former_best', lambda: raise_(Killed))
+        run.save_best(graph, 3, 0.5)
+    assert_same(best_of(run), expected)
+    run.save_best(graph, 3, 0.5)
+    assert_same(best_of(run), values(graph))
+    assert sorted(name for name in os.listdir(run.directory) if 'best' in name and name.endswith('.index')) == [
+        'model-best-2.index', 'model-best-3.index']  # the one before stays for who is reading it
+    assert json.loads(pathlib.Path(run.directory, 'model-best.json').read_text())['loss'] == 0.5
+
+
+def test_the_best_weights_are_read_while_they_are_replaced(graph, made, tmp_path):
+    """100 saves, between two of which a read ends: so it may begin before one and end after it, but not go past two."""
+    run, variables = a_run(made, tmp_path), checkpoint.model_variables()
+    number = tf.placeholder(tf.float32, [])
+    fill = [v.assign(tf.fill(v.shape, number)) for v in variables]
+    graph.run(fill, {number: 0})
+    run.save_best(graph, 0, 1.0)
+    read_once, ended, failures = threading.Event(), threading.Event(), []
+
+    def read():
+        while not ended.is_set():
+            try:
+                reader = checkpoint.weights_reader(checkpoint.choose(run.directory, made[1], 'model-best'), made[1])
+                assert len({number for v in variables for number in reader.get_tensor(v.op.name).flat}) == 1
+            except Exception as error:
+                failures.append(error)
+            read_once.set()
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        for step in range(1, 101):
+            read_once.clear()
+            assert read_once.wait(60)
+            graph.run(fill, {number: step})
+            run.save_best(graph, step, 1 / (step + 1))
+    finally:
+        ended.set()
+        thread.join()
+    assert not failures
+    assert len(os.listdir(run.directory)) == 3 + 1 + 2 * 2  # of the model, model-best.json, the last two
+
+
+def test_what_was_found_as_the_best_is_still_there_after_the_next(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    run.save_best(graph, 1, 2.0)
+    prefix, expected = checkpoint.resolved(checkpoint.find(run.best)), values(graph)
+    graph.run(graph.update)
+    run.save_best(graph, 2, 1.0)
+    assert_same(stored(prefix), expected)
+
+
+def test_a_best_of_an_earlier_version_is_read_and_then_replaced(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    run.save(graph, {'step': 5, 'best': [4.0, 3], 'worse': 1})
+    run.model_saver.save(graph, run.best, write_state=False, write_meta_graph=False)
+    expected = values(graph)
+    assert_same(best_of(run), expected)
+    state = a_run(made, tmp_path).restore(graph, 'latest', silent)
+    assert (state['best'], state['worse']) == ([4.0, 3], 1)
+    assert a_run(made, tmp_path).restore(graph, 'fresh', silent)['best'] == [4.0, 3]
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent)['best'] == [4.0, 3]
+    for step in (6, 7):
+        run.save_best(graph, step, 1 / step)
+        assert (f'{run.best}.index' in map(str, tmp_path.glob('run/*'))) == (step == 6)
+
+
+def snapshot(folder):
+    """All files below a folder: their bytes and times."""
+    return {str(path): (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
+            for path in [pathlib.Path(folder), *pathlib.Path(folder).rglob('*')]}
+
+
+def test_what_reads_changes_nothing(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    run.save(graph, {'step': 1})
+    run.save_best(graph, 1, 2.0)
+    for name in ('best', 'best-new', 'model-best-new'):
+        run.model_saver.save(graph, f'{run.directory}/{name}', write_state=False)
+    os.rename(f'{run.directory}/best-new.data-00000-of-00001', f'{run.directory}/best-new.data-00000-of-00002')
+    for name in ('saving', 'model-2.index.tempstate1', 'counter.9.tmp', 'model-2.index'):
+        pathlib.Path(run.directory, name).write_text('model-2\n')
+    os.unlink(f'{run.directory}/model-best-new.data-00000-of-00001')
+    before = snapshot(tmp_path)
+    for name in ('run', 'run/best', 'run/model-best', 'run/model-best.json', 'run/model-best-1.index'):
+        checkpoint.find(f'{tmp_path}/{name}')
+        checkpoint.choose(run.directory, made[1], f'{tmp_path}/{name}')
+    checkpoint.check_start(run.directory, made[0], 'latest', made[1])
+    generator.load('run', str(tmp_path), checkpoint_name='model-best')
+    likelihood.Likelihood('run', str(tmp_path), checkpoint_name='best')
+    assert snapshot(tmp_path) == before
+
+
+def test_a_damaged_pointer_to_the_best_is_refused(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    run.save_best(graph, 1, 2.0)
+    path = pathlib.Path(run.directory, 'model-best.json')
+    state = checkpoint.unsealed(json.loads(path.read_text()))
+    odd = {'name': ('../../thesis', 'model-best', 'model-1', 'model-best-1/x', 'model-best-1\n', 1, None),
+           'loss': (None, float('nan'), 'x', True), 'step': (-1, 10**30, None)}
+    contents = [json.dumps(checkpoint.sealed({**state, name: value})).encode() for name in odd for value in odd[name]]
+    for content in (*contents, b'\xff', b'', b'[]', b'{}', json.dumps({'crc32': 0, **state}).encode()):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r'model-best\.json is damaged .*; remove it'):
+            checkpoint.find(run.best)
+
+
+# Going back
+
+
+@pytest.fixture
+def trained(graph, made, tmp_path):
+    """A run of four updates, the second of which is the best, and all variables after each."""
+    run = a_run(made, tmp_path)
+    run.restore(graph, 'latest', silent)
+    expected = {}
+    for step in range(1, 5):
+        expected[step] = train_to(graph, run, step, position=10 * step, seed=5)
+        run.save_best(graph, step, [4.0, 3.0, 3.5, 3.2][step - 1])
+    return run, expected
+
+
+def weights_in(variables):
+    return {name: value for name, value in variables.items() if name.startswith('model/') and 'Adam' not in name}
+
+
+@pytest.mark.parametrize('restore_from, step, left', [
+    ('{}/model-3', 3, [3, 4]), ('{}/model-best', 2, [2, 3, 4]), ('fresh', 0, [1, 2, 3, 4])])
+def test_going_back_loses_nothing(graph, made, trained, restore_from, step, left):
+    run, expected = trained
+    lines = []
+    state = checkpoint.Run(run.directory, made[0]).restore(graph, restore_from.format(run.directory), lines.append)
+    assert state == {'step': step, 'best': [3.0, 2], 'worse': 0}
+    assert_same(values(graph), weights_in(expected[step]) if step else made[2])
+    folder = f'{run.directory}/left-4'
+    assert f'Left behind in {folder}' in lines[-1] and all(f'model-{n}' in lines[-1] for n in left)
+    assert not any('\n' in line for line in lines)
+    assert [os.path.basename(p) for p in checkpoint.all_named(folder)] == [f'model-{n}' for n in left]
+    assert [os.path.basename(p) for p in checkpoint.all_named(run.directory)] == [
+        f'model-{n}' for n in [*(n for n in range(1, 5) if n not in left), step]]
+    run = checkpoint.Run(run.directory, made[0])
+    assert run.restore(graph, 'latest', silent)['best'] == [3.0, 2]  # kept by what has gone back
+    before = snapshot(folder)
+    run.save_best(graph, step + 1, 32.9)
+    assert_same(best_of(run), weights_in(expected[2]))
+    for later in range(step + 1, 8):
+        train_to(graph, run, later)
+    assert snapshot(folder) == before
+    for n in left:
+        assert_same(stored(f'{folder}/model-{n}'), weights_in(expected[n]))
+    checkpoint.choose(folder, checkpoint.describe('left-4', run.directory)[1])  # it is a model directory
+    state = checkpoint.Run(run.directory, made[0]).restore(graph, folder, lines.append)
+    assert (state['step'], state['position']) == (4, 40)
+    assert_same(values(graph, tf.global_variables()), expected[4])
+
+
+def test_the_best_of_a_step_replaces_that_of_the_same_step_before_the_run_went_back(graph, trained, tmp_path):
+    run, expected = trained
+    prefix = checkpoint.resolved(run.best)
+    graph.run(graph.update)
+    run.save_best(graph, 2, 1.0)
+    assert_same(best_of(run), values(graph))
+    assert_same(stored(prefix), weights_in(expected[2]))
+    assert checkpoint.number(checkpoint.resolved(run.best)) == 2
+
+
+def test_the_best_is_kept_where_the_training_state_is_removed(graph, made, trained):
+    run, _ = trained
+    os.unlink(f'{run.directory}/training-4.json')
+    assert checkpoint.Run(run.directory, made[0]).restore(graph, 'latest', silent)['best'] == [3.0, 2]
+
+
+def test_a_later_checkpoint_from_elsewhere_leaves_the_last_behind(graph, made, trained, tmp_path):
+    run, expected = trained
+    other = checkpoint.Run(str(tmp_path / 'other'), made[0])
+    train_to(graph, other, 9, best=[0.1, 1], worse=7)
+    state = checkpoint.Run(run.directory, made[0]).restore(graph, other.directory, silent)
+    assert (state['step'], state['best'], state['worse']) == (9, [3.0, 2], 0)
+    assert checkpoint.Run(str(tmp_path / 'new'), made[0]).restore(graph, f'{run.directory}/left-4', silent)['step'] == 4
+    assert_same(values(graph, tf.global_variables()), expected[4])
+
+
+def test_a_save_overwrites_no_checkpoint_that_nothing_names(graph, made, trained):
+    run, _ = trained
+    shutil.copyfile(f'{run.directory}/checkpoint', f'{run.directory}/before')
+    train_to(graph, run, 5)
+    os.replace(f'{run.directory}/before', f'{run.directory}/checkpoint')
+    stale = stored(f'{run.directory}/model-5')
+    lines = []
+    run = checkpoint.Run(run.directory, made[0])
+    run.restore(graph, 'latest', lines.append)
+    train_to(graph, run, 5)
+    assert_same(stored(f'{run.directory}/left-5/model-5'), stale)
+    assert 'Left behind' in lines[-1]
+
+
+def test_where_files_have_one_name_only_they_are_copied(graph, made, trained, monkeypatch):
+    run, expected = trained
+    monkeypatch.setattr(os, 'link', lambda *_: raise_(OSError(errno.EPERM, 'Operation not permitted')))
+    checkpoint.Run(run.directory, made[0]).restore(graph, 'fresh', silent)
+    for step in range(1, 5):
+        assert_same(stored(f'{run.directory}/left-4/model-{step}'), weights_in(expected[step]))
+
+
+def test_going_back_may_be_killed_at_any_file_operation(graph, made, trained, tmp_path, monkeypatch):
+    """Each checkpoint and the last training state is then in the run or in a folder left-4; and it works again."""
+    run, expected = trained
+    monkeypatch.setattr(os, 'fsync', lambda _: None)
+    checkpoint.restore(graph, f'{run.directory}/model-3', checkpoint.model_variables())
+    kill, dead = 0, True
+    while dead:
+        kill += 1
+        directory = shutil.copytree(run.directory, tmp_path / f'killed-{kill}')
+        going_back, operations, dead = checkpoint.Run(str(directory), made[0]), iter(range(1, kill)), False
+        going_back.kept = checkpoint.all_named(str(directory))
+
+        def until_killed(function):
+            def call(*arguments, **options):
+                nonlocal dead
+                dead = dead or next(operations, None) is None  # noqa: B023
+                return raise_(Killed) if dead else function(*arguments, **options)
+            return call
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            for name in ('replace', 'rename', 'unlink', 'link', 'mkdir', 'rmdir'):
+                patch.setattr(os, name, until_killed(getattr(os, name)))
+            patch.setattr(tf.train.Saver, 'save', until_killed(tf.train.Saver.save))
+            going_back.save(graph, {'step': 3, 'best': [3.0, 2]}, left=f'{directory}/model-4')
+        whole = {home: checkpoint.all_named(str(home)) for home in (directory, *directory.glob('left-4*'))}
+        for prefixes in whole.values():
+            for prefix in prefixes:
+                assert weights_files(prefix) == weights_files(f'{run.directory}/{os.path.basename(prefix)}')
+        assert {os.path.basename(prefix) for prefixes in whole.values() for prefix in prefixes} == {
+            f'model-{step}' for step in range(1, 5)}
+        if kill % 5 == 0 or not dead:
+            home = next(home for home, prefixes in whole.items() if prefixes[-1].endswith('-4'))
+            checkpoint.Run(str(tmp_path / 'new'), made[0]).restore(graph, str(home), silent)
+            assert_same(values(graph, tf.global_variables()), expected[4])
+            state = checkpoint.Run(str(directory), made[0]).restore(graph, f'{directory}/model-3', silent)
+            assert (state['step'], state['best']) == (3, [3.0, 2])
+        assert not [name for name in os.listdir(directory) if 'tmp' in name or name.startswith('.')] or kill % 5
+        shutil.rmtree(directory)
+    assert kill > 25
+
+
+def weights_files(prefix):
+    return [pathlib.Path(f'{prefix}.{kind}').read_bytes() for kind in ('index', 'data-00000-of-00001')]
+
+
+# The training state
+
+
+ODD = {
+    **dict.fromkeys(('step', 'position', 'tokens', 'worse', 'acted'),
+                    (1.5, 'x', None, float('nan'), 2**63, 10**30, -1, True, [], {}, '7')),
+    'seed': (1.5, 'x', None, -1, True, [1]), 'loss': ('x', float('nan'), float('inf'), True, [1.0], 10**400),
+    'average': (None, 1.0, [], [1.0], [1.0, 2.0, 3.0], [1.0, None], ['a', 'b'], [1.0, float('nan')], {'a': 1, 'b': 2}),
+    'best': (1.0, [], [1.0], [1.0, 1, 1], [None, 1], [1.0, 1.5], [float('inf'), 1], [1.0, -1], 'ab', [True, 1])}
+
+
+@pytest.mark.parametrize('name', ODD)
+def test_a_state_of_other_types_and_ranges_is_refused_whatever_its_checksum(made, tmp_path, name):
+    prefix = str(tmp_path / 'model-7')
+    whole = {'step': 7, 'position': 52, 'seed': 2**64, 'tokens': 3, 'loss': 6.5, 'average': [0.1, 1], 'best': None,
+             'worse': 0, 'acted': 3, 'flags': {}, 'of a later version': None}
+    path = tmp_path / 'training-7.json'
+    for value in ODD[name]:
+        path.write_text(json.dumps(checkpoint.sealed({**whole, name: value})))
+        with pytest.raises(InputError, match=rf'training-7\.json is damaged \("{name}" is .*, expected .*remove it'):
+            checkpoint.read_state(prefix)
+    path.write_text(json.dumps(checkpoint.sealed(whole)))
+    assert checkpoint.read_state(prefix) == {**whole, 'complete': True}
+    for left_out in ODD.keys() - {'step'}:
+        old = {key: value for key, value in whole.items() if key != left_out}
+        path.write_text(json.dumps(checkpoint.sealed(old)))
+        assert checkpoint.read_state(prefix) == {**old, 'complete': True}
+
+
+def test_a_number_in_a_name_that_no_run_reaches_is_none(tmp_path):
+    assert checkpoint.read_state(str(tmp_path / 'model-1000')) == {'step': 1000}
+    assert checkpoint.read_state(str(tmp_path / f'model-{10**30}')) == {'step': 0}
+
+
+def test_a_training_state_that_is_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / 'training-7.json')
+    with pytest.raises(InputError, match='is a pipe'):
+        checkpoint.read_state(str(tmp_path / 'model-7'))
 
 
 @pytest.mark.parametrize('write', [
@@ -382,3 +768,12 @@ def stored(prefix):
 
 def raise_(error):
     raise error
+
+
+@pytest.mark.parametrize('number', [*paths.REMEDIES, errno.EIO])
+def test_what_tensorflow_cannot_write_is_told_with_the_remedy_that_fits(number):
+    with pytest.raises(OSError) as raised, checkpoint.writing('run/model-1'):
+        raise tf.errors.UnknownError(None, None, f'run/model-1.tempstate; {os.strerror(number)}\n\t [[save]]')
+    assert raised.value.errno == number
+    told = str(checkpoint.not_saved('run/model-1', raised.value))
+    assert told.endswith(f'the last: {paths.remedy(raised.value)}')

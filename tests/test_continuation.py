@@ -8,6 +8,7 @@ from tiny_vocab import tiny_bpe
 
 from continuation import Continuation
 from encoder import Encoder
+from errors import InputError
 
 LETTERS = 'abé日😀'
 stops = st.lists(st.text(LETTERS, min_size=1, max_size=4), max_size=3)
@@ -139,3 +140,12 @@ def test_nothing_is_added_to_what_is_finished():
     row.add(1)
     row.close()
     assert (row.text, row.tokens, row.finished) == ('a', [0], True)
+
+
+def test_a_single_stop_is_one_text_and_an_empty_one_is_refused():
+    row = Continuation(Tokens([b'a def b']), 'def ')
+    row.add(0)
+    assert row.text == 'a ' and row.finished
+    for stop in ('', ['a', '']):
+        with pytest.raises(InputError, match='a text that is to stop a sample is empty'):
+            Continuation(Tokens([]), stop)

@@ -150,7 +150,7 @@ def test_a_vocabulary_without_an_end_of_text_has_none(home, tmp_path):
     assert [config[name] for name in ('bos_token', 'eos_token', 'unk_token')] == [None] * 3
     transformers = peer()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
-    assert len(tokenizer) == home[1].n_vocab - 1
+    assert len(tokenizer) == home[1].n_vocab
     assert tokenizer(ENGLISH)['input_ids'] == encoder.get_encoder('toy', str(tmp_path / 'models')).encode(ENGLISH)
 
 
@@ -205,6 +205,35 @@ def test_ctranslate2s_converter_takes_it(home, continuation, tmp_path):
     (result,) = ctranslate2.Generator(str(tmp_path / 'ct2'), compute_type='float32').generate_batch(
         [[symbols[id] for id in prompt]], max_length=50, sampling_topk=1, include_prompt_in_result=False)
     assert result.sequences_ids[0] == expected
+
+
+def test_a_model_with_ids_that_have_no_text_is_taken_and_comes_back(tmp_path):
+    """By transformers, which does not draw them, and by CTranslate2, which wants a token for each row."""
+    directory = tmp_path / 'all' / 'padded'
+    hp, values = toy.write_padded_model(directory, n_ctx=96)
+    to_hf('padded', str(tmp_path / 'hf'), models_dir=str(directory.parent))
+    enc = encoder.get_encoder('padded', str(directory.parent))
+    assert_bits(read_back(tmp_path / 'hf', tmp_path), values)
+    for name in ('encoder.json', 'vocab.bpe', 'hparams.json'):
+        assert (tmp_path / 'models' / 'back' / name).read_bytes() == (directory / name).read_bytes()
+    transformers = peer()
+    gpt2 = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'hf')
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
+    assert len(tokenizer) == gpt2.config.vocab_size == hp.n_vocab
+    for text in (*TEXTS, '<|unused260|>'):
+        assert tokenizer(text)['input_ids'] == enc.encode(text)
+    prompt = enc.encode('The keeper of the lighthouse')
+    assert not enc.decoder.keys() >= set(numpy_gpt2.greedy(values, prompt, hp.n_head, 40))  # of all ids
+    expected = generator.load('padded', str(directory.parent)).complete([prompt], [[1]], length=40, temperature=0)[0]
+    drawn = gpt2.generate(**tokenizer('The keeper of the lighthouse', return_tensors='pt'), do_sample=False,
+                          max_new_tokens=40, pad_token_id=enc.eot)
+    assert drawn[0, len(prompt):].tolist() == expected.tokens
+    ctranslate2 = pytest.importorskip('ctranslate2', reason='make test-peers converts for CTranslate2')
+    ctranslate2.converters.TransformersConverter(str(tmp_path / 'hf')).convert(str(tmp_path / 'ct2'))
+    (result,) = ctranslate2.Generator(str(tmp_path / 'ct2'), compute_type='float32').generate_batch(
+        [[enc.decoder[id] for id in prompt]], max_length=40, sampling_topk=1, include_prompt_in_result=False,
+        suppress_sequences=[[f'<|unused{id}|>'] for id in range(hp.n_vocab) if id not in enc.decoder])
+    assert result.sequences_ids[0] == expected.tokens
 
 
 # There and back
@@ -315,9 +344,112 @@ def test_tokens_that_were_added_are_kept(home, folder, tmp_path, form):
     assert enc.decode([len(symbols)]) == '[PAD]'
 
 
+# Special tokens
+
+ADDED = {'</s>': 557, '<speaker1>': 558, '<|a é|>': 559, '[PAD]': 560}
+CHAT = '<speaker1> Hello</s>\n<|a é|>x [PAD]<speaker1<|endoftext|></s> é'
+
+
+@pytest.fixture(params=['slow', 'fast'])
+def added(request, home, folder):
+    """A folder of a model with ADDED tokens and `</s>` as its end, in either of their forms."""
+    symbols, merges = map(json.loads, map(json.dumps, tiny_bpe()))
+    rest = np.ones([563 - len(symbols), 32], np.float32)
+    values = {**home[2], 'model/wte': np.concatenate([home[2]['model/wte'], rest])}
+    safetensors.numpy.save_file(tensors(values), folder / 'model.safetensors')
+    change(folder, 'config.json', vocab_size=563, eos_token_id=557, bos_token_id=557)
+    os.unlink(folder / 'tokenizer_config.json')
+    if request.param == 'slow':
+        (folder / 'vocab.json').write_text(json.dumps({**symbols, '</s>': 557}))
+        (folder / 'added_tokens.json').write_text(json.dumps(dict(list(ADDED.items())[1:])))
+    else:
+        os.unlink(folder / 'vocab.json')
+        content = tokenizer_json(symbols, merges)
+        ways = dict.fromkeys(['lstrip', 'rstrip', 'single_word', 'normalized'], False)
+        content['added_tokens'] = [{'id': id, 'content': text, 'special': True, **ways}
+                                   for text, id in ADDED.items()]
+        (folder / 'tokenizer.json').write_text(json.dumps(content))
+    (folder / 'special_tokens_map.json').write_text(json.dumps({
+        'eos_token': '</s>', 'bos_token': {'content': '</s>', 'lstrip': False}, 'unk_token': '</s>',
+        'pad_token': None, 'additional_special_tokens': ['<speaker1>', '<|a é|>']}))
+    return folder
+
+
+def test_added_tokens_and_the_end_of_a_text_are_kept(added, tmp_path):
+    read_back(added, tmp_path)
+    enc = encoder.get_encoder('back', str(tmp_path / 'models'))
+    plain = encoder.Encoder(*tiny_bpe())
+    assert (enc.special, enc.eot, enc.n_vocab) == (ADDED, 557, 561)
+    assert enc.encode(CHAT) == plain.encode(CHAT)
+    assert enc.encode(CHAT, allowed_special=True) == [
+        558, *plain.encode(' Hello'), 557, *plain.encode('\n'), 559, *plain.encode('x '), 560,
+        *plain.encode('<speaker1<|endoftext|>'), 557, *plain.encode(' é')]
+    assert enc.decode(enc.encode(CHAT, allowed_special=True)) == CHAT
+
+
+def test_transformers_gives_the_ids_of_added_tokens_before_and_after(added, tmp_path):
+    transformers = peer()
+    theirs = transformers.AutoTokenizer.from_pretrained(added)
+    read_back(added, tmp_path)
+    to_hf('back', str(tmp_path / 'again'), models_dir=str(tmp_path / 'models'))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'again')
+    enc = encoder.get_encoder('back', str(tmp_path / 'models'))
+    texts = [CHAT, *TEXTS, *ADDED, ''.join(ADDED), '<speaker1><speaker1>', '<|endoftext|>', ' </s> ', '<|a é']
+    for text in texts:
+        expected = enc.encode(text, allowed_special=True)
+        assert tokenizer(text)['input_ids'] == expected
+        assert tokenizer.decode(expected) == text
+        assert theirs(text)['input_ids'] == expected
+    assert (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.bos_token_id) == ('</s>', 557, 557)
+    gpt2 = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'again')
+    assert (gpt2.config.eos_token_id, gpt2.generation_config.eos_token_id) == (557, 557)
+    tokenizer.save_pretrained(tmp_path / 'saved')  # and what they make of it is read, too
+    gpt2.save_pretrained(tmp_path / 'saved')
+    from_hf(str(tmp_path / 'saved'), 'third', models_dir=str(tmp_path / 'models'))
+    third = encoder.get_encoder('third', str(tmp_path / 'models'))
+    assert (third.special, third.eot, third.encoder) == (enc.special, enc.eot, enc.encoder)
+
+
+@pytest.mark.parametrize('config, names, end', [
+    ({'eos_token_id': 300}, {'eos_token': '[PAD]'}, '[PAD]'),  # an ordinary piece of text
+    ({'eos_token_id': 50256}, {'eos_token': {'content': '[PAD]'}}, '[PAD]'),
+    ({'eos_token_id': [557, 3]}, {}, '[PAD]'), ({'eos_token_id': None}, {'eos_token': '[PAD]'}, '[PAD]'),
+    ({'eos_token_id': '557'}, {}, '<|endoftext|>'), ({}, {'eos_token': '[PAD]'}, '<|endoftext|>'),
+    ({'eos_token_id': True}, {'eos_token': 'absent'}, '<|endoftext|>')])
+def test_which_token_ends_a_text(home, folder, tmp_path, config, names, end):
+    symbols, merges = tiny_bpe()
+    assert ''.join(merges[300 - 256]) == list(symbols)[300]
+    values = {**home[2], 'model/wte': np.concatenate([home[2]['model/wte'], np.ones([1, 32], np.float32)])}
+    safetensors.numpy.save_file(tensors(values), folder / 'model.safetensors')
+    change(folder, 'config.json', vocab_size=558, **config)
+    change(folder, 'tokenizer_config.json', **names)
+    (folder / 'added_tokens.json').write_text('{"[PAD]": 557}')
+    read_back(folder, tmp_path)
+    enc = encoder.get_encoder('back', str(tmp_path / 'models'))
+    assert enc.decode([enc.eot]) == end and enc.special['[PAD]'] == 557
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('tokenizer_config.json', {'add_prefix_space': True}, 'puts a space before each text (add_prefix_space)'),
+    ('special_tokens_map.json', {'mask_token': {'content': '<mask>', 'lstrip': True}},
+     '"<mask>" is read by what is around it (lstrip)'),
+    ('special_tokens_map.json', {'eos_token': ''}, 'one of the special tokens has no content'),
+    ('special_tokens_map.json', {'eos_token': [1]}, 'one of the special tokens has no content'),
+    ('special_tokens_map.json', {'additional_special_tokens': 'x'}, 'a list of special tokens is "x"'),
+    ('added_tokens.json', {'': 557}, 'one of the special tokens has no content'),
+    ('added_tokens.json', {'x y': [1]}, "gives 'x y' the id '[1]'"),
+    ('added_tokens.json', {'é': 165}, "'é' can be no special token, as it stands for other bytes"),
+    ('added_tokens.json', {'x y': 600}, 'has ids up to 600, but config.json says vocab_size is 557'),
+    ('added_tokens.json', {'x y': 5}, 'gives the id 5 to both')])
+def test_special_tokens_that_cannot_be_read_are_refused(folder, tmp_path, name, content, message):
+    (folder / name).write_text(json.dumps(content))
+    assert message in refusal(folder, tmp_path)
+
+
 def tokenizer_json(symbols, merges, *added):
     return {'added_tokens': [{'id': len(symbols) + i, 'content': each} for i, each in enumerate(added)],
-            'normalizer': None, 'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': False},
+            'normalizer': None,
+            'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True},
             'model': {'type': 'BPE', 'vocab': symbols, 'merges': merges}}
 
 
@@ -525,7 +657,8 @@ def test_a_missing_shard_is_named(home, folder, tmp_path):
     (lambda t: t['model'].update(merges=[['a', 7]]), 'merge 1 is not two symbols'),
     (lambda t: t['model'].update(merges={}), 'must be lists'), (lambda t: t['model'].update(vocab=[]), 'must hold'),
     (lambda t: t['model'].update(merges=[['Ā', 'zzz']]), 'needs the symbol'),
-    (lambda t: t.update(added_tokens=[{'id': 1}]), 'one of added_tokens has no content'),
+    (lambda t: t.update(added_tokens=[{'id': 1}]), 'one of the special tokens has no content'),
+    (lambda t: t.update(added_tokens=['x']), 'one of added_tokens is no object'),
     (lambda t: t.update(added_tokens=[{'id': 'x', 'content': '[PAD]'}]), "the id 'x'"),
     (lambda t: t.update(added_tokens=[{'id': 5, 'content': '[PAD]'}]), 'gives the id 5 to both')])
 def test_a_tokenizer_of_another_kind_is_refused(folder, tmp_path, edit, message):

@@ -211,21 +211,26 @@ def test_a_set_is_read_from_a_pipe_but_not_without_end(tmp_path, monkeypatch, re
 def test_files_and_arrays_are_documents(tmp_path):
     write_vocab(tmp_path / 'tiny')
     enc = get_encoder('tiny', str(tmp_path))
-    (tmp_path / 'a.txt').write_bytes('\ufeffOne two\r\n'.encode())
+    (tmp_path / 'a.txt').write_bytes('\ufeffOne two\r\n<|endoftext|>\nthree<|endoftext|>\n'.encode())
     first, second = enc.encode('the old lighthouse'), enc.encode('café\n')
     np.savez(tmp_path / 'b.npz', np.array([*first, enc.eot, enc.eot, *second], np.uint16), np.array([enc.eot]))
-    text, *arrays = corpora.text_documents(enc, [str(tmp_path / 'a.txt'), str(tmp_path / 'b.npz')])
-    assert text == corpora.Document('One two\r\n', 2, 1, 9)  # the mark at its start is no text
-    assert [(each.tokens.tolist(), each.words, each.lines, each.bytes) for each in arrays] == [(first, 3, 0, 18),
-                                                                                              (second, 1, 1, 6)]
+    files = [str(tmp_path / 'a.txt'), str(tmp_path / 'b.npz')]
+    documents = list(corpora.text_documents(enc, files))
+    assert [(each.tokens.tolist(), each.words, each.lines, each.bytes) for each in documents] == [
+        (enc.encode('One two\r\n'), 2, 1, 9), (enc.encode('\nthree'), 1, 1, 6), (first, 3, 0, 18),
+        (second, 1, 1, 6)]
+    text, *_ = corpora.text_documents(enc, files, special_tokens=False)
+    assert text.tokens.tolist() == enc.encode((tmp_path / 'a.txt').read_bytes().decode('utf-8-sig'))
 
 
 @pytest.mark.parametrize('data, encoding, message', [(b'ab\xff', 'utf-8', r'x\.txt: not utf-8 at byte 2'),
                                                      (b'', 'klingon', "--encoding 'klingon' is not")])
 def test_text_in_another_encoding_is_refused(tmp_path, data, encoding, message):
     (tmp_path / 'x.txt').write_bytes(data)
+    write_vocab(tmp_path / 'tiny')
+    enc = get_encoder('tiny', str(tmp_path))
     with pytest.raises(InputError, match=message):
-        list(corpora.text_documents(None, [str(tmp_path / 'x.txt')], encoding))
+        list(corpora.text_documents(enc, [str(tmp_path / 'x.txt')], encoding))
 
 
 # Lines

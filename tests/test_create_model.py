@@ -1,6 +1,7 @@
 import inspect
 import json
 import os
+import shutil
 import sys
 import textwrap
 
@@ -169,6 +170,13 @@ def test_the_vocabulary_of_another_model_is_copied(models):
     assert weights(models / 'wordy')['model/wte'].shape == (len(vocabulary), 32)
 
 
+def test_its_special_tokens_are_copied_too(models, tmp_path):
+    shutil.copytree(models / 'words', tmp_path / 'words')
+    (tmp_path / 'words' / 'special_tokens.json').write_text('{"tokens": ["x"], "end": "x"}')
+    create_model('wordy', **TOY, models_dir=str(tmp_path), vocab_from='words')
+    assert get_encoder('wordy', str(tmp_path)).eot == get_encoder('words', str(tmp_path)).encoder['x']
+
+
 def test_the_models_folder_is_made(tmp_path):
     create_model('toy', n_layer=1, n_head=1, n_embd=8, n_ctx=8, models_dir=str(tmp_path / 'a' / 'b'))
     assert listing(tmp_path / 'a' / 'b') == ['toy']
@@ -238,6 +246,13 @@ def test_the_pairs_that_occur_most_are_merged_first(learned, tmp_path):
     (tmp_path / 'text').write_text('xyxyxy xyxy zz zz')
     _, merges = trained_vocabulary(257 + 2, str(tmp_path / 'text'))
     assert merges == [('x', 'y'), ('xy', 'xy')]
+
+
+def test_nothing_is_learned_from_the_ends_of_documents(learned, tmp_path):
+    (tmp_path / 'text').write_text('xy<|endoftext|>xyxy<|endoftext|>' * 9)
+    assert trained_vocabulary(257 + 2, str(tmp_path / 'text'))[1] == [('x', 'y'), ('xy', 'xy')]
+    with pytest.raises(InputError, match='has pairs for --train_vocab 259 and no more'):
+        trained_vocabulary(260, str(tmp_path / 'text'))
 
 
 def test_a_corpus_is_read_in_its_encoding(learned, tmp_path):

@@ -44,6 +44,7 @@ NOT_RUN = {  # command: why not
     'make lint': '.ci/run runs it',
     'make bench': 'takes ten minutes',
     'make torture': 'takes ten minutes; the suite has short forms',
+    'make check-gpu': 'needs a GPU; test_benchmarks.py has what it computes',
     'mpirun -np 4 -H localhost:4 -bind-to none -map-by slot -x NCCL_DEBUG=INFO -x LD_LIBRARY_PATH -x PATH '
     '-x PYTHONPATH=src -mca pml ob1 -mca btl ^openib ./train-horovod.py --dataset data/notes.npz '
     '--models_dir checkpoint --model_name demo --run_name many --steps 300': 'test_train_horovod.py runs it',

@@ -459,10 +459,33 @@ def test_a_stream_left_unfinished_changes_nothing_of_the_next(small):
 
 @pytest.mark.parametrize('contexts, options, message', [
     ([[1]], {'length': 0}, 'length must be 1 or more, not 0'),
-    ([[1], []], {'length': 2}, 'a context is empty'),
+    ([[1], []], {'length': 2}, r'contexts\[1\] is empty; give at least one token'),
+    ([], {'length': 2}, 'there is no context'),
+    ('text', {'length': 2}, "contexts.0. must be a list of token ids, not 't'"),
+    (['text'], {'length': 2}, "contexts.0. must be a list of token ids, not 'text'; of a text they are what enc.enc"),
+    ([1, 2], {'length': 2}, 'contexts.0. must be a list of token ids, not 1'),
+    ([[1], [1.5]], {'length': 2}, r'contexts.1. must be a list of token ids, not \[1.5\]'),
+    ([[[1]]], {'length': 2}, 'contexts.0. must be a list of token ids'),
+    ([[1], [2, 6]], {'length': 2}, 'contexts.1. holds the token 6, but those of the model are 0 to 5'),
+    ([[1], [-1, 2]], {'length': 2}, 'contexts.1. holds the token -1'),
     ([[1]], {'length': 2, 'temperature': -1}, 'temperature must be 0'),
     ([[1]], {'length': 2, 'top_k': -1}, 'top_k must be 0'), ([[1]], {'length': 2, 'top_p': 2}, 'top_p must be from 0'),
     ([[1]], {'length': 2, 'repetition_penalty': 0}, 'repetition_penalty must be above 0')])
 def test_what_cannot_be_drawn_is_refused(small, contexts, options, message):
     with pytest.raises(InputError, match=message):
         next(small[1].stream(contexts, [[1]] * len(contexts), **options))
+
+
+@pytest.mark.parametrize('seeds, message', [
+    ([], '2 contexts have 0 seeds; give each its own'), ([[1]], '2 contexts have 1 seeds'),
+    ([[1]] * 3, '2 contexts have 3 seeds'), ([1, 2], 'seeds.0. must be a list of whole numbers, 0 or more, not 1'),
+    ([[1], [-1]], r'seeds.1. must be a list of whole numbers, 0 or more, not \[-1\]'),
+    ('ab', "seeds.0. must be a list of whole numbers, 0 or more, not 'a'")])
+def test_seeds_that_are_not_one_for_each_context_are_refused(small, seeds, message):
+    with pytest.raises(InputError, match=message):
+        next(small[1].stream([[1], [2]], seeds, length=2))
+
+
+def test_rows_may_be_arrays(small):
+    arrays = np.array([[0, 3], [4, 1]]), np.array([[1], [2]])
+    assert rows_of(small[1], *arrays, length=3) == rows_of(small[1], *(each.tolist() for each in arrays), length=3)

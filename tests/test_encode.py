@@ -12,6 +12,7 @@ from tiny_vocab import write_vocab
 
 import encode
 import load_dataset as dataset
+import npz
 from encoder import get_encoder
 from errors import InputError
 from load_dataset import load_dataset
@@ -43,16 +44,37 @@ def run(*words, cwd=None):
 @pytest.mark.parametrize('others', [{}, {'combine': 500}, {'compress': True}, {'combine': 1}])
 def test_output_is_what_load_dataset_gives(corpus, others, capsys):
     encode.encode(**flags(corpus, **others))
+    said = capsys.readouterr()
     enc = get_encoder('tiny', str(corpus.parent / 'models'))
     expected = load_dataset(enc, str(corpus), others.get('combine', 50000))
     found = load_dataset(enc, str(corpus.parent / 'out.npz'))
     assert [chunk.tolist() for chunk in found] == [chunk.tolist() for chunk in expected]
     assert {chunk.dtype for chunk in found} == {np.dtype(np.uint16)}
-    said = capsys.readouterr()
     assert said.out == ''
     assert said.err.splitlines()[-1] == (f'{sum(map(len, found))} tokens in {len(found)} chunks, '
                                          f'{os.path.getsize(corpus.parent / "out.npz")} bytes, written to '
                                          f'{corpus.parent / "out.npz"}')
+
+
+def test_special_tokens_are_a_flag(corpus, capsys):
+    (corpus / 'a.txt').write_text('one<|endoftext|>two<|endoftext|>')
+    enc = get_encoder('tiny', str(corpus.parent / 'models'))
+    for given, taken in (({}, 'ends of documents'), ({'special_tokens': False}, 'text')):
+        encode.encode(**flags(corpus, in_text=str(corpus / 'a.txt'), **given))
+        found, = load_dataset(enc, str(corpus.parent / 'out.npz'))
+        assert found.tolist() == load_dataset(enc, str(corpus / 'a.txt'), **given)[0].tolist()
+        assert f'2 <|endoftext|> in the text are taken as {taken};' in capsys.readouterr().err
+    assert found.tolist() == [*enc.encode('one<|endoftext|>two<|endoftext|>'), enc.eot]
+
+
+def test_the_output_names_its_vocabulary_and_an_input_of_another_is_refused(corpus):
+    encode.encode(**flags(corpus, out_npz=str(corpus / 'e.npz')))
+    enc = get_encoder('tiny', str(corpus.parent / 'models'))
+    assert npz.vocabulary_of(str(corpus / 'e.npz')) == enc.fingerprint
+    encode.encode(**flags(corpus, in_text=str(corpus / 'e.npz')))
+    write_vocab(corpus.parent / 'models' / 'tiny', 290)
+    with pytest.raises(InputError, match=rf'e\.npz was encoded with the vocabulary {enc.fingerprint}'):
+        encode.encode(**flags(corpus, in_text=str(corpus / 'e.npz')))
 
 
 @pytest.mark.parametrize('given, written', [('new', 'new.npz'), ('new.npz', 'new.npz'), ('new.NPZ', 'new.NPZ')])
@@ -160,6 +182,7 @@ def many(tmp_path):
     draw = random.Random(4)
     texts = [''.join(draw.choices(WORDS, k=40)) for _ in range(100)]
     write = {'big': ''.join(draw.choices(texts, k=2000)), 'no space': '你好，世界。' * 70000,
+             'documents': ''.join(f'{text}<|endoftext|>' for text in texts * 30),
              'one piece': 'ab' * 300000, 'spaces': ' ' * 300000 + 'x', 'empty': '', 'newline': '\n',
              **{f'small {i}': text for i, text in enumerate(texts)}}
     for name, text in write.items():
@@ -180,7 +203,7 @@ def test_any_number_of_workers_writes_the_same_bytes(many, others):
     enc = get_encoder('tiny', str(many.parent / 'models'))
     whole = [(path, path.read_bytes().decode()) for path in sorted(many.iterdir()) if path.suffix == '.txt']
     assert sum(map(len, load_dataset(enc, str(many.parent / 'out.npz')))) == 550 + sum(
-        len(enc.encode(text)) + 1 for _, text in whole if text)
+        len(enc.encode(part)) + 1 for _, text in whole for part in text.split('<|endoftext|>') if part)
 
 
 @pytest.mark.parametrize('workers', [1, 2])

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import re
 import sysconfig
 import tracemalloc
 from unittest import mock
@@ -31,7 +32,15 @@ from tiny_vocab import (
 import encoder
 import merges
 import pieces
-from encoder import Encoder, bytes_to_unicode, get_encoder
+from encoder import (
+    Encoder,
+    SpecialTokens,
+    bytes_to_unicode,
+    get_encoder,
+    load_vocabulary,
+    split_at,
+    write_vocabulary,
+)
 from errors import InputError
 
 ODD_TEXTS = [
@@ -373,6 +382,57 @@ def test_vocabulary_without_end_of_text():
     assert enc.encode(EOT, allowed_special=True) == enc.encode(EOT) and len(enc.encode(EOT)) == len(EOT)
 
 
+def special(*tokens, end=None):
+    """An Encoder with special tokens, whose ids begin with 600."""
+    vocabulary, merges = tiny_bpe()
+    return Encoder({**vocabulary, **{token: 600 + i for i, token in enumerate(tokens)}}, merges,
+                   special=SpecialTokens(tokens, end))
+
+
+def test_special_tokens_are_encoded_where_they_are_asked_for():
+    enc = special('</s>', '<|a b|>', '<|a b|>c', '<|é|>', end='</s>')
+    plain, _ = tiny()
+    text = 'one </s><|a b|>cd<|a b|> <|é|>\n<|a b <|a b|'
+    assert enc.encode(text) == plain.encode(text)
+    assert enc.encode(text, allowed_special=True) == [
+        *plain.encode('one '), 600, 602, *plain.encode('d'), 601, *plain.encode(' '), 603,
+        *plain.encode('\n<|a b <|a b|')]
+    assert enc.decode(enc.encode(text, allowed_special=True)) == text
+    assert (enc.eot, enc.n_vocab, enc.decoder[603]) == (600, 604, '<|é|>')
+    # What is not listed is text, even <|endoftext|>.
+    assert enc.encode(EOT, allowed_special=True) == plain.encode(EOT)
+    assert special('</s>').eot is None
+
+
+@pytest.mark.parametrize('tokens, message', [
+    (('é',), "'é' can be no special token, as it stands for other bytes in encoder.json"),
+    (('absent',), "encoder.json lacks the special token 'absent'"),
+])
+def test_a_special_token_that_cannot_be_one_is_refused(tokens, message):
+    vocabulary, merges = tiny_bpe()
+    with pytest.raises(InputError, match=message):
+        Encoder(vocabulary, merges, special=SpecialTokens(tokens, None))
+
+
+def test_texts_are_split_at_tokens_wherever_they_are_cut():
+    tokens = {'<a>', '<a>b', '<', 'a>b!', '!!!!!!!!'}
+    draw = random.Random(5)
+    pattern = re.compile('|'.join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+    for _ in range(300):
+        text = ''.join(draw.choices('<a>b! ', k=draw.randrange(40)))
+        expected, start = [], 0
+        for match in pattern.finditer(text):
+            expected += [text[start:match.start()], match[0]]
+            start = match.end()
+        cuts = sorted(draw.choices(range(len(text) + 1), k=draw.randrange(10)))
+        parts = list(split_at((text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])), tokens))
+        joined = []  # texts may be cut, tokens not
+        for is_token, run in itertools.groupby(parts, tokens.__contains__):
+            run = list(run)
+            joined += run if is_token else [''.join(run)]
+        assert '' not in parts and joined == [part for part in [*expected, text[start:]] if part]
+
+
 def test_added_token_that_is_not_spelt_in_byte_symbols():
     vocabulary, merges = tiny_bpe()
     enc = Encoder({**vocabulary, '<a b▁\ud800>': 9999}, merges)
@@ -499,6 +559,30 @@ def test_a_byte_order_mark_is_no_part_of_a_vocabulary(tmp_path):
     assert (enc.encoder, enc._merges.ranks) == (vocabulary, expected)
 
 
+def test_special_tokens_come_from_their_file(tmp_path):
+    vocabulary, merges = tiny_bpe()
+    vocabulary = {**vocabulary, '<a b>': 557, '</s>': 558}
+    (tmp_path / 'tiny').mkdir()
+    write_vocabulary(str(tmp_path / 'tiny'), vocabulary, merges)
+    assert get_encoder('tiny', str(tmp_path)).special == {EOT: 556}  # an id of this kind is as it always was
+    listed = SpecialTokens(['<a b>', '</s>'], '</s>')
+    write_vocabulary(str(tmp_path / 'tiny'), vocabulary, merges, listed)
+    content = json.loads((tmp_path / 'tiny' / 'special_tokens.json').read_text())
+    assert content == {'tokens': ['<a b>', '</s>'], 'end': '</s>'}
+    enc = get_encoder('tiny', str(tmp_path))
+    assert (enc.special, enc.eot) == ({'<a b>': 557, '</s>': 558}, 558)
+    assert load_vocabulary(str(tmp_path / 'tiny')) == (vocabulary, merges, listed)
+
+
+def test_a_fingerprint_is_of_all_that_ids_mean(tmp_path):
+    vocabulary, merges = tiny_bpe()
+    vocabulary = {**vocabulary, '</s>': 557}
+    prints = [Encoder(vocabulary, merges, special=special and SpecialTokens(*special)).fingerprint
+              for special in (None, ([EOT], EOT), (['</s>'], None), (['</s>'], '</s>'))]
+    assert prints[0] == prints[1] and len(set(prints)) == 3 and all(len(each) == 16 for each in prints)
+    assert Encoder(*tiny_bpe()).fingerprint not in prints
+
+
 BYTES = {symbol: id for id, symbol in enumerate(bytes_to_unicode().values())}
 
 
@@ -525,11 +609,18 @@ BYTES = {symbol: id for id, symbol in enumerate(bytes_to_unicode().values())}
     ('vocab.bpe', b'#version: 0.2\na \n', 'line 2 is not two symbols'),
     ('vocab.bpe', b'#version: 0.2\nqqq z\n', "needs the symbol 'qqq'"),
     ('vocab.bpe', b'#version: 0.2\nQ Z\n', "needs the symbol 'QZ'"),
+    ('special_tokens.json', b'{', 'not JSON'),
+    ('special_tokens.json', b'[' * 100000, 'not JSON'),
+    *(('special_tokens.json', content, 'must hold an object of "tokens", a list of texts, and "end"')
+      for content in (b'[]', b'{}', b'{"tokens": {}, "end": null}', b'{"tokens": [""], "end": null}',
+                      b'{"tokens": [1], "end": 1}', b'{"tokens": ["a"], "end": "b"}',
+                      b'{"tokens": ["a"], "end": ["a"]}', b'{"tokens": [], "end": null, "x": 1}')),
+    ('special_tokens.json', b' ' * ((1 << 20) + 1), 'expected at most 1,048,576'),
 ])
 def test_damaged_files_are_told_in_one_line(tmp_path, name, content, expected):
     write_vocab(tmp_path / 'tiny')
     path = tmp_path / 'tiny' / name
-    path.unlink()
+    path.unlink(missing_ok=True)
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError) as caught:

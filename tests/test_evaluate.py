@@ -6,6 +6,7 @@ import math
 import os
 
 import numpy as np
+import numpy_gpt2
 import pytest
 import reference
 import tensorflow.compat.v1 as tf
@@ -16,6 +17,7 @@ from tiny_vocab import ENGLISH, shared
 import checkpoint
 import cli
 import corpora
+import encode
 import encoder
 import evaluate
 import figures
@@ -163,6 +165,27 @@ def test_an_encoded_file_gives_the_figures_of_its_text(models, tmp_path):
         assert_figures(*found)
 
 
+def test_documents_in_one_file_give_the_figures_of_its_npz(models, tmp_path, expected_of, name, capsys):
+    texts = [TEXT[:90], '\nthe keeper', TEXT[200:330] + '\n']
+    (tmp_path / 'a.txt').write_text('<|endoftext|>'.join(texts) + '<|endoftext|>\n')
+    encode.encode(str(tmp_path / 'a.txt'), str(tmp_path / 'a.npz'), name, str(models[0]))
+    enc, n_ctx = encoder.get_encoder(name, str(models[0])), SIZES[name]['n_ctx']
+    ids = [[enc.eot, *enc.encode(text)] for text in texts]
+    losses = [loss for each in ids for loss in reference.nats(expected_of, each, n_ctx, 10)]
+    expected = perplexities(losses, sum(len(text.split()) for text in texts), sum(map(len, texts)))
+    for boundary in figures.BOUNDARIES:
+        found = [figures_of(models, name, 'perplexity', '--data', tmp_path / data, '--stride', 10,
+                            '--boundary', boundary) for data in ('a.txt', 'a.npz')]
+        assert_figures(*found)
+        if boundary == 'endoftext':
+            assert_figures(found[0], expected)
+    assert '3 <|endoftext|> in the text are taken as ends of documents' in capsys.readouterr().err
+    whole = (tmp_path / 'a.txt').read_text()
+    found = figures_of(models, name, 'perplexity', '--data', tmp_path / 'a.txt', '--special_tokens', 'false')
+    assert found['bits per byte'][1] == len(whole)
+    assert found['loss per token, nats'][1] == len(enc.encode(whole))
+
+
 @pytest.mark.parametrize('flags', [{'batch_size': 1}, {'batch_size': 3}, {'batch_size': 100}])
 def test_the_batch_size_changes_nothing(loaded, flags):
     documents = [corpora.counted(text) for text in (*SHORT, TEXT)] * 3
@@ -209,6 +232,17 @@ def test_bfloat16_is_near(models, loaded, tmp_path):
                  for precision in ('bfloat16', 'float32'))
     assert low['loss per token, nats'][0] == pytest.approx(full['loss per token, nats'][0], rel=5e-3)
     assert low != full
+
+
+def test_ids_without_a_text_keep_their_share_of_probability(tmp_path):
+    hp, values = toy.write_padded_model(tmp_path / 'padded')
+    scorer = likelihood.Likelihood('padded', str(tmp_path))
+    tokens = scorer.enc.encode(ENGLISH)[:20]
+    ((_, scores),) = scorer.score([figures.Window(tokens, 19)], best=True)
+    p = numpy_gpt2.softmax(numpy_gpt2.logits(values, tokens[:-1], hp.n_head))
+    np.testing.assert_allclose(scores.log_probabilities, np.log(p[range(19), tokens[1:]]), atol=1e-4)
+    assert scores.best.tolist() == p.argmax(axis=1).tolist()
+    assert not scorer.enc.decoder.keys() >= set(scores.best.tolist())
 
 
 def test_a_token_that_the_model_has_not_is_refused(loaded):

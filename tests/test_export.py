@@ -13,6 +13,7 @@ import toy
 from tensorflow.core.protobuf import saved_model_pb2
 
 import cli
+import encoder
 import fused
 import sample
 from export import export
@@ -163,6 +164,14 @@ def test_sizes_and_vocabulary_are_beside_it(exported, models):
                      for name in ('hparams.json', 'encoder.json', 'vocab.bpe')}
 
 
+def test_special_tokens_are_beside_it_where_the_model_has_some(models, tmp_path):
+    shutil.copytree(models[0], tmp_path / 'models')
+    content = b'{"tokens": ["x"], "end": "x"}'
+    (tmp_path / 'models' / 'toy' / 'special_tokens.json').write_bytes(content)
+    export('toy', str(tmp_path / 'out'), models_dir=str(tmp_path / 'models'))
+    assert (tmp_path / 'out' / 'assets.extra' / 'special_tokens.json').read_bytes() == content
+
+
 # logits
 
 def test_logits_are_those_of_the_reference_for_rows_of_any_length(ask, models):
@@ -238,6 +247,28 @@ def test_what_cannot_be_used_ends_the_run_with_a_message(client, name, changes, 
     request = [name, changes] if name == 'logits' else generate(**{'tokens': [[1]], **changes})
     answer = client['answers'][json.dumps(request)]
     assert isinstance(answer, str) and message in answer
+
+
+def test_ids_without_a_text_are_not_drawn_and_have_their_logits(tmp_path, monkeypatch):
+    monkeypatch.setattr(fused, 'SMALLEST', 1 << 60)
+    hp, values = toy.write_padded_model(tmp_path / 'padded')
+    export('padded', str(tmp_path / 'out'), models_dir=str(tmp_path))
+    has_text = encoder.get_encoder('padded', str(tmp_path)).decoder.keys()
+    with toy.session() as s:
+        signatures = tf.saved_model.load(s, ['serve'], str(tmp_path / 'out')).signature_def
+
+        def ask(name, **inputs):
+            (output,) = signatures[name].outputs.values()
+            return s.run(output.name, {signatures[name].inputs[key].name: value for key, value in inputs.items()})
+        logits = ask('logits', tokens=CONTEXTS[:1])
+        drawn = ask('generate', tokens=CONTEXTS[:1] * 20, **{**GREEDY, 'temperature': 1})
+        greedy = ask('generate', tokens=CONTEXTS[:1], **GREEDY)[0, 5:].tolist()
+    np.testing.assert_allclose(logits[0], numpy_gpt2.logits(values, CONTEXTS[0], hp.n_head)[-1], rtol=1e-4, atol=1e-5)
+    assert set(drawn[:, 5:].flat) <= has_text
+    assert not has_text >= set(numpy_gpt2.greedy(values, CONTEXTS[0], hp.n_head, LENGTH))  # of all ids
+    for i, token in enumerate(greedy):
+        logits = numpy_gpt2.logits(values, CONTEXTS[0] + greedy[:i], hp.n_head)[-1]
+        assert token == max(has_text, key=logits.__getitem__)
 
 
 # The script

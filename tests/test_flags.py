@@ -15,7 +15,7 @@ FORK = {  # the fine-tuning fork's train.py
     'val_dataset': None, 'val_batch_size': 2, 'val_batch_count': 40, 'val_every': 0}
 OWN = {'checkpoint_dir': 'checkpoint', 'samples_dir': 'samples', 'sample_length': None, 'steps': None, 'seed': None,
        'precision': 'float32', 'xla': False, 'warmup_steps': 0, 'schedule': 'constant', 'weight_decay': None,
-       'clip_norm': 0.0, 'patience': 0}
+       'clip_norm': 0.0, 'patience': 0, 'special_tokens': True}
 COUNTS = ('sample_every', 'sample_num', 'save_every', 'val_every', 'top_k', 'steps', 'seed', 'warmup_steps', 'patience')
 
 
@@ -81,11 +81,13 @@ def test_flags_that_need_another_name_it(changes, message):
     TrainFlags(dataset='x', steps=10, val_every=5, **changes)
 
 
-def test_those_of_several_processes_are_the_same_and_how_gradients_are_sent():
+def test_those_of_several_processes_are_the_same_and_two():
     several, alone = (dataclasses.asdict(made(dataset='x')) for made in (HorovodFlags, TrainFlags))
-    assert several == {**alone, 'compression': 'none'}
+    assert several == {**alone, 'compression': 'none', 'timeout': 120}
     with pytest.raises(InputError, match=r"--compression must be one of none, float16, bfloat16, not 'zip'"):
         HorovodFlags(dataset='x', compression='zip')
+    with pytest.raises(InputError, match='--timeout must be 0 or more, not -1'):
+        HorovodFlags(dataset='x', timeout=-1)
     with pytest.raises(InputError, match='--batch_size must be 1 or more'):
         HorovodFlags(dataset='x', batch_size=0)
 

@@ -193,6 +193,13 @@ def test_unconditional_samples_stand_each_below_a_line_of_its_number(fake, flags
                                    LINE.format(3) + 'text 2\n', DEVICE)
 
 
+def test_special_tokens_in_a_prompt_are_text_unless_asked_for(fake, flags, enc, capsys):
+    interact_model(**flags, prompt=f'a{END}b')
+    interact_model(**flags, prompt=f'a{END}b', special_tokens=True)
+    (*_, as_text), (*_, as_token) = fake.calls
+    assert (as_text, as_token) == (enc.encode(f'a{END}b'), [*enc.encode('a'), 256, *enc.encode('b')])
+
+
 def test_prompts_are_asked_for_on_stderr_and_answered_on_stdout(fake, flags, capsys, monkeypatch):
     type_in(monkeypatch, b'one\ntwo\n')
     interact_model(**flags, nsamples=2)
@@ -387,6 +394,21 @@ def test_batch_size_does_not_change_continuations(samples):
     assert len(set(one[0])) == 5
 
 
+def test_ids_without_a_text_are_not_drawn(tmp_path, capsys):
+    """Nor do they end a batch; log-probabilities are of all ids."""
+    hp, values = toy.write_padded_model(tmp_path / 'padded')
+    flags = {'model_name': 'padded', 'models_dir': str(tmp_path), 'seed': 1, 'length': 20}
+    assert len(drawn(capsys, sample_model, **flags, nsamples=4, batch_size=3)) == 4
+    enc = get_encoder('padded', str(tmp_path))
+    path = write_prompts(tmp_path / 'p.txt', ['x', 'The keeper'])
+    for each in answers(capsys, **flags, prompts_file=path, nsamples=4, batch_size=3, logprobs=True):
+        assert each['text'] == enc.decode(each['tokens'])
+        context = enc.encode(each['prompt'])
+        p = numpy_gpt2.softmax(numpy_gpt2.logits(values, context + each['tokens'], hp.n_head))
+        expected = [np.log(p[len(context) - 1 + i, token]) for i, token in enumerate(each['tokens'])]
+        np.testing.assert_allclose(each['logprobs'], expected, atol=1e-3)
+
+
 def test_more_samples_begin_with_those_of_fewer(samples):
     assert written(samples, 'a prompt', nsamples=4)[0][:2] == written(samples, 'a prompt', nsamples=2)[0]
 
@@ -401,7 +423,8 @@ def test_a_prompt_in_a_new_session_gives_the_same_text(samples, flags, capsys):
         samples, 'a prompt')[0]
 
 
-def test_other_seeds_and_none_give_other_samples(samples):
+def test_other_seeds_and_none_give_other_samples(samples, monkeypatch):
+    monkeypatch.setattr(generator, 'new_seed', iter([5, 6]).__next__)
     texts = [text for seed in (1, 2, 2**31, 2**63 - 1, None, None)
              for text in written(samples, 'a prompt', seed=seed)[0]]
     assert len(set(texts)) == len(texts) == 12
@@ -955,7 +978,7 @@ def test_a_piped_prompt_that_cannot_be_continued_ends_the_script_in_one_line(mod
 
 def test_a_person_at_a_terminal_is_asked_again(flags, capsys, monkeypatch):
     type_in(monkeypatch, b'ab\xffc\nx\n', isatty=True)
-    interact_model(**flags)
+    interact_model(**flags, seed=1)
     said = capsys.readouterr()
     answer, rest = said.out.split('=' * 80 + '\n', 1)
     assert answer == '' and len(split_samples(rest.removesuffix('=' * 80 + '\n'))) == 1
@@ -969,7 +992,7 @@ def test_the_defaults_are_the_originals_and_what_is_new_changes_nothing():
                         'precision': 'float32', 'repetition_penalty': 1, 'truncate': None, 'stop': (), 'output': None}
     other = defaults_of(interact_model)
     assert other == {**defaults, 'nsamples': 1, 'prompt': None, 'prompts_file': None, 'logprobs': False,
-                     'include_prefix': False}
+                     'include_prefix': False, 'special_tokens': False}
     assert list(defaults)[:9] == list(other)[:9] == [
         'model_name', 'seed', 'nsamples', 'batch_size', 'length', 'temperature', 'top_k', 'top_p', 'models_dir']
 
@@ -1097,5 +1120,5 @@ def test_a_vocabulary_without_the_end_of_text_is_refused_for_unconditional_sampl
     del vocabulary[END]
     (damaged / 'encoder.json').write_text(json.dumps(vocabulary))
     assert f'{damaged}/encoder.json lacks {END}' in complaint(capfd, damaged)
-    interact_model('bad', models_dir=str(damaged.parent), prompt='x', length=4, truncate=END)
+    interact_model('bad', models_dir=str(damaged.parent), prompt='x', length=4, truncate=END, seed=1)
     assert len(split_samples(capfd.readouterr().out)) == 1

@@ -10,7 +10,7 @@ from tiny_vocab import EOT, tiny_bpe
 
 import load_dataset
 import npz
-from encoder import Encoder, bytes_to_unicode
+from encoder import Encoder, SpecialTokens, bytes_to_unicode
 from errors import InputError
 from load_dataset import find_files, iter_chunks
 from windows import Sampler
@@ -127,16 +127,67 @@ def test_documents_are_gathered_and_followed_by_end_of_text(tmp_path, enc):
     assert lists(load(enc, tmp_path, 1)) == [ids[name] for name in texts if texts[name]]
 
 
-def test_end_of_text_in_a_file_is_text(tmp_path, enc):
-    (tmp_path / 'a').write_text(f'a{EOT}b')
-    assert lists(load(enc, tmp_path / 'a')) == [[*enc.encode(f'a{EOT}b'), enc.eot]]
+SEVERAL = f'{EOT}one {EOT}\ntwo{EOT}{EOT}\r\n {EOT}<|endof three<|endoftext|{EOT}\n'
+DOCUMENTS = ['one ', '\ntwo', '<|endof three<|endoftext|']
 
 
-def test_vocabulary_without_end_of_text(tmp_path):
+@pytest.mark.parametrize('read_bytes', [1, 2, 5, 13, 1 << 18])
+def test_end_of_text_in_a_file_ends_a_document_wherever_it_is_cut(tmp_path, enc, read_bytes, capsys):
+    (tmp_path / 'a').write_bytes(SEVERAL.encode())
+    with mock.patch.object(load_dataset, 'READ_BYTES', read_bytes):
+        ids = [id for text in DOCUMENTS for id in (*enc.encode(text), enc.eot)]
+        assert lists(load(enc, tmp_path / 'a')) == [ids]
+    assert capsys.readouterr() == ('', '6 <|endoftext|> in the text are taken as ends of documents; '
+                                       '--special_tokens false takes them as text\n')
+
+
+@pytest.mark.parametrize('read_bytes', [1, 1 << 18])
+def test_end_of_text_in_a_file_can_be_text(tmp_path, enc, read_bytes, capsys):
+    (tmp_path / 'a').write_bytes(SEVERAL.encode())
+    with mock.patch.object(load_dataset, 'READ_BYTES', read_bytes):
+        assert lists(load(enc, tmp_path / 'a', special_tokens=False)) == [[*enc.encode(SEVERAL), enc.eot]]
+    assert capsys.readouterr() == ('', '6 <|endoftext|> in the text are taken as text; '
+                                       '--special_tokens true takes them as ends of documents\n')
+
+
+def test_documents_without_text(tmp_path, enc):
+    (tmp_path / 'a').write_text(EOT * 3 + '\n')
+    assert load(enc, tmp_path / 'a') == []
+    (tmp_path / 'a').write_text(' \n')  # alone, it is what there is
+    assert lists(load(enc, tmp_path / 'a')) == [[*enc.encode(' \n'), enc.eot]]
+
+
+def test_other_special_tokens_are_themselves_and_another_may_end_a_text(tmp_path, capsys):
+    vocabulary, merges = tiny_bpe()
+    special = SpecialTokens(['</s>', '<a>'], '</s>')
+    enc = Encoder({**vocabulary, '</s>': 600, '<a>': 601}, merges, special=special)
+    (tmp_path / 'a').write_text('<a>one</s>\n<a></s>')
+    (tmp_path / 'b').write_text('two')
+    expected = [601, *enc.encode('one'), 600, *enc.encode('\n'), 601, 600, *enc.encode('two'), 600]
+    assert lists(load(enc, tmp_path)) == [expected]
+    assert capsys.readouterr().err.startswith('2 <a>, 2 </s> in the text are taken as special tokens; ')
+    load(enc, tmp_path / 'b')
+    load(enc, tmp_path, progress=False)
+    assert capsys.readouterr().err == ''
+
+
+def test_what_is_told_of_special_tokens_is_a_line_whatever_they_hold(tmp_path, capsys):
+    vocabulary, merges = tiny_bpe()
+    enc = Encoder({**vocabulary, '\n\x1b[2J': 600}, merges, special=SpecialTokens(['\n\x1b[2J'], None))
+    (tmp_path / 'a').write_bytes(b'one\n\x1b[2Jtwo')
+    assert lists(load(enc, tmp_path / 'a')) == [[*enc.encode('one'), 600, *enc.encode('two')]]
+    assert capsys.readouterr().err.startswith(r"1 '\n\x1b[2J' in the text are taken as special tokens; ")
+
+
+def test_vocabulary_without_end_of_text(tmp_path, capsys):
     plain = Encoder({symbol: id for id, symbol in enumerate(bytes_to_unicode().values())}, [])
-    for name in 'ab':
-        (tmp_path / name).write_text(name)
-    assert lists(load(plain, tmp_path)) == [plain.encode('ab')]
+    for name, text in (('a', 'a'), ('b', f'b{EOT}')):
+        (tmp_path / name).write_text(text)
+    load(plain, tmp_path / 'a')
+    load(plain, tmp_path, combine=1)
+    assert capsys.readouterr().err == ''
+    assert lists(load(plain, tmp_path)) == [plain.encode(f'ab{EOT}')]
+    assert capsys.readouterr().err == 'No token of the vocabulary ends a text: documents run together\n'
 
 
 def test_chunks_are_compact(tmp_path, enc):
@@ -219,6 +270,30 @@ def test_unreadable_file_is_named(tmp_path, enc):
     with pytest.raises(OSError) as caught:
         load(enc, tmp_path / 'dir')
     assert caught.value.filename == str(tmp_path / 'dir' / 'gone')
+
+
+def test_a_npz_of_another_vocabulary_is_refused(tmp_path, enc, capsys):
+    other = Encoder({**enc.encoder, 'extra': 557}, tiny_bpe()[1])
+    for name, compress in (('a.npz', False), ('b.npz', True)):
+        path = str(tmp_path / name)
+        npz.write_npz(path, [np.array([5, 6])], 557, compress, enc.fingerprint)
+        assert lists(load(enc, path)) == [[5, 6]]
+        with pytest.raises(InputError) as caught:
+            load(other, path)
+        for expected in (path, enc.fingerprint, other.fingerprint, '--model_name'):
+            assert expected in str(caught.value)
+        with np.load(path) as arrays:
+            assert {name: arrays[name].tolist() for name in arrays} == {'arr_0': [5, 6]}
+    assert capsys.readouterr().err == ''
+
+
+def test_a_npz_that_does_not_name_its_vocabulary_is_read_and_told(tmp_path, enc, capsys):
+    for number in range(3):
+        np.savez(tmp_path / f'{number}.npz', np.array([number, 7]))
+    assert lists(load(enc, tmp_path)) == [[0, 7], [1, 7], [2, 7]]
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1
+    assert said.startswith(f'{tmp_path}/0.npz (and 2 others) does not say which vocabulary')
 
 
 def test_mixture_keeps_the_order_of_files(tmp_path, enc):

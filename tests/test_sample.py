@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -26,8 +27,6 @@ def evaluate(function, *arguments):
 def draw(values, hp=None, **arguments):
     """What sample_sequence gives for a model with these weights."""
     with toy.session() as s:
-        if 'context' in arguments:
-            arguments['context'] = tf.constant(arguments['context'], tf.int32)
         tokens = sample.sample_sequence(hparams=hp or toy.hparams(), **arguments)
         toy.assign(s, values)
         return s.run(tokens)
@@ -128,6 +127,53 @@ def test_controls_that_are_tensors_give_what_numbers_give(monkeypatch, smallest)
             assert s.run(token, {given[name]: value for name, value in controls.items()}).tolist() == numbers.tolist()
             found.append(tuple(numbers))
     assert found[0] == found[3] == found[7] == tuple(logits.argmax(axis=1)) and len(set(found)) == 7
+
+
+@pytest.mark.parametrize('smallest', [0, 1 << 60], ids=['kernel', 'operations'])
+def test_ids_outside_of_the_vocabulary_are_as_if_they_were_not_there(monkeypatch, smallest):
+    """The tokens drawn are those of logits without the columns of these ids, though they are the largest."""
+    monkeypatch.setattr(fused, 'SMALLEST', smallest)
+    rng = np.random.RandomState(4)
+    vocabulary = np.array([0, 1, 2, 5, 6, 7, 8, 9, 10, 12])
+    logits, uniform = (rng.standard_normal([60, 15]) * 2).astype(np.float32), rng.random_sample(60)
+    logits[:, [3, 4, 11, 13, 14]] += 9
+    uniform[:2] = 0, np.nextafter(1, 0)
+    with toy.session() as s:
+        given = {'temperature': tf.placeholder(tf.float32, []), 'top_k': tf.placeholder(tf.int32, []),
+                 'top_p': tf.placeholder(tf.float32, [])}
+        token = sample.sample_token(logits, uniform, vocabulary=vocabulary, **given)
+        for temperature, top_k, top_p in ((1, 0, 1), (0, 0, 0), (0.7, 5, 0), (2, 0, 0.6), (1.5, 9, 0.9), (1, 0, 0.999),
+                                          (1, 13, 1), (1, 100, 0.999), (1e-40, 0, 1), (1e30, 0, 1)):
+            controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
+            expected = vocabulary[s.run(sample.sample_token(logits[:, vocabulary], uniform, **controls))].tolist()
+            assert s.run(token, {given[name]: value for name, value in controls.items()}).tolist() == expected
+            numbers = sample.sample_token(logits, uniform, vocabulary=list(vocabulary), **controls)
+            assert s.run(numbers).tolist() == expected
+
+
+def test_a_model_with_rows_for_no_text_draws_none_of_them():
+    hp = toy.hparams()
+    values = toy.weights(hp, scale=0.4)
+    vocabulary = [id for id in range(hp.n_vocab - 60) if id % 100]
+    options = {'context': CONTEXT * 8, 'length': 20, 'seed': 1}
+    assert set(draw(values, **options)[:, 5:].flat) - set(vocabulary)
+    assert set(draw(values, **options, vocabulary=vocabulary)[:, 5:].flat) <= set(vocabulary)
+    row, greedy = CONTEXT[0], []
+    for _ in range(20):
+        logits = numpy_gpt2.logits(values, row + greedy, hp.n_head)[-1]
+        greedy.append(max(vocabulary, key=logits.__getitem__))
+    assert greedy != numpy_gpt2.greedy(values, row, hp.n_head, 20)
+    assert draw(values, context=[row], length=20, temperature=0, vocabulary=vocabulary)[0, 5:].tolist() == greedy
+
+
+def test_a_vocabulary_of_all_ids_costs_nothing():
+    graphs = []
+    for vocabulary in (None, dict.fromkeys(range(557)), range(556)):
+        with toy.session() as s:
+            sample.sample_sequence(hparams=toy.hparams(), context=tf.constant(CONTEXT), length=3, vocabulary=vocabulary)
+            functions = s.graph.as_graph_def().library.function
+            graphs.append(len(s.graph.get_operations()) + sum(len(each.node_def) for each in functions))
+    assert graphs[0] == graphs[1] < graphs[2]
 
 
 def test_the_place_in_the_cumulative_distribution_decides():
@@ -236,10 +282,19 @@ def test_a_row_goes_on_with_the_stop_token_once_it_came():
     ({'length': 5, 'top_p': -0.1}, 'top_p must be from 0 to 1'), ({'length': -1}, 'length must be 1 or more, not -1'),
     ({'length': 5, 'temperature': float('nan')}, 'temperature must be 0'),
     ({'length': 5, 'start_token': 1}, 'give start_token or context'),
+    ({'length': 5, 'context': 'text'}, "context must be token ids, a row for each sample, not 'text'"),
+    ({'length': 5, 'context': ['text']}, 'context must be token ids'), ({'length': 5, 'context': []}, r'not .\[\]'),
+    ({'length': 5, 'context': [[]]}, 'context must be token ids'), ({'length': 5, 'context': [1, 2]}, r'not .\[1 2\]'),
+    ({'length': 5, 'context': [[1.5]]}, 'context must be token ids'),
+    ({'length': 5, 'context': [[1, 557]]}, 'tokens must be from 0 to 556; they are from 1 to 557'),
+    ({'length': 5, 'context': [[-1, 5]]}, 'tokens must be from 0 to 556; they are from -1 to 5'),
+    ({'length': 5, 'seed': [[1, 0]]}, r'seed must be a number, or two for each row, \[2, 2\]; its shape is \(1, 2\)'),
+    ({'length': 5, 'seed': [1, 2]}, 'seed must be a number, or two for each row'),
+    ({'length': 5, 'context': None, 'start_token': 557, 'batch_size': 1}, 'start_token must be from 0 to 556, not 557'),
 ])
 def test_controls_out_of_range_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
-        draw(None, context=CONTEXT, **arguments)
+        draw(None, **{'context': CONTEXT, **arguments})
 
 
 @pytest.mark.parametrize('controls', [{'temperature': 0}, {'temperature': 1, 'seed': 4, 'top_k': 20, 'top_p': 0.9}])
@@ -280,10 +335,22 @@ def test_tensors_out_of_range_end_the_run(monkeypatch, changes, message):
             s.run(tokens, {given[name]: value for name, value in inputs.items()})
 
 
+@pytest.mark.parametrize('dtype', [tf.int32, tf.int64])
+def test_a_context_of_ids_unknown_beforehand_must_be_of_the_model(dtype):
+    with toy.session() as s:
+        context = tf.placeholder(dtype, [None, None])
+        tokens = sample.sample_sequence(hparams=toy.hparams(), context=context, length=2, seed=1)
+        toy.assign(s, toy.weights(toy.hparams()))
+        assert s.run(tokens, {context: [[556]]}).shape == (1, 3)
+        for row, message in (([557], '[5] [to] [557]'), ([-1], '[-1] [to] [5]'), ([], 'each row must have a token')):
+            with pytest.raises(tf.errors.InvalidArgumentError, match=re.escape(message)):
+                s.run(tokens, {context: [[5, *row]] if row else [[]]})
+
+
 def test_a_context_of_a_length_unknown_beforehand_may_not_exceed_the_window():
     with toy.session() as s:
         context = tf.placeholder(tf.int32, [None, None])
-        tokens = sample.sample_sequence(hparams=toy.hparams(), context=context, length=28)
+        tokens = sample.sample_sequence(hparams=toy.hparams(), context=context, length=28, seed=1)
         toy.assign(s, toy.weights(toy.hparams()))
         assert s.run(tokens, {context: [[1] * 4]}).shape == (1, 32)
         with pytest.raises(tf.errors.InvalidArgumentError, match='more exceed n_ctx, 32'):

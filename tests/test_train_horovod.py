@@ -1,5 +1,6 @@
 """Training in several processes. Most of these start real ones, few times: a start takes seconds."""
 import contextlib
+import fcntl
 import glob
 import importlib.util
 import json
@@ -7,8 +8,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -25,12 +28,14 @@ from windows import Sampler
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RANKS = os.path.join(ROOT, 'tests', 'ranks.py')
+TWO_HOSTS = os.path.join(ROOT, 'tests', 'two_hosts.sh')
 SCRIPT = os.path.join(ROOT, 'train-horovod.py')
 TIMEOUT = 600  # seconds for a launch; one takes about ten
 AS_ROOT = ['--allow-run-as-root', '--oversubscribe']
 LAUNCHERS = {'mpi': ['mpirun', *AS_ROOT, '-bind-to', 'none', '-map-by', 'slot', '-mca', 'pml', 'ob1',
                      '-mca', 'btl', '^openib', '-np'],
-             'gloo': ['horovodrun', '--gloo', '-np']}
+             'gloo': ['horovodrun', '--gloo', '-np'],
+             'hosts': [TWO_HOSTS, 'run', '-np']}
 NOISE = ('WARNING:', 'oneDNN', 'cuda', 'rebuild TensorFlow', 'cpu_feature_guard')
 
 with_horovod = pytest.mark.skipif(importlib.util.find_spec('horovod') is None,
@@ -58,6 +63,27 @@ def flags(world, tmp_path):
                 'batch_size': 2, 'learning_rate': 1e-3, 'sample_every': 0, 'save_every': 0, 'steps': 8, 'seed': 3,
                 **changes}
     return make
+
+
+@pytest.fixture
+def two_hosts():
+    """A function that does one of the things that two_hosts.sh lists, with the hosts up."""
+    needs = [name for name in ('ip', 'mpirun') if not shutil.which(name)] + ['root'] * (os.geteuid() != 0)
+    if needs:
+        pytest.skip(f'two hosts on this machine need {" and ".join(needs)}')
+
+    def do(word):
+        return subprocess.run([TWO_HOSTS, word], capture_output=True, text=True)
+    with open(os.path.join(tempfile.gettempdir(), 'two_hosts.lock'), 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of the machine there is one pair
+        try:
+            do('down')  # what a test that was killed has left
+            up = do('up')
+            if up.returncode:
+                pytest.skip(f'two hosts cannot be made on this machine: {up.stderr}')
+            yield do
+        finally:
+            do('down')
 
 
 @contextlib.contextmanager
@@ -163,19 +189,28 @@ def test_ranks_draw_together_what_one_process_draws(size):
 def test_what_one_process_of_several_reads_is_a_map_of_what_was_encoded_once(world, tmp_path):
     enc = trainer.checkpoint.describe('toy', str(world / 'models'))[2]
     source, directory = str(world / 'text'), str(tmp_path / 'run')
-    path = load_dataset.encoded(enc, source, directory, combine=1)
+
+    def encoded(*sources, combine=50000):
+        return load_dataset.encoded(enc, [*map(str, sources)], directory, combine)
+    (path,) = encoded(source, combine=1)
     made = load_dataset.load_dataset(enc, path)
     assert [each.tolist() for each in made] == [each.tolist() for each in load_dataset.load_dataset(enc, source, 1)]
     assert all(each.base is not None for each in made)
     before = os.stat(path).st_mtime_ns
-    assert load_dataset.encoded(enc, source, directory, combine=1) == path and os.stat(path).st_mtime_ns == before
-    assert load_dataset.encoded(enc, source, directory, combine=100) != path
-    assert load_dataset.encoded(enc, path, directory) == path
+    assert encoded(source, combine=1) == [path] and os.stat(path).st_mtime_ns == before
+    assert encoded(source, combine=100) != [path]
     changed = tmp_path / 'text.txt'
     changed.write_text('one')
-    first = load_dataset.encoded(enc, str(changed), directory)
+    both = encoded(source, changed)
+    assert sorted(both) == sorted(glob.glob(f'{directory}/dataset-*'))  # those of another `combine` are gone
+    assert encoded(*both) == both == encoded(source, changed)
     changed.write_text('two, and more')
-    assert load_dataset.encoded(enc, str(changed), directory) != first
+    other = [os.path.join(directory, 'dataset-mine.npz'), f'{both[0]}.bak']
+    for name in other:
+        shutil.copy(both[0], name)
+    latest = encoded(both[0], changed)  # the first is used, by its own name
+    assert latest[0] == both[0] and latest[1] != both[1]
+    assert sorted([*latest, *other]) == sorted(glob.glob(f'{directory}/dataset-*'))
 
 
 def test_without_horovod_the_script_says_how_to_have_it(flags, tmp_path):
@@ -286,6 +321,64 @@ def test_a_rank_that_is_killed_ends_all_and_no_more_than_save_every_is_lost(flag
 
 
 @with_horovod
+@pytest.mark.parametrize('launcher, victim', [('mpi', 2), ('gloo', 0)])
+def test_a_rank_that_is_stopped_is_named_and_all_end(flags, tmp_path, launcher, victim):
+    made = flags(timeout=10, run_name='hanging', save_every=2, steps=10000)
+    words = [sys.executable, SCRIPT, *words_of(made)]
+    with launched(launcher, 3, *words) as process:
+        wait_for_checkpoint(made, 2, process)
+        os.kill(processes(words[-1])[victim], signal.SIGSTOP)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 1 and not processes(words[-1])
+    assert stderr.count('has not answered') == 1 and 'was lost' not in stderr
+    assert f'train-horovod.py: rank {victim} on {socket.gethostname()} has not answered for 5 seconds' in stderr
+    assert_goes_on(launcher, 3, made, tmp_path)
+
+
+@with_horovod
+def test_a_cable_that_is_pulled_ends_the_ranks_of_both_hosts_and_two_hosts_give_what_one_does(
+        flags, tmp_path, two_hosts):
+    made = flags(timeout=10, run_name='cable', save_every=2, steps=10000)
+    words = [sys.executable, SCRIPT, *words_of(made)]
+    with launched('hosts', 2, *words) as process:
+        wait_for_checkpoint(made, 2, process)
+        assert int(two_hosts('bytes').stdout) > 1e6
+        two_hosts('cut')
+        end = time.monotonic() + 30
+        while time.monotonic() < end and processes(words[-1]):
+            time.sleep(0.1)
+        assert not processes(words[-1])
+        two_hosts('down')  # with mpirun, which would wait for the other host's daemon for a quarter of an hour
+        _, stderr = process.communicate(timeout=TIMEOUT)
+    assert re.findall(r'rank (\d) on \S+ has not answered', stderr) == ['1']
+    two_hosts('up')
+    made['steps'] = final(made)[1]['step'] + 2
+    status, _, stderr = in_ranks('hosts', 2, 'runs', tmp_path / 'several.json', [made])
+    assert status == 0, stderr
+    one_host = {**made, 'run_name': 'one-host'}
+    status, _, stderr = in_ranks('mpi', 2, 'runs', tmp_path / 'several.json', [one_host])
+    assert status == 0, stderr
+    assert_same(made, one_host)
+
+
+def assert_goes_on(launcher, n, made, tmp_path):
+    """From a whole checkpoint, to what a run gives that nobody has disturbed."""
+    made['steps'] = final(made)[1]['step'] + 2
+    undisturbed = {**made, 'run_name': 'undisturbed'}
+    status, _, stderr = in_ranks(launcher, n, 'runs', tmp_path / 'several.json', [made, undisturbed])
+    assert status == 0, stderr
+    assert_same(made, undisturbed)
+
+
+@with_horovod
+def test_a_rank_may_work_alone_for_longer_than_the_timeout(flags, tmp_path):
+    made = flags(steps=1, val_every=1, val_batch_count=3, sample_every=1, sample_length=5, timeout=4)
+    status, stdout, stderr = in_ranks('mpi', 3, 'works_alone', tmp_path / 'several.json', [made])
+    assert status == 0 and '1 steps done' in stdout and 'SAMPLE 1' in stdout, stderr
+    assert 'No UDP comes from rank 2 on ' in stderr and 'error' not in stderr
+
+
+@with_horovod
 @pytest.mark.parametrize('launcher', ['mpi', 'gloo'])
 def test_sigterm_to_the_launcher_saves_once(flags, launcher):
     made = flags(run_name='stopped', save_every=2, steps=10000)
@@ -300,6 +393,21 @@ def test_sigterm_to_the_launcher_saves_once(flags, launcher):
     saved = re.findall(r'Saving \S+/model-(\d+)', stdout)
     assert saved[-1] == step and len(saved) == len(set(saved))
     assert launcher == 'gloo' or not any(noise in stderr for noise in NOISE)
+
+
+@with_horovod
+def test_a_folder_that_is_moved_is_told_once_and_ends_all(flags):
+    made = flags(run_name='moved', save_every=2, steps=10000)
+    words = [sys.executable, SCRIPT, *words_of(made)]
+    directory = os.path.join(made['checkpoint_dir'], 'moved')
+    with launched('mpi', 2, *words) as process:
+        wait_for_checkpoint(made, 2, process)
+        os.rename(directory, f'{directory}-away')
+        _, stderr = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 2 and not processes(words[-1])
+    assert stderr.count(f'error: {directory} was moved to {directory}-away') == 1
+    assert 'Traceback' not in stderr
+    assert not os.path.exists(directory)
 
 
 @with_horovod

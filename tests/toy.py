@@ -8,6 +8,7 @@ import tensorflow.compat.v1 as tf
 from tiny_vocab import write_vocab
 
 import checkpoint
+import encoder
 import model
 
 TOY = {'n_vocab': 557, 'n_ctx': 32, 'n_embd': 32, 'n_head': 4, 'n_layer': 2}
@@ -39,8 +40,8 @@ def assign(session, values):
 
 def write_model(directory, hp=None, values=None):
     """A model directory with these weights and the small vocabulary; returns its sizes and its weights."""
-    encoder, _ = write_vocab(directory)
-    hp = hp or hparams(n_vocab=len(encoder))
+    symbols, _ = write_vocab(directory)
+    hp = hp or hparams(n_vocab=len(symbols))
     values = values or weights(hp)
     with session() as s:
         model.weights(hp)
@@ -48,4 +49,16 @@ def write_model(directory, hp=None, values=None):
         tf.train.Saver(save_relative_paths=True).save(s, os.path.join(directory, 'model.ckpt'))
     with open(os.path.join(directory, 'hparams.json'), 'w') as file:
         json.dump(hp.values(), file)
+    return hp, values
+
+
+def write_padded_model(directory, **sizes):
+    """As write_model, but 8 ids have no text, the last 7 and one between others; and they are often the likeliest."""
+    symbols, merges = write_vocab(directory)
+    hp = hparams(**sizes, n_vocab=len(symbols) + 7)
+    values = weights(hp, scale=0.2)
+    values['model/wte'][[symbols['Ġand'], *range(len(symbols), hp.n_vocab)]] *= 4
+    write_model(directory, hp, values)
+    encoder.write_vocabulary(directory, {symbol: id for symbol, id in symbols.items() if symbol != 'Ġand'},
+                             [pair for pair in merges if ''.join(pair) != 'Ġand'])
     return hp, values
