@@ -189,7 +189,7 @@ def weights_reader(prefix, hparams):
 @contextlib.contextmanager
 def readable(prefix: str) -> Iterator[None]:
     """What TensorFlow raises about a damaged checkpoint, as one line; for a pipe it would wait."""
-    files = glob.glob(f'{glob.escape(prefix)}.[di]*')  # data and index
+    files = glob.glob(f'{glob.escape(resolved(prefix))}.[di]*')  # data and index
     require(all(map(os.path.isfile, files)), f'{prefix} is not made of regular files; use another checkpoint')
     try:
         yield

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -30,7 +31,9 @@ ALLOWANCE = 64 << 20  # bytes that loading it may add to the process
 SPECIAL: dict[str, typing.Callable[[str], None]] = {
     'pipe': os.mkfifo, 'device': functools.partial(os.symlink, '/dev/zero'), 'folder': os.mkdir,
     'link to nothing': functools.partial(os.symlink, 'nowhere')}
-NOT_REPLACED = ('answers.jsonl', 'training-1.json')  # the first is written, and may be a pipe
+NOT_REPLACED = ('answers.jsonl', 'saving', 'counter')  # which are written; nothing depends on the last two
+ODD = (1.5, 'x', None, math.nan, math.inf, 2**63, 10**30, 10**400, -1, True, [], [1.0], {}, '../../thesis',
+       'model-best')
 
 
 @dataclasses.dataclass
@@ -88,6 +91,29 @@ def special_files(seed: int = 0):
         for target in targets:
             target.load()
     return {'refused': refused}
+
+
+def odd_states(count: int = 500, seed: int = 0):
+    """Values of other types and sizes, under a right checksum, in what a run keeps as JSON: refused, or of use."""
+    rng, counts = random.Random(seed), collections.Counter(refused=0, taken=0)
+    with tempfile.TemporaryDirectory() as folder, make_targets(folder) as targets:
+        import checkpoint
+        run = next(target for target in targets if target.name == 'a training run')
+        whole = run.load()
+        for number in tqdm(range(count), desc='odd states', disable=None):
+            path = rng.choice([each for each in run.files if each.endswith('.json')])
+            with open(path, encoding='utf-8') as file:
+                before = file.read()
+            state = checkpoint.unsealed(json.loads(before))
+            name, value = rng.choice(sorted(state)), rng.choice(ODD)
+            fault = f'odd state {number} of seed {seed} ({os.path.basename(path)}: {name} is {value!r:.40})'
+            with open(path, 'w', encoding='utf-8') as file:
+                json.dump(checkpoint.sealed({**state, name: value}), file)
+            counts['refused' if attempt(run.load, fault) is None else 'taken'] += 1
+            with open(path, 'w', encoding='utf-8') as file:
+                file.write(before)
+        assert run.load() == whole
+    return dict(counts)
 
 
 @contextlib.contextmanager
@@ -233,7 +259,10 @@ def arrays(enc, path):
 
 @contextlib.contextmanager
 def training_run(folder, models):
-    """A run as train.py saves and resumes it: weights, the optimizer's variables, and the training state."""
+    """A run as train.py saves and resumes it: weights, the optimizer's variables, the training state, and model-best.
+
+    Files of a user's, in its folder and beside it, must never be touched.
+    """
     import tensorflow.compat.v1 as tf
 
     import checkpoint
@@ -246,20 +275,44 @@ def training_run(folder, models):
         session.run(tf.global_variables_initializer())
         session.run(update)
         run = checkpoint.Run(os.path.join(folder, 'run'), directory)
-        run.save(session, {'step': 1, 'position': 2, 'seed': 123456789, 'tokens': 3501, 'loss': 6.5, 'best': None,
+        run.save(session, {'step': 1, 'position': 2, 'seed': 123456789, 'tokens': 3501, 'loss': 6.5, 'best': [6.5, 1],
                            'average': [0.25, 1e-17], 'worse': 0, 'flags': {'dataset': 'x', 'learning_rate': 2e-5}})
+
+        run.save_best(session, 1, 6.5)
+        mine = [os.path.join(folder, *name.split('/')) for name in (
+            'thesis.index', 'run/thesis.index', 'run/model-1.txt', 'run/notes_temp/chapter', 'run/notes.1.tmp')]
+        for path in mine:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, 'w') as file:
+                file.write(path)
+
+        def write_saving():
+            with open(run.saving, 'w') as file:  # as a save leaves it that is killed; what resumes removes it
+                file.write('model-2\nmodel-0\n')
 
         def resume():
             session.run(clear)
             said = []
-            state = run.restore(session, 'latest', said.append)
+            try:
+                state = run.restore(session, 'latest', said.append)
+            finally:
+                write_saving()
+                for path in mine:
+                    with open(path) as file:
+                        assert file.read() == path, f'{path} was changed'
             if len(said) > 1 or 'model-1' not in said[0]:  # it began anew, and told so
                 raise InputError(said[-1])
             values = session.run({v.op.name: v for v in tf.global_variables()})
-            return state, {name: array.tobytes() for name, array in values.items()}
+            reader = checkpoint.weights_reader(checkpoint.choose(run.directory, hparams, 'model-best'), hparams)
+            with checkpoint.readable(run.best):
+                best = {name: reader.get_tensor(name).tobytes() for name in reader.get_variable_to_shape_map()}
+            return state, {name: array.tobytes() for name, array in values.items()}, best
+
+        write_saving()
 
         names = ('checkpoint', 'model-1.index', 'model-1.data-00000-of-00001', 'training-1.index',
-                 'training-1.data-00000-of-00001', 'training-1.json')
+                 'training-1.data-00000-of-00001', 'training-1.json', 'saving', 'counter', 'model-best.json',
+                 'model-best-1.index', 'model-best-1.data-00000-of-00001')
         yield Target('a training run', [os.path.join(run.directory, name) for name in names], resume, sealed=True)
 
 

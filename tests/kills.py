@@ -275,26 +275,21 @@ def inspected(flags, what):  # -> [(what, digest of weights)]
     directory = os.path.join(flags.checkpoint_dir, flags.run_name)
     last = checkpoint.latest(directory)
     named = checkpoint.all_named(directory)
-    expected = {'checkpoint', 'counter', 'encoder', 'hparams', 'vocab', 'model-best', 'events',
+    expected = {'checkpoint', 'counter', 'encoder', 'hparams', 'vocab', 'events',
                 *map(os.path.basename, named), *([os.path.basename(checkpoint.state_prefix(last))] if last else [])}
     names = os.listdir(directory) if os.path.isdir(directory) else []
-    remains = {name.partition('.')[0] for name in names} - expected
+    remains = {name.partition('.')[0] for name in names if not name.startswith('model-best')} - expected
     assert len(remains) <= 5, f'{what}: {sorted(remains)} are left over'  # of one save: what it wrote and removed
-    with tempfile.TemporaryDirectory() as folder:  # a copy: what looks for a checkpoint may mend it
-        copy = os.path.join(folder, 'run')
-        if names:
-            shutil.copytree(directory, copy)
-        found = [os.path.join(copy, os.path.basename(prefix)) for prefix in named]
-        found += [os.path.join(copy, 'model-best')] * any(name.startswith('model-best.') for name in names)
-        for prefix in found[:len(named)][-1:]:
-            read(checkpoint.state_prefix(prefix), what)
-        return [(f'{what}: {os.path.basename(prefix)}', digest(read(prefix, what))) for prefix in found]
+    if last:
+        read(checkpoint.state_prefix(last), what)
+    found = named + [os.path.join(directory, 'model-best')] * ('model-best.json' in names)
+    return [(f'{what}: {os.path.basename(prefix)}', digest(read(prefix, what))) for prefix in found]
 
 
 def read(prefix, what):
     import checkpoint
     try:
-        return tensors(checkpoint.find(prefix))
+        return tensors(checkpoint.resolved(checkpoint.find(prefix)))
     except Exception as error:
         raise AssertionError(f'{what}: {prefix}: {error}') from error
 
@@ -307,10 +302,11 @@ def final(flags):
     with open(f'{checkpoint.state_prefix(last)}.json') as file:
         state = json.load(file)
     del state['flags'], state['crc32']  # the name of the run is in both
-    return {'the state is': state, 'the weights are': tensors(last), 'the best weights are': tensors(
-        os.path.join(directory, 'model-best')), 'the optimizer is': tensors(checkpoint.state_prefix(last)),
-        'the files are': sorted(name for name in os.listdir(directory) if not name.startswith('events')),
-        'the samples are': sorted(os.listdir(os.path.join(flags.samples_dir, flags.run_name)))}
+    best = checkpoint.resolved(os.path.join(directory, 'model-best'))
+    return {'the state is': state, 'the weights are': tensors(last), 'the best weights are': tensors(best),
+            'the optimizer is': tensors(checkpoint.state_prefix(last)),
+            'the files are': sorted(name for name in os.listdir(directory) if not name.startswith('events')),
+            'the samples are': sorted(os.listdir(os.path.join(flags.samples_dir, flags.run_name)))}
 
 
 def finish(function, log):  # -> what it tells

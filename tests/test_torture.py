@@ -26,6 +26,12 @@ def test_special_files():
     assert damage.special_files()['refused'] > 80
 
 
+def test_odd_states():
+    counts = damage.odd_states(count=60, seed=0)
+    assert counts['refused'] + counts['taken'] == 60
+    assert counts['refused'] > 30
+
+
 def test_inputs():
     assert fuzz.inputs(count=2000, seed=0)['mismatches'] == 0
 

@@ -286,7 +286,7 @@ def test_training_goes_on_past_a_save_that_fails(flags, monkeypatch, room, capsy
     assert final(flags()) == final(flags(run_name='whole'))
     directory = os.path.join(flags().checkpoint_dir, 'run1')
     assert sorted(name for name in os.listdir(directory) if name.endswith('.index')) == [
-        'model-2.index', 'model-6.index', 'model-8.index', 'model-best.index', 'training-8.index']
+        'model-2.index', 'model-6.index', 'model-8.index', 'model-best-8.index', 'training-8.index']
     assert weights_of(directory, 'model-best') == weights_of(directory, 'model-8')
 
 
@@ -308,10 +308,10 @@ def test_best_weights_that_are_lost_are_an_error_at_the_end(flags, monkeypatch, 
     scripted_validation(monkeypatch, [4.0, 3.0, 3.5])
     save_best = trainer.checkpoint.Run.save_best
 
-    def without_room(self, session):
-        room(TOO_SMALL if os.path.exists(os.path.join(self.directory, 'model-best.index')) else None)
+    def without_room(self, *arguments):
+        room(TOO_SMALL if self.has_best() else None)
         try:
-            save_best(self, session)
+            save_best(self, *arguments)
         finally:
             room(None)
     monkeypatch.setattr(trainer.checkpoint.Run, 'save_best', without_room)
@@ -509,7 +509,7 @@ def scripted_validation(monkeypatch, losses):
 
 
 def weights_of(directory, name):
-    reader = tf.train.load_checkpoint(os.path.join(directory, name))
+    reader = tf.train.load_checkpoint(checkpoint.resolved(os.path.join(directory, name)))
     return {name: reader.get_tensor(name).tobytes() for name in reader.get_variable_to_shape_map()}
 
 
@@ -532,10 +532,10 @@ def test_a_best_checkpoint_is_restored_from_by_its_path(flags, monkeypatch):
     trainer.train(flags(steps=3, val_every=1, save_every=1))
     directory = os.path.join(flags().checkpoint_dir, 'run1')
     ends = []
-    for name, steps in (('best', 1), ('2', 3)):  # neither has a training state beside it; the second has a step
-        trainer.train(flags(run_name=name, steps=steps, optimizer='sgd',
+    for name in ('best', '2'):  # neither has a training state beside it
+        trainer.train(flags(run_name=name, steps=3, optimizer='sgd',
                             restore_from=os.path.join(directory, f'model-{name}')))
-        ends.append(weights_of(os.path.join(flags().checkpoint_dir, name), f'model-{steps}'))
+        ends.append(weights_of(os.path.join(flags().checkpoint_dir, name), 'model-3'))
     assert ends[0] == ends[1]
 
 
@@ -547,7 +547,52 @@ def test_the_best_of_another_run_is_not_that_of_this_one(flags, monkeypatch, cap
     trainer.train(flags(run_name='other', steps=4, val_every=1, patience=1, restore_from=source))
     directory = os.path.join(flags().checkpoint_dir, 'other')
     assert 'not below that of 3 updates, 4.5000' in capsys.readouterr().out
-    assert os.path.exists(os.path.join(directory, 'model-best.index'))
+    assert weights_of(directory, 'model-best') == weights_of(directory, 'model-4')
+
+
+@pytest.mark.parametrize('restore_from, step', [('model-best', 2), ('model-1', 1), ('fresh', 0)])
+def test_going_back_keeps_the_best(flags, monkeypatch, capsys, restore_from, step):
+    """Whose loss no validation after it comes below; the lower one of the end then takes its place."""
+    options = {'val_every': 1, 'save_every': 1}
+    scripted_validation(monkeypatch, [4.0, 3.0, 3.5, 3.6])
+    trainer.train(flags(steps=4, **options))
+    directory = os.path.join(flags().checkpoint_dir, 'run1')
+    best, last = weights_of(directory, 'model-best'), final(flags())
+    scripted_validation(monkeypatch, [32.9, 32.8, 32.7, 32.6, 2.9])
+    path = restore_from if restore_from == 'fresh' else os.path.join(directory, restore_from)
+    trainer.train(flags(steps=4, restore_from=path, learning_rate=0.01, **options))
+    output = capsys.readouterr().out
+    assert re.search(r'Left behind in \S+run1/left-4, from where --restore_from goes on: .*model-4\n', output)
+    assert weights_of(directory, 'model-best') == best
+    assert final(flags(checkpoint_dir=directory, run_name='left-4')) == last
+    trainer.train(flags(steps=5, learning_rate=0.01, **options))  # another process
+    assert weights_of(directory, 'model-best') == weights_of(directory, 'model-5') != best
+
+
+def test_all_of_the_state_that_is_read_again_is_checked(flags, monkeypatch):
+    states = []
+    monkeypatch.setattr(trainer.checkpoint.Run, 'save', lambda self, session, state: states.append(state))
+    trainer.train(flags(steps=1))
+    assert states[-1].keys() - {'flags'} <= checkpoint.STATE.keys()
+
+
+@pytest.mark.parametrize('change', [
+    {'step': 10**30}, {'position': 1.5}, {'position': 2**63}, {'seed': 'x'}, {'average': None}, {'best': 1.0},
+    {'acted': 'x'}, {'worse': [1]}, {'average': [0, 0]}, {'best': None, 'worse': 5}])
+def test_an_odd_state_with_a_right_checksum_is_no_traceback(flags, change):
+    options = {'val_every': 1, 'patience': 2, 'val_batch_count': 1}
+    trainer.train(flags(steps=1, **options))
+    path = os.path.join(flags().checkpoint_dir, 'run1', 'training-1.json')
+    with open(path) as file:
+        state = checkpoint.unsealed(json.load(file))
+    with open(path, 'w') as file:
+        json.dump(checkpoint.sealed({**state, **change}), file)
+    try:
+        trainer.train(flags(steps=2, **options))
+    except InputError as error:
+        assert 'training-1.json is damaged' in str(error)
+    else:
+        assert change in ({'average': [0, 0]}, {'best': None, 'worse': 5})
 
 
 def test_the_learning_rate_follows_the_schedule(flags):
