@@ -59,7 +59,7 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
     prefix = checkpoint.choose(directory, hparams, checkpoint_name)
     reader = checkpoint.weights_reader(prefix, hparams)
     vocabulary, merges = encoder.load_vocabulary(directory)
-    without_text = sorted(set(range(hparams.n_vocab)) - set(vocabulary.values()))
+    without_text = sorted(set(range(hparams.n_vocab)) - enc.decoder.keys())
     vocabulary = {**vocabulary, **{NO_TEXT.format(id): id for id in without_text}}
     encoder.write_vocabulary(folder, vocabulary, merges, VOCABULARY_FILES)
     ends = {'bos_token_id': enc.eot, 'eos_token_id': enc.eot}
