@@ -28,7 +28,7 @@ REMEDIES = {  # for what the system says about a file that cannot be written
     errno.ENOTDIR: 'a file has the name of a folder: move it away', errno.ENOSPC: 'make room on its disk',
     errno.EDQUOT: 'make room on its disk', errno.EFBIG: 'permit larger files there (see ulimit -f)'}
 SMALL_FILE = 1 << 26  # bytes of a file that is read whole; GPT-2's encoder.json has 2^20
-TEXT_FILE = 1 << 28  # bytes of a test set or of prompts, which are read whole too; enwik8 has 10^8
+TEXT_FILE = 1 << 30  # bytes of a test set or of prompts, which are read whole too; enwik9 has 10^9
 BYTE_ORDER_MARK = '\ufeff'
 BINARY_FILES = {  # first bytes of what is often taken for text: what it is
     b'\x1f\x8b': 'a gzip file', b'BZh91AY&SY': 'a bzip2 file', b'\xfd7zXZ\0': 'an xz file',
