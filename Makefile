@@ -99,7 +99,7 @@ lint: .venv/installed-tests
 	mypy
 	mypy --platform win32
 	hadolint Dockerfile.cpu Dockerfile.gpu
-	shellcheck .ci/run install/horovod.sh
+	shellcheck .ci/run install/horovod.sh tests/two_hosts.sh
 
 clean:
 	rm -rf models/demo data/demo.npz checkpoint/demo samples/demo

@@ -1,5 +1,6 @@
 """Training in several processes. Most of these start real ones, few times: a start takes seconds."""
 import contextlib
+import fcntl
 import glob
 import importlib.util
 import json
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -26,12 +28,14 @@ from windows import Sampler
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RANKS = os.path.join(ROOT, 'tests', 'ranks.py')
+TWO_HOSTS = os.path.join(ROOT, 'tests', 'two_hosts.sh')
 SCRIPT = os.path.join(ROOT, 'train-horovod.py')
 TIMEOUT = 600  # seconds for a launch; one takes about ten
 AS_ROOT = ['--allow-run-as-root', '--oversubscribe']
 LAUNCHERS = {'mpi': ['mpirun', *AS_ROOT, '-bind-to', 'none', '-map-by', 'slot', '-mca', 'pml', 'ob1',
                      '-mca', 'btl', '^openib', '-np'],
-             'gloo': ['horovodrun', '--gloo', '-np']}
+             'gloo': ['horovodrun', '--gloo', '-np'],
+             'hosts': [TWO_HOSTS, 'run', '-np']}
 NOISE = ('WARNING:', 'oneDNN', 'cuda', 'rebuild TensorFlow', 'cpu_feature_guard')
 
 with_horovod = pytest.mark.skipif(importlib.util.find_spec('horovod') is None,
@@ -59,6 +63,27 @@ def flags(world, tmp_path):
                 'batch_size': 2, 'learning_rate': 1e-3, 'sample_every': 0, 'save_every': 0, 'steps': 8, 'seed': 3,
                 **changes}
     return make
+
+
+@pytest.fixture
+def two_hosts():
+    """A function that does one of the things that two_hosts.sh lists, with the hosts up."""
+    needs = [name for name in ('ip', 'mpirun') if not shutil.which(name)] + ['root'] * (os.geteuid() != 0)
+    if needs:
+        pytest.skip(f'two hosts on this machine need {" and ".join(needs)}')
+
+    def do(word):
+        return subprocess.run([TWO_HOSTS, word], capture_output=True, text=True)
+    with open(os.path.join(tempfile.gettempdir(), 'two_hosts.lock'), 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of the machine there is one pair
+        try:
+            do('down')  # what a test that was killed has left
+            up = do('up')
+            if up.returncode:
+                pytest.skip(f'two hosts cannot be made on this machine: {up.stderr}')
+            yield do
+        finally:
+            do('down')
 
 
 @contextlib.contextmanager
@@ -299,6 +324,32 @@ def test_a_rank_that_is_stopped_is_named_and_all_end(flags, tmp_path, launcher, 
     assert stderr.count('has not answered') == 1 and 'was lost' not in stderr
     assert f'train-horovod.py: rank {victim} on {socket.gethostname()} has not answered for 5 seconds' in stderr
     assert_goes_on(launcher, 3, made, tmp_path)
+
+
+@with_horovod
+def test_a_cable_that_is_pulled_ends_the_ranks_of_both_hosts_and_two_hosts_give_what_one_does(
+        flags, tmp_path, two_hosts):
+    made = flags(timeout=10, run_name='cable', save_every=2, steps=10000)
+    words = [sys.executable, SCRIPT, *words_of(made)]
+    with launched('hosts', 2, *words) as process:
+        wait_for_checkpoint(made, 2, process)
+        assert int(two_hosts('bytes').stdout) > 1e6
+        two_hosts('cut')
+        end = time.monotonic() + 30
+        while time.monotonic() < end and processes(words[-1]):
+            time.sleep(0.1)
+        assert not processes(words[-1])
+        two_hosts('down')  # with mpirun, which would wait for the other host's daemon for a quarter of an hour
+        _, stderr = process.communicate(timeout=TIMEOUT)
+    assert re.findall(r'rank (\d) on \S+ has not answered', stderr) == ['1']
+    two_hosts('up')
+    made['steps'] = final(made)[1]['step'] + 2
+    status, _, stderr = in_ranks('hosts', 2, 'runs', tmp_path / 'several.json', [made])
+    assert status == 0, stderr
+    one_host = {**made, 'run_name': 'one-host'}
+    status, _, stderr = in_ranks('mpi', 2, 'runs', tmp_path / 'several.json', [one_host])
+    assert status == 0, stderr
+    assert_same(made, one_host)
 
 
 def assert_goes_on(launcher, n, made, tmp_path):
