@@ -387,7 +387,7 @@ class Run:
 
 def not_saved(prefix, error):  # str, OSError -> NotSaved
     return NotSaved(f'{prefix} could not be saved ({error.strerror or error}); those before it are as they were, and '
-                    'the same command goes on from the last: make room on its disk')
+                    f'the same command goes on from the last: {paths.remedy(error)}')
 
 
 @contextlib.contextmanager
@@ -399,7 +399,8 @@ def writing(path):
         # Which file it was, and why, stands somewhere in the many lines about the operation.
         found = re.search(f'{re.escape(os.path.dirname(path))}.*; (.+)', str(error))
         reason = found[1] if found else str(error).strip().partition('\n')[0]
-        raise OSError(errno.EIO, reason, path) from error
+        numbers = {os.strerror(number): number for number in paths.REMEDIES}
+        raise OSError(numbers.get(reason, errno.EIO), reason, path) from error
 
 
 def remove(prefix):

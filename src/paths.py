@@ -6,6 +6,7 @@ and vocab.bpe beside its checkpoints, so it is a model directory too: `--models_
 Needs no TensorFlow, so that encoding and downloading do not wait for its import.
 """
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -18,6 +19,11 @@ MODEL_FILES = ('checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00
                'model.ckpt.meta', 'vocab.bpe')
 RELEASED_MODELS = ('124M', '355M', '774M', '1558M')
 ALIASES = {'117M': '124M', '345M': '355M'}  # the names under which the first two were announced
+REMEDIES = {  # for what the system says about a file that cannot be written
+    errno.EACCES: 'permit this user to write there', errno.EPERM: 'permit this user to write there',
+    errno.EROFS: 'mount its file system for writing', errno.ENOENT: 'make the folder',
+    errno.ENOTDIR: 'a file has the name of a folder: move it away', errno.ENOSPC: 'make room on its disk',
+    errno.EDQUOT: 'make room on its disk', errno.EFBIG: 'permit larger files there (see ulimit -f)'}
 SMALL_FILE = 1 << 26  # bytes of a file that is read whole; GPT-2's encoder.json has 2^20
 
 
@@ -111,6 +117,33 @@ def replacing(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[t
         raise
 
 
+def remedy(error: OSError) -> str:
+    """What the user can do about a file that could not be written."""
+    return REMEDIES.get(error.errno or 0, 'see whether its disk is in order')
+
+
+def missing(folder: str) -> list[str]:
+    """The folders that must be made for this one to be there, itself first; none where it is there."""
+    folder, result = os.path.abspath(folder), []
+    while not os.path.lexists(folder):
+        result.append(folder)
+        folder = os.path.dirname(folder)
+    return result
+
+
+def check_writable(folder: str, flag: str):
+    """Raises InputError where no file can be made in a folder, or in the one in which it is to be made."""
+    new = missing(folder)
+    there = os.path.dirname(new[-1]) if new else folder
+    trial = os.path.join(there, f'counter.{os.getpid()}.tmp')  # which a save removes, where a kill has left it
+    try:
+        os.close(os.open(trial, os.O_WRONLY | os.O_CREAT))
+        os.unlink(trial)
+    except OSError as error:
+        raise InputError(f'{flag}: no file can be written in {there} ({error.strerror}); {remedy(error)}, or '
+                         f'give another {flag}') from None
+
+
 def check_new(folder):
     """Raises InputError where there is something under the name of a folder that is to be made."""
     require(not os.path.lexists(folder), f'{folder} exists already; choose another name, or remove it')
@@ -124,9 +157,7 @@ def making(folder: str) -> Iterator[str]:
     """
     check_new(folder)
     parent, name = os.path.split(os.path.abspath(folder))
-    beside = parent
-    while not os.path.lexists(beside):  # the folders above are made at the end, too
-        beside = os.path.dirname(beside)
+    beside = os.path.dirname(missing(folder)[-1])  # the folders above are made at the end, too
     with tempfile.TemporaryDirectory(dir=beside, prefix=f'.{name}.') as temporary:
         whole = os.path.join(temporary, name)
         os.mkdir(whole)

@@ -1,3 +1,4 @@
+import errno
 import functools
 import json
 import os
@@ -14,6 +15,7 @@ import generator
 import hugging_face
 import likelihood
 import model
+import paths
 import saved_model
 from errors import InputError
 
@@ -370,3 +372,12 @@ def stored(prefix):
 
 def raise_(error):
     raise error
+
+
+@pytest.mark.parametrize('number', [*paths.REMEDIES, errno.EIO])
+def test_what_tensorflow_cannot_write_is_told_with_the_remedy_that_fits(number):
+    with pytest.raises(OSError) as raised, checkpoint.writing('run/model-1'):
+        raise tf.errors.UnknownError(None, None, f'run/model-1.tempstate; {os.strerror(number)}\n\t [[save]]')
+    assert raised.value.errno == number
+    told = str(checkpoint.not_saved('run/model-1', raised.value))
+    assert told.endswith(f'the last: {paths.remedy(raised.value)}')

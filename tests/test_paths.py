@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -10,6 +11,33 @@ from errors import InputError
 def models(tmp_path):
     (tmp_path / 'models').mkdir()
     return tmp_path / 'models'
+
+
+# Folders that cannot be written
+
+@pytest.mark.parametrize('number, remedy', [
+    (errno.EACCES, 'permit this user'), (errno.EPERM, 'permit this user'), (errno.EROFS, 'mount its file system'),
+    (errno.ENOSPC, 'make room'), (errno.EDQUOT, 'make room'), (errno.EIO, 'see whether its disk is in order')])
+def test_what_to_do_about_a_folder_fits_the_reason(tmp_path, monkeypatch, number, remedy):
+    def refuse(path, *arguments):
+        raise OSError(number, os.strerror(number), path)
+    monkeypatch.setattr(os, 'open', refuse)
+    with pytest.raises(InputError) as raised:
+        paths.check_writable(str(tmp_path / 'a' / 'b'), '--out')
+    told = str(raised.value)
+    assert told.startswith(f'--out: no file can be written in {tmp_path} ({os.strerror(number)}); {remedy}')
+    assert told.endswith(', or give another --out')
+
+
+def test_a_folder_is_tried_where_it_is_or_would_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths.check_writable('a/b', '--out')
+    assert os.listdir() == []
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'link').symlink_to('nowhere')
+    for name, remedy in (('file/a/b', 'move it away'), ('link', 'make the folder'), ('link/a', 'make the folder')):
+        with pytest.raises(InputError, match=remedy):
+            paths.check_writable(name, '--out')
 
 
 # Names of models and runs
