@@ -19,12 +19,13 @@ def train(**given):
     flags = HorovodFlags(**given)
     cli.load_tensorflow()
     try:
-        import horovod_worker
+        with cli.ending_at_once():
+            import horovod_worker
+            import trainer
     except ModuleNotFoundError as error:
         require((error.name or '').partition('.')[0] != 'horovod', 'Horovod is not installed for this Python: make '
                 'horovod installs it into .venv; or use ./train.py, which trains in one process without it')
         raise
-    import trainer
     with horovod_worker.started(flags.compression) as worker:
         trainer.train(flags, worker)
 

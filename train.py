@@ -16,7 +16,8 @@ from flags import TrainFlags
 def train(**given):
     flags = TrainFlags(**given)
     cli.load_tensorflow()
-    import trainer
+    with cli.ending_at_once():
+        import trainer
     trainer.train(flags)
 
 

@@ -195,6 +195,75 @@ def check_start(run_directory: str, model_directory: str, restore_from: str, hpa
     weights_reader(source(run_directory, model_directory, restore_from)[0], hparams)
 
 
+class Lock:
+    """Keeps the folder of a run to this process, and knows whether it is still the one at its path.
+
+    Where folders cannot be opened (on Windows) or locked (on some network file systems), others are not
+    kept out.
+    """
+
+    def __init__(self, directory: str):
+        self.directory = directory
+        self.descriptor: int | None = None  # of the folder
+        self.new: list[str] = []  # the folders that were not there before, the innermost first
+
+    def hold(self):
+        """Makes the folder where there is none, and keeps it until `release` or the end of the process.
+
+        Raises InputError where another process has it, or where nothing can be written there.
+        """
+        paths.check_writable(self.directory, '--checkpoint_dir')
+        new = paths.missing(self.directory)
+        os.makedirs(self.directory, exist_ok=True)
+        if sys.platform != 'win32':
+            import fcntl  # which is not known there
+            self.descriptor = os.open(self.directory, os.O_RDONLY)
+            try:
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.release()
+                raise InputError(f'another process is training {self.directory}; give another --run_name, or '
+                                 'wait for its end') from None
+            except OSError:
+                pass
+        self.new = new
+
+    def release(self):
+        """Lets others have the folder; where it is new and still empty, it is removed."""
+        if not self.gone():
+            with contextlib.suppress(OSError):  # the first that is not empty
+                for folder in self.new:
+                    os.rmdir(folder)
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+    def check(self):
+        """Raises InputError where the folder that is held is not the one at its path any more."""
+        if line := self.gone():
+            raise InputError(line)
+
+    def gone(self) -> str | None:
+        """A line for the user, where the folder is not the one at its path any more."""
+        if self.descriptor is None or is_at(self.descriptor, self.directory):
+            return None
+        with contextlib.suppress(OSError):  # of all systems, Linux alone tells its path
+            path = os.readlink(f'/proc/self/fd/{self.descriptor}')
+            if is_at(self.descriptor, path):
+                return (f'{self.directory} was moved to {path} while it was trained, so nothing more is '
+                        'saved; its checkpoints are there: move it back, and the same command goes on')
+        return (f'{self.directory} was removed or moved while it was trained, so nothing more is saved; put '
+                'it back, and the same command goes on from its last checkpoint')
+
+
+def is_at(descriptor, path):
+    """Whether an open folder is the one at a path, as far as is known."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)  # of others, the next save tells
+
+
 class Run:
     """Saves and resumes one training run. Make it after the graph's variables, so that it knows them all."""
 
@@ -206,7 +275,6 @@ class Run:
         self.state_variables = [v for v in tf.global_variables() if v.op.name not in names]
         self.model_saver = tf.train.Saver(self.model_variables, max_to_keep=0)
         self.state_saver = tf.train.Saver(self.state_variables, max_to_keep=0) if self.state_variables else None
-        self.lock: int | None = None  # the file descriptor of the directory, which is locked
         self.saving, self.best = os.path.join(directory, 'saving'), os.path.join(directory, 'model-best')
         self.kept = []
         self.saved_step: int | None = None
@@ -238,28 +306,6 @@ class Run:
             # From here on the run is another one: until this is committed, its saves could overwrite what is.
             self.save(session, state)
         return state
-
-    def hold(self):
-        """Keeps the run to this process until it ends, or `release`, where its directory exists.
-
-        Raises InputError where another has it. Where folders cannot be locked (on Windows, and on some network file
-        systems) nothing is done.
-        """
-        if sys.platform != 'win32' and self.lock is None and os.path.isdir(self.directory):
-            import fcntl  # which is not known there
-            self.lock = os.open(self.directory, os.O_RDONLY)
-            try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                self.release()
-                if isinstance(error, BlockingIOError):
-                    raise InputError(f'another process is training {self.directory}; give another --run_name, or wait '
-                                     'for its end') from None
-
-    def release(self):
-        if self.lock is not None:
-            os.close(self.lock)
-            self.lock = None
 
     def check_vocabulary(self, directory):
         """Raises InputError where a vocabulary stands beside the checkpoint to go on from, and is not the model's."""

@@ -1,6 +1,9 @@
 """The signals that ask a process to end, and what is to be done at them for the length of a block."""
 import contextlib
+import os
 import signal
+import socket
+import threading
 from collections.abc import Callable, Iterator
 
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP')  # the last is not known on Windows
@@ -23,3 +26,46 @@ def handling(handlers: dict[str, Callable | signal.Handlers]) -> Iterator[dict]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ending(first: Callable[[], None]) -> Iterator[None]:
+    """Has signals call first() and end the process where they would raise exceptions, as they do in scripts.
+
+    While graphs are built, C++ calls Python, and drops what that raises, or makes another error of it.
+    """
+    def end(number, frame):
+        first()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    in_script = callable(signal.getsignal(signal.SIGTERM))  # who calls this from Python keeps his signals
+    with handling(dict.fromkeys(SIGNALS if in_script else (), end)):
+        yield
+
+
+@contextlib.contextmanager
+def watching(function: Callable[[int], None]) -> Iterator[None]:
+    """Calls function(number), in a thread of its own, as soon as a signal comes that has a handler.
+
+    The handler itself waits until C++ code returns to Python, which may take long. Outside the main thread
+    nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def watch():
+        while number := reader.recv(1):
+            function(number[0])
+    reader, writer = socket.socketpair()  # no pipe: it cannot be set non-blocking on Windows
+    with reader, writer:
+        writer.setblocking(False)
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        previous = signal.set_wakeup_fd(writer.fileno())
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(previous)
+            writer.close()
+            thread.join()

@@ -22,6 +22,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -52,11 +53,25 @@ def load_dataset(enc, path: str, combine: int = 50000, encoding: str = 'utf-8') 
     return [joined(list(chunk)) for chunk in iter_chunks(enc, find_files(path), combine, encoding or 'utf-8')]
 
 
-def encoded(enc, path: str, directory: str, combine: int = 50000, encoding: str = 'utf-8') -> str:
-    """Where the same chunks can be mapped from: the path itself where it means .npz files, else one in the directory.
+def encoded(enc, sources: list[str], directory: str, combine: int = 50000,
+            encoding: str = 'utf-8') -> list[str]:
+    """Where the chunks of each source can be mapped from: the source itself where it means .npz files, else a
+    file in the directory.
 
     It is encoded if it is not there, under a name that changes with the text files, their times and the vocabulary.
+    Files of other sources, which earlier calls have left in the directory, are removed.
     """
+    targets = [encoded_source(enc, source, directory, combine, encoding) for source in sources]
+    used = {os.path.realpath(name) for target in targets for name in find_files(target)}
+    for path in glob.glob(f'{glob.escape(directory)}/dataset-*'):
+        ours = re.fullmatch(r'dataset-[0-9a-f]{16}\.npz', os.path.basename(path))
+        if ours and os.path.realpath(path) not in used:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+    return targets
+
+
+def encoded_source(enc, path, directory, combine, encoding):  # -> path
     files = find_files(path)
     if all(name.lower().endswith('.npz') for name in files):
         return path

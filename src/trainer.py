@@ -31,6 +31,7 @@ from windows import Sampler, hold_out
 FEWEST_TOKENS = 16  # of a dataset: less is a mistake, such as an empty file or a wrong path
 RELEASE_EVERY = 256  # batches between giving back the memory of the data that were read
 ACTIONS = (('val_every', 'validate'), ('sample_every', 'write_samples'), ('save_every', 'try_save'))  # flag, method
+PROGRESS_EVERY = 60  # seconds between lines about a long validation
 HELD_OUT = 0.05  # the share of the dataset's tokens that validates where no --val_dataset is given
 
 
@@ -85,27 +86,39 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """Signals that have come, which are only noted; but a second Ctrl-C acts as it always did."""
+    """Signals that have come, which are only noted; but a second Ctrl-C ends the process at once."""
 
     def __init__(self):
-        self.received, self.previous = None, {}
+        self.received, self.previous, self.answered = 0, {}, False
 
     @contextlib.contextmanager
     def noted(self):
-        with interrupts.handling(dict.fromkeys(interrupts.SIGNALS, self.note)) as self.previous:
+        with (interrupts.handling(dict.fromkeys(interrupts.SIGNALS, self.note)) as self.previous,
+              interrupts.watching(self.answer)):
             yield self
 
     def note(self, number, frame):
         self.received = self.received or number
-        # Others may come twice without meaning more, from a launcher and from its shell, and must not cut a save off.
-        if signal.SIGINT in self.previous:
-            signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
 
-    def check(self, worker):
-        received = next(filter(None, worker.gather(self.received)), None)
-        if received:  # else what has come meanwhile is for the next time
-            self.received = received
-            raise Stopped(signal.Signals(received).name)
+    def answer(self, number):
+        """Says at once what Ctrl-C will do; in a thread of its own, as an update may take long."""
+        if number != signal.SIGINT:
+            return  # a launcher and its shell may send others twice, which must not cut a save off
+        if self.answered:
+            os._exit(128 + number)
+        self.answered = True
+        with contextlib.suppress(OSError):
+            os.write(2, b'\nCtrl-C: training ends after this update or batch, and saves; Ctrl-C again ends '
+                        b'it at once, without saving\n')
+
+    def check(self, worker, trouble=None):
+        """Raises, on all ranks, Stopped where a signal has come to one, InputError with a trouble of one."""
+        numbers, troubles = zip(*worker.gather([self.received, trouble]), strict=True)
+        for line in filter(None, troubles):
+            worker.refuse(line)
+        for number in filter(None, numbers):  # else what has come meanwhile is for the next time
+            self.received = number
+            raise Stopped(signal.Signals(number).name)
 
 
 class Data:
@@ -113,26 +126,27 @@ class Data:
 
     def __init__(self, flags, enc, hparams, worker):
         self.flags, self.enc, self.hparams, self.worker = flags, enc, hparams, worker
-        found = [flags.dataset] + [flags.val_dataset] * bool(flags.val_every and flags.val_dataset)
+        sources = [flags.dataset] + [flags.val_dataset] * bool(flags.val_every and flags.val_dataset)
         if worker.size > 1:  # text is encoded once, and what comes of it is in memory once on each machine
             directory = paths.run_dir(flags.run_name, flags.checkpoint_dir)
-            found = worker.once(lambda: [encoded(enc, path, directory, flags.combine, flags.encoding)
-                                         for path in found])
-        worker.agree(lambda: self.load(*found))
+            sources = worker.once(lambda: encoded(enc, sources, directory, flags.combine, flags.encoding))
+        worker.agree(lambda: self.load(*sources))
         worker.check_same(lambda: {'the dataset (its fingerprint)': fingerprint(
             enc, *filter(None, (self.training, self.validation)), length=hparams.n_ctx)})
 
     def load(self, path, val_path=None):
-        flags = self.flags
-        self.training = load_dataset(self.enc, paths.expand(path), flags.combine, encoding=flags.encoding)
-        self.validation = []
-        if val_path:
-            self.validation = load_dataset(self.enc, paths.expand(val_path), flags.combine, encoding=flags.encoding)
-        elif flags.val_every:
+        self.training, self.whole_size = self.chunks('dataset', path)  # with what is held out of it
+        self.validation, _ = self.chunks('val_dataset', val_path) if val_path else ([], 0)
+        if self.flags.val_every and not val_path:
             self.training, self.validation = hold_out(self.training, HELD_OUT)
         self.size = sum(len(chunk) for chunk in self.training)
-        require(self.size >= FEWEST_TOKENS, f'--dataset {flags.dataset} has {self.size} tokens to train on, but '
-                f'at least {FEWEST_TOKENS} are needed (and {self.hparams.n_ctx} for one full window); give more text')
+
+    def chunks(self, flag, path):  # -> list of arrays, the number of their tokens
+        chunks = load_dataset(self.enc, paths.expand(path), self.flags.combine, encoding=self.flags.encoding)
+        size = sum(len(chunk) for chunk in chunks)
+        require(size >= FEWEST_TOKENS, f'--{flag} {getattr(self.flags, flag)} has {size} tokens, but at '
+                f'least {FEWEST_TOKENS} are needed ({self.hparams.n_ctx} for a full window); give more text')
+        return chunks, size
 
     def start(self, seed, position):
         """From here on next_batch follows the stream of this seed from this position."""
@@ -192,27 +206,41 @@ class Trainer:
         self.model_dir, self.hparams, self.enc = worker.agree(
             lambda: checkpoint.describe(flags.model_name, flags.models_dir))
         directory = paths.run_dir(flags.run_name, flags.checkpoint_dir)
-        worker.once(lambda: checkpoint.check_start(directory, self.model_dir, flags.restore_from, self.hparams))
+        self.lock = checkpoint.Lock(directory)
+        with interrupts.ending(self.lock.release):
+            worker.once(lambda: checkpoint.check_start(
+                directory, self.model_dir, flags.restore_from, self.hparams))
         worker.check_same(lambda: {'hparams.json': self.hparams.values(),
                                    'the vocabulary (its fingerprint)': fingerprint(self.enc)})
         require(self.hparams.n_ctx > 1, f'{self.model_dir} has n_ctx 1: in a window of one token there is nothing to '
                                         'predict; create a model with a larger one')
-        self.data = Data(flags, self.enc, self.hparams, worker)
         self.whole = True  # False while an update is applied: some variables may have it then, and others not
         self.best_lost = None  # the error where the best weights could not be saved
-        self.build()
-        self.run = checkpoint.Run(directory, self.model_dir)
-        # Not the weights, which are about to be loaded: what random numbers need in passing would stay allocated.
-        session.run([tf.variables_initializer(self.run.state_variables), tf.local_variables_initializer()])
-        worker.once(self.run.hold)
+        worker.once(self.take_folders)  # before all that takes long
         try:
-            self.resume()
+            self.prepare()
         except BaseException:
-            self.run.release()
+            self.lock.release()
             raise
-        self.log = Log(flags, worker, self.run.directory, self.step,
-                       tokens=flags.batch_size * flags.accumulate_gradients * self.hparams.n_ctx * worker.size)
-        worker.once(self.run.hold)  # which there is by now
+
+    def take_folders(self):
+        if self.flags.sample_every and self.flags.sample_num:
+            paths.check_writable(self.samples_directory(), '--samples_dir')
+        self.lock.hold()
+
+    def prepare(self):
+        """Everything up to the first update: data, graph, the variables' values, log."""
+        flags, worker = self.flags, self.worker
+        self.data = Data(flags, self.enc, self.hparams, worker)
+        with interrupts.ending(self.lock.release):
+            self.build()
+            self.run = checkpoint.Run(self.lock.directory, self.model_dir)
+            # Not the weights, which are about to be loaded: what random numbers need would stay allocated.
+            self.session.run([tf.variables_initializer(self.run.state_variables),
+                              tf.local_variables_initializer()])
+            self.resume()
+            self.log = Log(flags, worker, self.run.directory, self.step, tokens=flags.batch_size *
+                           flags.accumulate_gradients * self.hparams.n_ctx * worker.size)
 
     # The graph
 
@@ -271,7 +299,11 @@ class Trainer:
         kept_seed = state.get('seed', state['new_seed'])
         self.seed = kept_seed if self.flags.seed is None else self.flags.seed
         if 'seed' in state and (self.seed, self.data.size) != (state['seed'], state.get('tokens')):
-            self.say('The seed or the dataset is not that of the checkpoint: the order of the data starts anew')
+            reason = 'The seed or the dataset is not that of the checkpoint'
+            if state.get('tokens') == self.data.whole_size != self.data.size:
+                reason = ('The text that --val_every now holds out was trained on before, so its loss is too '
+                          'low (give other text with --val_dataset)')
+            self.say(f'{reason}: the order of the data starts anew')
             self.position = 0
         self.loss, self.average = state.get('loss'), state.get('average', [0.0, 0.0])
         self.best, self.worse = (state.get('best'), state.get('worse', 0)) if state['has_best'] else (None, 0)
@@ -287,6 +319,7 @@ class Trainer:
         """Saves, unless it has been done at this step. Raises NotSaved."""
         if self.worker.rank == 0 and self.run.saved_step != self.step:
             self.check_finite(1.0 if self.session.run(self.finite) else np.nan)
+            self.lock.check()
             self.say(f'Saving {os.path.join(self.run.directory, f"model-{self.step}")}')
             self.run.save(self.session, self.state())
 
@@ -304,7 +337,7 @@ class Trainer:
         try:
             self.act()  # what an interruption has left undone
             while not self.finished():
-                self.signals.check(self.worker)
+                self.signals.check(self.worker, self.lock.gone())
                 self.advance()
                 self.act()
         except BaseException as error:
@@ -373,7 +406,8 @@ class Trainer:
         except Exception as second:
             if isinstance(error, Stopped):
                 raise
-            warn(f'Could not save: {second}')
+            if str(second) != str(error):  # else it is what has ended training
+                warn(f'Could not save: {second}')
 
     def validate(self):
         loss = self.validation_loss()
@@ -387,6 +421,7 @@ class Trainer:
     def save_best(self):
         """Whether the weights could be saved as model-best."""
         self.best_lost = None
+        self.lock.check()
         try:
             self.run.save_best(self.session)
         except checkpoint.NotSaved as error:
@@ -395,9 +430,12 @@ class Trainer:
         return not self.best_lost
 
     def validation_loss(self):
-        total = count = 0.0
-        for batch in self.data.validation_batches():
-            self.signals.check(self.worker)
+        total, count, shown = 0.0, 0.0, time.perf_counter()
+        for number, batch in enumerate(self.data.validation_batches()):
+            self.signals.check(self.worker, self.lock.gone())
+            if self.worker.rank == 0 and time.perf_counter() - shown > PROGRESS_EVERY:
+                shown = time.perf_counter()
+                warn(f'Validation: {number * self.worker.size} of {self.flags.val_batch_count} batches done')
             if batch:
                 losses = self.session.run([self.total, self.count], dict(zip((self.inputs, self.tokens), batch,
                                                                              strict=True)))
@@ -418,6 +456,9 @@ class Trainer:
         except (OSError, InputError) as error:
             warn(f'The samples could not be written: {error}')
 
+    def samples_directory(self):
+        return paths.child(self.flags.samples_dir, self.flags.run_name, '--run_name')
+
     def try_samples(self):
         texts = []
         for first in range(0, self.flags.sample_num, self.flags.batch_size):
@@ -433,7 +474,7 @@ class Trainer:
         self.generator.release()
         self.say(texts[-1])
         self.log.text(self.step, samples='\n'.join(texts))
-        directory = paths.child(self.flags.samples_dir, self.flags.run_name, '--run_name')
+        directory = self.samples_directory()
         os.makedirs(directory, exist_ok=True)
         path = os.path.join(directory, f'samples-{self.step}')
         with paths.replacing(path) as file:
@@ -558,11 +599,15 @@ def train(flags, worker: Worker | None = None) -> int:
     """Trains as the TrainFlags say.
 
     Returns the number of updates applied to the run's weights so far. Raises InputError for flags or files that
-    cannot be used. Ctrl-C, SIGTERM and SIGHUP save and then end the process, with status 128 + the signal's number.
+    cannot be used. Ctrl-C, SIGTERM and SIGHUP save and then end the process, with status 128 + the signal's
+    number; a second Ctrl-C ends it at once, without saving. Before the first update there is nothing to save,
+    and they do what they did before the call.
     """
-    worker = worker or Worker()
-    with Signals().noted() as signals, tf.Graph().as_default(), tf.Session(config=session_config(worker)) as session:
+    worker, signals = worker or Worker(), Signals()
+    with (tf.Graph().as_default(), tf.Session(config=session_config(worker)) as session,
+          contextlib.ExitStack() as stack):
         trainer = Trainer(flags, worker, session, signals)
+        stack.enter_context(signals.noted())
         try:
             trainer.train()
         except Stopped as signal_name:
@@ -577,6 +622,6 @@ def train(flags, worker: Worker | None = None) -> int:
                              '--precision and --optimizer adafactor') from error
         finally:
             trainer.log.close()
-            trainer.run.release()
+            trainer.lock.release()
         trainer.say(f'{trainer.step} steps done, {trainer.losses() or "nothing trained"}: {trainer.run.directory}')
         return trainer.step

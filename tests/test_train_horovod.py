@@ -163,19 +163,28 @@ def test_ranks_draw_together_what_one_process_draws(size):
 def test_what_one_process_of_several_reads_is_a_map_of_what_was_encoded_once(world, tmp_path):
     enc = trainer.checkpoint.describe('toy', str(world / 'models'))[2]
     source, directory = str(world / 'text'), str(tmp_path / 'run')
-    path = load_dataset.encoded(enc, source, directory, combine=1)
+
+    def encoded(*sources, combine=50000):
+        return load_dataset.encoded(enc, [*map(str, sources)], directory, combine)
+    (path,) = encoded(source, combine=1)
     made = load_dataset.load_dataset(enc, path)
     assert [each.tolist() for each in made] == [each.tolist() for each in load_dataset.load_dataset(enc, source, 1)]
     assert all(each.base is not None for each in made)
     before = os.stat(path).st_mtime_ns
-    assert load_dataset.encoded(enc, source, directory, combine=1) == path and os.stat(path).st_mtime_ns == before
-    assert load_dataset.encoded(enc, source, directory, combine=100) != path
-    assert load_dataset.encoded(enc, path, directory) == path
+    assert encoded(source, combine=1) == [path] and os.stat(path).st_mtime_ns == before
+    assert encoded(source, combine=100) != [path]
     changed = tmp_path / 'text.txt'
     changed.write_text('one')
-    first = load_dataset.encoded(enc, str(changed), directory)
+    both = encoded(source, changed)
+    assert sorted(both) == sorted(glob.glob(f'{directory}/dataset-*'))  # those of another `combine` are gone
+    assert encoded(*both) == both == encoded(source, changed)
     changed.write_text('two, and more')
-    assert load_dataset.encoded(enc, str(changed), directory) != first
+    other = [os.path.join(directory, 'dataset-mine.npz'), f'{both[0]}.bak']
+    for name in other:
+        shutil.copy(both[0], name)
+    latest = encoded(both[0], changed)  # the first is used, by its own name
+    assert latest[0] == both[0] and latest[1] != both[1]
+    assert sorted([*latest, *other]) == sorted(glob.glob(f'{directory}/dataset-*'))
 
 
 def test_without_horovod_the_script_says_how_to_have_it(flags, tmp_path):
@@ -300,6 +309,21 @@ def test_sigterm_to_the_launcher_saves_once(flags, launcher):
     saved = re.findall(r'Saving \S+/model-(\d+)', stdout)
     assert saved[-1] == step and len(saved) == len(set(saved))
     assert launcher == 'gloo' or not any(noise in stderr for noise in NOISE)
+
+
+@with_horovod
+def test_a_folder_that_is_moved_is_told_once_and_ends_all(flags):
+    made = flags(run_name='moved', save_every=2, steps=10000)
+    words = [sys.executable, SCRIPT, *words_of(made)]
+    directory = os.path.join(made['checkpoint_dir'], 'moved')
+    with launched('mpi', 2, *words) as process:
+        wait_for_checkpoint(made, 2, process)
+        os.rename(directory, f'{directory}-away')
+        _, stderr = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 2 and not processes(words[-1])
+    assert stderr.count(f'error: {directory} was moved to {directory}-away') == 1
+    assert 'Traceback' not in stderr
+    assert not os.path.exists(directory)
 
 
 @with_horovod

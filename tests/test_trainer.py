@@ -1,4 +1,10 @@
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import functools
 import glob
+import hashlib
 import json
 import os
 import pathlib
@@ -9,8 +15,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
+import kills
 import numpy as np
 import numpy_gpt2
 import pytest
@@ -18,7 +27,9 @@ import tensorflow.compat.v1 as tf
 import toy
 from tiny_vocab import ENGLISH
 
+import cli
 import fused
+import load_dataset
 import trainer
 from errors import InputError
 from flags import TrainFlags
@@ -114,14 +125,19 @@ def test_sgd_continues_too_and_trains_the_layers_alone(flags, world):
         assert np.array_equal(whole.get_tensor(name), start.get_tensor(name)) == ('/h' not in name)
 
 
+ANSWER = 'Ctrl-C: training ends after this update or batch, and saves; Ctrl-C again ends it at once'
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_and_ends_with_its_status(flags, monkeypatch, number, capsys):
+def test_a_signal_saves_and_ends_with_its_status(flags, monkeypatch, number, capfd):
     trainer.train(flags(run_name='whole'))
     at_step_5(monkeypatch, lambda: os.kill(os.getpid(), number))
     with pytest.raises(SystemExit) as stopped:
         trainer.train(flags())
     assert stopped.value.code == 128 + number
-    assert f'Stopped by {number.name} at step 5' in capsys.readouterr().out
+    output = capfd.readouterr()
+    assert f'Stopped by {number.name} at step 5' in output.out
+    assert output.err.count(ANSWER) == (number == signal.SIGINT)
     assert final(flags())[1]['step'] == 5
     assert signal.getsignal(number) not in (None, trainer.Signals.note)
     monkeypatch.undo()
@@ -140,6 +156,89 @@ def test_a_second_signal_does_not_cut_the_save_off(flags, monkeypatch):
     with pytest.raises(SystemExit):
         trainer.train(flags())
     assert final(flags())[1]['step'] == 5
+
+
+linux = pytest.mark.skipif(sys.platform != 'linux', reason='looks for processes as Linux lists them')
+
+
+@linux
+def test_a_second_ctrl_c_ends_at_once_and_saves_nothing():
+    """Also while C++ code is at work, which Python's handlers of signals wait for."""
+    kills.in_new_process(interrupt_twice)
+
+
+def interrupt_twice():
+    kills.import_tensorflow()
+    with tempfile.TemporaryDirectory() as folder:
+        flags = dataclasses.replace(kills.world(folder), steps=3, save_every=0, val_every=0, sample_every=0)
+        for name, owner, method, options in (
+                ('validation', trainer.Trainer, 'mean_of_all', {'val_every': 1}),
+                ('sampling', trainer.generator.Generator, 'complete', {'sample_every': 1}),
+                ('accumulation', trainer.Data, 'next_batch', {'accumulate_gradients': 2})):
+            made = dataclasses.replace(flags, run_name=name, **options)
+            attempt = kills.Attempt(functools.partial(interrupted_twice, made, owner, method),
+                                    os.path.join(folder, 'log'))
+            assert attempt.end() == 130, f'{name}: {attempt.said()}'
+            assert attempt.said().count(ANSWER) == 1 and 'Saving' not in attempt.said()
+            assert not glob.glob(os.path.join(made.checkpoint_dir, name, 'model-*'))
+
+
+def interrupted_twice(flags, owner, method, tell):
+    """Trains, and in the second call of a method is deaf, but for Ctrl-C again and again."""
+    original, calls = getattr(owner, method), []
+
+    def call(*arguments, **options):
+        calls.append(method)
+        if len(calls) == 2:
+            threading.Thread(target=insist, daemon=True).start()
+            hashlib.pbkdf2_hmac('sha256', b'', b'', 1 << 30)
+        return original(*arguments, **options)
+
+    def insist():
+        while True:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+    setattr(owner, method, call)
+    cli.run(lambda: trainer.train(flags), [])
+
+
+@linux
+def test_a_signal_before_the_first_update_ends_as_in_other_scripts():
+    kills.in_new_process(interrupt_starts)
+
+
+def interrupt_starts():
+    kills.import_tensorflow()
+    with tempfile.TemporaryDirectory() as folder:
+        flags = kills.world(folder)
+        before = sorted(os.listdir(folder))
+        for (owner, method), number in (
+                ((load_dataset, 'encode_texts'), signal.SIGINT),
+                ((load_dataset, 'encode_texts'), signal.SIGTERM),
+                ((trainer.checkpoint, 'check_start'), signal.SIGINT),
+                ((trainer.Trainer, 'losses_of'), signal.SIGINT),
+                ((trainer.checkpoint, 'load'), signal.SIGTERM)):
+            attempt = kills.Attempt(functools.partial(interrupted_start, flags, owner, method, number),
+                                    f'{folder}/log')
+            status = 130 if method == 'encode_texts' and number == signal.SIGINT else -number
+            assert attempt.end() == status, f'{method}: {attempt.said()}'
+            assert 'Traceback' not in attempt.said() and 'Stopped' not in attempt.said()
+            assert sorted(os.listdir(folder)) == before
+
+
+def interrupted_start(flags, owner, method, number, tell):
+    """Trains, and a signal comes in a method, in which what is raised is lost, as it may be within C++ code.
+
+    Text is encoded into the run's folder, as by one of several processes; there it is not lost.
+    """
+    original = getattr(owner, method)
+
+    def call(*arguments, **options):
+        with contextlib.suppress(*([] if method == 'encode_texts' else [BaseException])):
+            os.kill(os.getpid(), number)
+        return original(*arguments, **options)
+    setattr(owner, method, call)
+    cli.run(lambda: trainer.train(flags, trainer.Worker(0, 2 if method == 'encode_texts' else 1)), [])
 
 
 @pytest.fixture
@@ -162,6 +261,7 @@ def test_training_goes_on_past_a_save_that_fails(flags, monkeypatch, room, capsy
     told = capsys.readouterr().err
     assert re.findall(r'run1/(\S+) could not be saved \(.*?\); those before it are as they were', told) == [
         'model-best', 'model-4']
+    assert told.count('permit larger files') == 2 and 'make room' not in told
     assert final(flags()) == final(flags(run_name='whole'))
     directory = os.path.join(flags().checkpoint_dir, 'run1')
     assert sorted(name for name in os.listdir(directory) if name.endswith('.index')) == [
@@ -199,6 +299,74 @@ def test_best_weights_that_are_lost_are_an_error_at_the_end(flags, monkeypatch, 
     assert final(flags())[1]['step'] == 3
     directory = os.path.join(flags().checkpoint_dir, 'run1')
     assert weights_of(directory, 'model-best') == weights_of(directory, 'model-1')
+
+
+GONE = {'moved': lambda folder: os.rename(folder, f'{folder}-moved'), 'removed': shutil.rmtree,
+        'replaced': lambda folder: (os.rename(folder, f'{folder}-moved'), os.mkdir(folder))}
+
+
+@pytest.mark.parametrize('change', GONE)
+def test_a_run_whose_folder_goes_away_ends_at_once_and_makes_no_other(flags, monkeypatch, capsys, change):
+    directory = os.path.join(flags().checkpoint_dir, 'run1')
+    at_step(monkeypatch, {3: lambda: GONE[change](directory)})
+    with pytest.raises(InputError) as ended:
+        trainer.train(flags(save_every=2))
+    if change == 'removed':
+        assert str(ended.value).startswith(f'{directory} was removed or moved while it was trained')
+        assert not os.path.exists(directory)
+    else:
+        assert str(ended.value).startswith(f'{directory} was moved to {directory}-moved while it was trained')
+        assert newest(f'{directory}-moved') == 2 and os.path.exists(f'{directory}-moved/model-2.index')
+        assert os.path.exists(directory) == (change == 'replaced') and not glob.glob(f'{directory}/*')
+    assert 'be saved' not in capsys.readouterr().err  # nor tried once more
+
+
+@pytest.mark.parametrize('method', ['validation_loss', 'try_samples', 'try_save'])
+def test_a_folder_that_goes_away_before_a_save_is_not_made_again(flags, monkeypatch, capsys, method):
+    directory = os.path.join(flags().checkpoint_dir, 'run1')
+    original = getattr(trainer.Trainer, method)
+
+    def removing(self):
+        result = original(self)
+        shutil.rmtree(directory)
+        return result
+    monkeypatch.setattr(trainer.Trainer, method, removing)
+    with pytest.raises(InputError, match='run1 was removed or moved while it was trained'):
+        trainer.train(flags(val_every=2, sample_every=2, save_every=2, sample_length=3))
+    assert not os.path.exists(directory) and 'be saved' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize('flag', ['checkpoint_dir', 'samples_dir'])
+def test_a_run_folder_that_cannot_be_written_is_told_at_the_start(flags, monkeypatch, flag, number):
+    """As the system refuses it: as root, files could be made there."""
+    folder = os.path.join(getattr(flags(), flag), 'run1')
+    os.makedirs(folder)
+    open_file = os.open
+
+    def refuse(path, mode, *arguments, **options):
+        if str(path).startswith(folder) and mode & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(number, os.strerror(number), path)
+        return open_file(path, mode, *arguments, **options)
+    monkeypatch.setattr(os, 'open', refuse)
+    monkeypatch.setattr(trainer.Trainer, 'build', None)  # which is not come to
+    told = f'--{flag}: no file can be written in {folder} .*; (mount|permit) .*, or give another --{flag}'
+    with pytest.raises(InputError, match=told):
+        trainer.train(flags(sample_every=1))
+
+
+@pytest.mark.parametrize('flag', ['checkpoint_dir', 'samples_dir'])
+def test_a_folder_below_a_file_is_told_at_the_start(flags, monkeypatch, tmp_path, flag):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setattr(trainer.Trainer, 'build', None)
+    with pytest.raises(InputError, match=f'--{flag}: no file can be written in .*/file .*: move it away, or'):
+        trainer.train(flags(sample_every=1, **{flag: str(tmp_path / 'file' / 'below')}))
+    assert sorted(os.listdir(tmp_path)) == ['file']
+
+
+def test_a_samples_dir_without_use_may_be_anywhere(flags, tmp_path):
+    (tmp_path / 'samples').write_text('a file where the folder should be')
+    assert trainer.train(flags(steps=1, sample_every=1, sample_num=0)) == 1
 
 
 def test_what_is_ignored_stays_ignored(flags, monkeypatch):
@@ -425,6 +593,24 @@ def test_batches_read_ahead_are_those_of_the_stream(flags):
         assert 0 < (inputs != np.maximum(tokens, 0)).mean() < 0.5
 
 
+def test_text_that_was_trained_on_before_it_is_held_out_is_told(flags, capsys):
+    told = []
+    for steps, val_every in ((1, 0), (2, 1), (3, 1), (4, 0), (5, 0), (6, 1)):
+        trainer.train(flags(steps=steps, val_every=val_every, val_batch_count=1))
+        out = capsys.readouterr().out
+        told.append(('--val_every now holds out was' in out, 'order of the data starts anew' in out))
+    assert told == [(False, False), (True, True), (False, False), (False, True), (False, False), (True, True)]
+    trainer.train(flags(steps=7, seed=4))
+    assert '--val_every' not in capsys.readouterr().out
+
+
+def test_a_long_validation_shows_how_far_it_is(flags, monkeypatch, capsys):
+    for every, expected in ((60, []), (-1, ['0 of 3', '1 of 3', '2 of 3'])):
+        monkeypatch.setattr(trainer, 'PROGRESS_EVERY', every)
+        trainer.train(flags(run_name=f'{every}', steps=1, val_every=1, val_batch_count=3))
+        assert re.findall('Validation: (.*) batches done', capsys.readouterr().err) == expected
+
+
 def test_held_out_tokens_are_not_trained_on(flags, world):
     made = flags(val_every=1)
     data = trainer.Data(made, trainer.checkpoint.describe('toy', made.models_dir)[2], toy.hparams(), trainer.Worker())
@@ -509,7 +695,7 @@ def test_samples_are_what_the_saved_weights_give_to_a_generator(flags, monkeypat
 
 
 def test_samples_and_events_that_cannot_be_written_do_not_stop_training(flags, tmp_path, monkeypatch, capsys):
-    (tmp_path / 'samples').write_text('a file where the folder should be')
+    at_step(monkeypatch, {1: lambda: (tmp_path / 'samples').write_text('a file where the folder should be')})
 
     def fail(*arguments):
         raise tf.errors.ResourceExhaustedError(None, None, 'disk full')
@@ -552,6 +738,35 @@ def test_a_run_is_one_process_at_a_time(flags):
     other.wait()
     other.stdout.close()
     assert trainer.train(flags(steps=2)) == 2
+
+
+@pytest.mark.parametrize('size, function', [(1, 'load_dataset'), (2, 'encoded')])
+def test_the_folder_is_kept_to_one_process_before_text_is_read(flags, monkeypatch, size, function):
+    """Also of a run that begins; of several processes, it is encoded into that folder."""
+    directory = os.path.join(flags().checkpoint_dir, 'run1')
+    original, refused = getattr(trainer, function), []
+
+    def second(*arguments, **options):
+        with pytest.raises(InputError, match=r'another process is training .*run1'):
+            trainer.train(flags(steps=1))
+        descriptor = os.open(directory, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+        refused.append(function)
+        return original(*arguments, **options)
+    monkeypatch.setattr(trainer, function, second)
+    assert trainer.train(flags(steps=1), trainer.Worker(0, size)) == 1
+    assert refused == [function]
+
+
+@pytest.mark.parametrize('kept', ['', 'checkpoint', 'checkpoint/run1'])
+def test_a_start_that_fails_removes_the_empty_folders_that_it_has_made(flags, tmp_path, kept):
+    (tmp_path / kept).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(InputError, match='nothing matches'):
+        trainer.train(flags(dataset='nowhere/*.txt'))
+    folders = [os.path.relpath(path, tmp_path) for path, _, _ in os.walk(tmp_path)]
+    assert folders == ['.', 'checkpoint', 'checkpoint/run1'][:1 + len(pathlib.Path(kept).parts)]
 
 
 def test_another_vocabulary_than_the_runs_is_refused(flags, world, tmp_path):
@@ -628,7 +843,9 @@ def test_another_vocabularys_tokens_are_refused_before_anything_is_written(flags
 
 @pytest.mark.parametrize('changes, message', [
     ({'dataset': 'nowhere/*.txt'}, 'nowhere'),
-    ({'dataset': os.devnull}, 'has 0 tokens to train on, but at least 16'),
+    ({'dataset': os.devnull}, f'--dataset {os.devnull} has 0 tokens, but at least 16'),
+    ({'dataset': os.devnull, 'val_every': 1}, f'--dataset {os.devnull} has 0 tokens'),
+    ({'val_dataset': os.devnull, 'val_every': 1}, f'--val_dataset {os.devnull} has 0 tokens, but'),
     ({'model_name': 'none'}, 'no model directory'),
     ({'restore_from': 'nowhere/model-3'}, 'no checkpoint nowhere/model-3'),
     ({'run_name': '../up'}, '--run_name'),
