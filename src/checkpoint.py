@@ -282,9 +282,8 @@ class Lock:
 
     def check(self):
         """Raises InputError where the folder that is held is not the one at its path any more."""
-        gone = self.gone()
-        if gone:
-            raise InputError(gone)
+        if line := self.gone():
+            raise InputError(line)
 
     def gone(self) -> str | None:
         """A line for the user, where the folder is not the one at its path any more."""

@@ -223,10 +223,10 @@ def check_writable(folder: str, flag: str):
     """Raises InputError where no file can be made in a folder, or in the one in which it is to be made."""
     new = missing(folder)
     there = os.path.dirname(new[-1]) if new else folder
+    trial = os.path.join(there, f'counter.{os.getpid()}.tmp')  # which a save removes, where a kill has left it
     try:
-        descriptor, path = tempfile.mkstemp(dir=there)
-        os.close(descriptor)
-        os.unlink(path)
+        os.close(os.open(trial, os.O_WRONLY | os.O_CREAT))
+        os.unlink(trial)
     except OSError as error:
         raise InputError(f'{flag}: no file can be written in {there} ({error.strerror}); {remedy(error)}, or '
                          f'give another {flag}') from None

@@ -136,7 +136,7 @@ class Data:
             enc, *filter(None, (self.training, self.validation)), length=hparams.n_ctx)})
 
     def load(self, path, val_path=None):
-        self.training, self.whole_size = self.chunks('dataset', path)
+        self.training, self.whole_size = self.chunks('dataset', path)  # with what is held out of it
         self.validation, _ = self.chunks('val_dataset', val_path) if val_path else ([], 0)
         if self.flags.val_every and not val_path:
             self.training, self.validation = hold_out(self.training, HELD_OUT)
@@ -459,6 +459,7 @@ class Trainer:
             self.try_samples()
         except (OSError, InputError) as error:
             warn(f'The samples could not be written: {error}')
+
     def samples_directory(self):
         return paths.child(self.flags.samples_dir, self.flags.run_name, '--run_name')
 
