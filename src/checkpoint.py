@@ -46,9 +46,8 @@ PART = '\\.(index|meta|data-[0-9]{5}-of-[0-9]{5})'
 PARTS = re.compile(f'(model|model-best|training)-[0-9]+{PART}|training-[0-9]+\\.json')
 REMAINS = re.compile(  # of a process that was killed: what TensorFlow, paths.replacing and paths.making had begun
     f'(model|model-best|training)-[0-9]+{PART}\\.(tempstate[0-9]+|tmp[0-9a-f]{{32}})|'
-    '(training-[0-9]+\\.json|model-best\\.json|checkpoint|counter|saving|'
-    f'{"|".join(map(re.escape, paths.DESCRIPTION_FILES))}|'
-    'dataset-[0-9a-f]+\\.npz)\\.[0-9]+\\.tmp|\\.left-[0-9]+(-[0-9]+)?\\.[a-z0-9_]{8}')
+    '(training-[0-9]+\\.json|model-best\\.json|checkpoint|counter|saving|hparams\\.json|encoder\\.json|vocab\\.bpe|'
+    'special_tokens\\.json|dataset-[0-9a-f]+\\.npz)\\.[0-9]+\\.tmp|\\.left-[0-9]+(-[0-9]+)?\\.[a-z0-9_]{8}')
 
 
 class NotSaved(InputError):

@@ -180,9 +180,14 @@ def test_a_byte_order_mark_is_no_text_and_no_byte_of_it(tmp_path):
     assert len(list(corpora.cbt_questions(str(tmp_path / 'cbt')))) == 1
 
 
+def tiny_encoder(path):
+    write_vocab(os.path.join(os.path.dirname(path), 'tiny'))
+    return get_encoder('tiny', os.path.dirname(path))
+
+
 @pytest.mark.parametrize('read', [
     lambda path: corpora.corpus_documents('text8', path), corpora.records, corpora.cbt_questions,
-    corpora.lambada_passages, lambda path: corpora.text_documents(None, [path])])
+    corpora.lambada_passages, lambda path: corpora.text_documents(tiny_encoder(path), [path])])
 def test_what_is_no_text_is_told_by_its_kind(tmp_path, read):
     (tmp_path / 'text8').write_bytes(gzip.compress(b'text'))
     with pytest.raises(InputError, match='text8: this is a gzip file, not text'):

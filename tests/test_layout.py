@@ -145,7 +145,8 @@ def is_docstring(node):
 
 
 def is_constant(node):
-    return isinstance(node, (ast.Assign, ast.AnnAssign)) and set(calls(node)) <= CONSTANT_MAKERS
+    later = {name for part in ast.walk(node) if isinstance(part, ast.Lambda) for name in calls(part)}
+    return isinstance(node, (ast.Assign, ast.AnnAssign)) and set(calls(node)) - later <= CONSTANT_MAKERS
 
 
 def is_path_line(node, name):
