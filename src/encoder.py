@@ -323,6 +323,8 @@ def read_special_tokens(path: str) -> SpecialTokens | None:
     try:
         data = paths.read_small(path, SPECIAL_TOKENS_BYTES)
     except FileNotFoundError:
+        if os.path.islink(path):  # to a file that has gone
+            raise
         return None
     try:
         values = json.loads(data)

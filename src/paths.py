@@ -81,7 +81,7 @@ def model_dir(model_name: str, models_dir: str = 'models') -> str:
 def descriptions(directory: str) -> list[str]:
     """The paths of a model's or run's DESCRIPTION_FILES, of the last only where it is there."""
     files = [os.path.join(directory, name) for name in DESCRIPTION_FILES]
-    return files if os.path.exists(files[-1]) else files[:-1]
+    return files if os.path.lexists(files[-1]) else files[:-1]
 
 
 def run_dir(run_name: str, checkpoint_dir: str = 'checkpoint') -> str:

@@ -327,6 +327,8 @@ class Trainer:
 
     def try_save(self):
         """Saves; where that fails (the disk may be full for a while), training goes on to the next time."""
+        if self.lock.gone():
+            return  # as all ranks are told before the next update
         try:
             self.save()
         except checkpoint.NotSaved as error:

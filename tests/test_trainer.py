@@ -544,10 +544,10 @@ def test_the_best_of_another_run_is_not_that_of_this_one(flags, monkeypatch, cap
     scripted_validation(monkeypatch, [1.0, 4.0, 4.5, 4.6])
     trainer.train(flags(steps=2, val_every=1))
     source = os.path.join(flags().checkpoint_dir, 'run1', 'model-2')
-    trainer.train(flags(run_name='other', steps=4, val_every=1, patience=1, restore_from=source))
+    trainer.train(flags(run_name='other', steps=4, val_every=1, save_every=1, patience=1, restore_from=source))
     directory = os.path.join(flags().checkpoint_dir, 'other')
     assert 'not below that of 3 updates, 4.5000' in capsys.readouterr().out
-    assert weights_of(directory, 'model-best') == weights_of(directory, 'model-4')
+    assert weights_of(directory, 'model-best') == weights_of(directory, 'model-3')
 
 
 @pytest.mark.parametrize('restore_from, step', [('model-best', 2), ('model-1', 1), ('fresh', 0)])
