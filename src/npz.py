@@ -51,7 +51,7 @@ def token_dtype(n_vocab: int) -> np.dtype:
 
 def vocabulary_of(path: str) -> str | None:
     """The fingerprint of the vocabulary that a .npz says its ids are of, or None."""
-    with open(path, 'rb') as file:
+    with paths.open_regular(path) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_COMMENT))
         comment = re.search(rf'{COMMENT}(\w+)$'.encode(), file.read())
     return comment and comment[1].decode()
