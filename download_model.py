@@ -118,7 +118,7 @@ def download_model(model_name: str, models_dir: str = 'models', base_url: str | 
         base_url: where the models are, instead of GPT2_BASE_URL or OpenAI's storage.
     """
     name, base_url = source(model_name, base_url)
-    folder = paths.child(models_dir, name, '--model_name')
+    folder = paths.for_tensorflow(paths.child(models_dir, name, '--model_name'))
     with Session() as session:
         session.headers['Accept-Encoding'] = 'identity'  # lengths and ranges are those of the file itself
         files = model_files(name, folder, base_url)

@@ -734,3 +734,9 @@ def test_script(server, tmp_path):
     assert result.returncode == 0 and result.stdout == ''
     assert result.stderr.splitlines()[-1] == f'mine is in {os.path.join("models", "mine")}'
     assert_complete(server, tmp_path / 'models' / 'mine')
+
+
+def test_a_folder_where_tensorflow_reads_no_checkpoint_is_refused_before_anything_comes(tmp_path):
+    with pytest.raises(InputError, match=r"has the character '\['"):
+        download_model.download_model('124M', str(tmp_path / 'a[b]'), 'http://localhost:9/models')
+    assert not os.listdir(tmp_path)
