@@ -4,7 +4,7 @@
 # make bench   speed and memory, beside those of benchmarks/requirements.txt that are installed; some ten minutes
 # make horovod training on many processes, beside Debian's packages of install/horovod-debian.txt; MPI=0: without MPI
 # make check-gpu  what a GPU computes, beside the CPU, and how fast: a table to paste; five minutes
-# make torture faults injected by the thousand (damaged files, odd input, kills), and counts of what came of them; ten minutes
+# make torture faults injected by the thousand (damaged files, odd input, kills), and counts of what came of them; twelve minutes
 # make samples the texts of gpt-2-samples, and make curve the picture of the loss, again from the demo's run
 # make lint    what must hold before a change is proposed
 # make clean   removes what the demo made
