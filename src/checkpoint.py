@@ -306,7 +306,10 @@ def is_at(descriptor, path):
 
 
 class Run:
-    """Saves and resumes one training run. Make it after the graph's variables, so that it knows them all."""
+    """Saves and resumes one training run. Make it after the graph's variables, so that it knows them all.
+
+    Its folder is there, made by Lock: a save that made it anew would hide that it has been moved.
+    """
 
     def __init__(self, directory: str, model_directory: str):
         self.directory = directory
@@ -393,7 +396,6 @@ class Run:
             raise not_saved(prefix, error) from error
 
     def write(self, session, prefix, state, left):
-        os.makedirs(self.directory, exist_ok=True)
         self.clear_up()
         behind = [p for p in on_disk(self.directory) if number(p) >= state['step'] or p == left]
         if behind:
@@ -450,7 +452,6 @@ class Run:
             name = f'{BEST}-0{step}'  # of the same step before the run went back
         prefix = os.path.join(self.directory, name)
         try:
-            os.makedirs(self.directory, exist_ok=True)
             self.copy_model_files()
             self.remove_former_best()
             with writing(prefix):

@@ -274,6 +274,7 @@ def training_run(folder, models):
         clear = [v.assign(tf.zeros_like(v)) for v in tf.global_variables()]
         session.run(tf.global_variables_initializer())
         session.run(update)
+        os.mkdir(os.path.join(folder, 'run'))
         run = checkpoint.Run(os.path.join(folder, 'run'), directory)
         run.save(session, {'step': 1, 'position': 2, 'seed': 123456789, 'tokens': 3501, 'loss': 6.5, 'best': [6.5, 1],
                            'average': [0.25, 1e-17], 'worse': 0, 'flags': {'dataset': 'x', 'learning_rate': 2e-5}})

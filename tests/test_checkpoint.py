@@ -58,7 +58,12 @@ ANEW = {'worse': 0, 'best': None}  # what a state has besides where nothing has 
 
 
 def a_run(made, tmp_path):
-    return checkpoint.Run(str(tmp_path / 'run'), made[0])
+    return new_run(made, tmp_path / 'run')
+
+
+def new_run(made, directory):
+    directory.mkdir(parents=True, exist_ok=True)
+    return checkpoint.Run(str(directory), made[0])
 
 
 def test_a_run_begins_with_the_model(graph, made, tmp_path):
@@ -136,7 +141,7 @@ def test_fresh_starts_at_zero_and_keeps_what_is_there(graph, made, tmp_path):
 
 @pytest.mark.parametrize('form', ['{0}', '{0}/model-9', '{0}/model-9.index', '{0}/model-9.data-00000-of-00001'])
 def test_restore_from_takes_a_directory_a_checkpoint_or_one_of_its_files(graph, made, tmp_path, form):
-    old = checkpoint.Run(str(tmp_path / 'old'), made[0])
+    old = new_run(made, tmp_path / 'old')
     old.save(graph, {'step': 9, 'position': 5})
     assert a_run(made, tmp_path).restore(graph, form.format(old.directory), silent) == {
         'step': 9, 'position': 5, **ANEW}
@@ -159,6 +164,16 @@ def test_another_optimizer_starts_anew_and_says_so(graph, made, tmp_path):
         lines = []
         assert a_run(made, tmp_path).restore(s, 'latest', lines.append) == {'step': 1}
     assert 'The optimizer is not the one' in lines[-1]
+
+
+def test_a_save_does_not_make_a_folder_that_was_moved(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    run.restore(graph, 'latest', silent)
+    os.rename(run.directory, f'{run.directory}-moved')
+    for save in (lambda: run.save(graph, {'step': 1}), lambda: run.save_best(graph, 1, 2.0)):
+        with pytest.raises(checkpoint.NotSaved, match=r'could not be saved \(No such file or directory\)'):
+            save()
+    assert not os.path.exists(run.directory)
 
 
 def test_a_moved_directory_loads(made, tmp_path):
@@ -357,7 +372,7 @@ FOREIGN_NAMES = ['../../elsewhere/thesis', '{}/elsewhere/thesis', 'thesis', '../
 
 @pytest.mark.parametrize('file', ['saving', 'checkpoint'])
 def test_no_name_in_a_run_folder_removes_another_file(graph, made, tmp_path, file):
-    run = checkpoint.Run(str(tmp_path / 'runs/run'), made[0])
+    run = new_run(made, tmp_path / 'runs/run')
     run.save(graph, {'step': 1})
     names = [name.format(tmp_path) for name in FOREIGN_NAMES]
     mine = [tmp_path / 'elsewhere/thesis.index', tmp_path / 'elsewhere/thesis.tex', tmp_path / 'runs/run/thesis.index',
@@ -635,11 +650,11 @@ def test_the_best_is_kept_where_the_training_state_is_removed(graph, made, train
 
 def test_a_later_checkpoint_from_elsewhere_leaves_the_last_behind(graph, made, trained, tmp_path):
     run, expected = trained
-    other = checkpoint.Run(str(tmp_path / 'other'), made[0])
+    other = new_run(made, tmp_path / 'other')
     train_to(graph, other, 9, best=[0.1, 1], worse=7)
     state = checkpoint.Run(run.directory, made[0]).restore(graph, other.directory, silent)
     assert (state['step'], state['best'], state['worse']) == (9, [3.0, 2], 0)
-    assert checkpoint.Run(str(tmp_path / 'new'), made[0]).restore(graph, f'{run.directory}/left-4', silent)['step'] == 4
+    assert new_run(made, tmp_path / 'new').restore(graph, f'{run.directory}/left-4', silent)['step'] == 4
     assert_same(values(graph, tf.global_variables()), expected[4])
 
 
@@ -696,7 +711,7 @@ def test_going_back_may_be_killed_at_any_file_operation(graph, made, trained, tm
             f'model-{step}' for step in range(1, 5)}
         if kill % 5 == 0 or not dead:
             home = next(home for home, prefixes in whole.items() if prefixes[-1].endswith('-4'))
-            checkpoint.Run(str(tmp_path / 'new'), made[0]).restore(graph, str(home), silent)
+            new_run(made, tmp_path / 'new').restore(graph, str(home), silent)
             assert_same(values(graph, tf.global_variables()), expected[4])
             state = checkpoint.Run(str(directory), made[0]).restore(graph, f'{directory}/model-3', silent)
             assert (state['step'], state['best']) == (3, [3.0, 2])
