@@ -479,7 +479,7 @@ class Run:
     def clear_up(self):
         """Ends the last save, whether it was committed or cut off. Removed are the checkpoints that it has begun or was
         to remove, unless they are kept; the training state of those that are but the newest; and temporary files."""
-        for name in os.listdir(self.directory) if os.path.isdir(self.directory) else []:
+        for name in os.listdir(self.directory):
             if REMAINS.fullmatch(name):
                 path = os.path.join(self.directory, name)
                 with contextlib.suppress(OSError):
