@@ -24,14 +24,14 @@ import time
 import urllib.parse
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))
-import cli  # before what takes longer: from here on, Ctrl-C ends the script quietly
+from command_line import cli  # before what takes longer: from here on, Ctrl-C ends the script quietly
 
 # isort: split
 import requests
 from tqdm import tqdm
 
-import paths
 from errors import InputError, require
+from storage import paths
 
 BASE_URL = 'https://openaipublic.blob.core.windows.net/gpt-2/models'
 WEIGHTS = 'model.ckpt.data-00000-of-00001'

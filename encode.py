@@ -13,12 +13,12 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))
 
-import cli
 import encoder
 import load_dataset
-import paths
+from command_line import cli
 from errors import require
-from npz import write_npz
+from storage import paths
+from storage.npz import write_npz
 
 
 def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str = 'models', combine: int = 50000,

@@ -9,9 +9,9 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))
 
-import cli
+from command_line import cli
+from command_line.flags import HorovodFlags
 from errors import require
-from flags import HorovodFlags
 
 
 @cli.takes(HorovodFlags)
@@ -20,8 +20,7 @@ def train(**given):
     cli.load_tensorflow()
     try:
         with cli.ending_at_once():
-            import horovod_worker
-            import trainer
+            from training import horovod_worker, trainer
     except ModuleNotFoundError as error:
         require((error.name or '').partition('.')[0] != 'horovod', 'Horovod is not installed for this Python: make '
                 'horovod installs it into .venv; or use ./train.py, which trains in one process without it')

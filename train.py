@@ -8,8 +8,8 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))
 
-import cli
-from flags import TrainFlags
+from command_line import cli
+from command_line.flags import TrainFlags
 
 
 @cli.takes(TrainFlags)
@@ -17,7 +17,7 @@ def train(**given):
     flags = TrainFlags(**given)
     cli.load_tensorflow()
     with cli.ending_at_once():
-        import trainer
+        from training import trainer
     trainer.train(flags)
 
 

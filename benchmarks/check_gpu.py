@@ -18,9 +18,9 @@ import measure  # before the project's own: it makes their import possible
 import numpy as np
 import random_model
 import scaling
-import training
+import training_speed
 
-import cli
+from command_line import cli
 from errors import require
 
 SMALL = {'n_layer': 4, 'n_head': 4, 'n_embd': 256, 'n_ctx': 256}  # of the model that is compared
@@ -34,7 +34,7 @@ def check_gpu():
     cli.load_tensorflow()
     import tensorflow as tf
 
-    import generator
+    from generation import generator
     gpus = len(tf.config.list_physical_devices('GPU'))
     require(gpus, 'TensorFlow finds no GPU here, which would be compared with the CPU')
     print(f'{generator.device()} (of {gpus}), and CPU, {generator.cores()} cores; TensorFlow {tf.__version__}\n')
@@ -152,17 +152,16 @@ def begin(device):
 
 def scored(directory, device, precision):
     begin(device)
-    import figures
-    import likelihood
+    from evaluation import likelihood, metrics
     model = likelihood.Likelihood('small', directory, precision=precision)
     tokens = np.load(os.path.join(directory, 'tokens.npz'))['arr_0']
-    windows = figures.windows(tokens[:1000], model.context, model.context // 2)
+    windows = metrics.windows(tokens[:1000], model.context, model.context // 2)
     yield [value for _, scores in model.score(windows) for value in scores.log_probabilities.tolist()]
 
 
 def sampled(directory, device):
     begin(device)
-    import generator
+    from generation import generator
     rows = generator.load('small', directory).complete([[65, 66, 67]] * 2, [[1], [2]], length=100, logprobs=True)
     yield [value for row in rows for value in row.logprobs]
 
@@ -177,8 +176,8 @@ def trained(directory, device, name, deterministic='0', **changes):
     """The folder of a run."""
     os.environ['TF_DETERMINISTIC_OPS'] = deterministic
     begin(device)
-    import trainer
-    from flags import TrainFlags
+    from command_line.flags import TrainFlags
+    from training import trainer
     trainer.train(TrainFlags(**flags_of(directory, name, **changes)))
     yield os.path.join(directory, 'runs', name)
 
@@ -188,8 +187,8 @@ def timed(directory, device, precision, xla):
     begin(device)
     import tensorflow as tf
 
-    import trainer
-    updates = training.ours(directory, SIZE, BATCH_SIZE, SEQUENCE, precision, saving=False, xla=xla)
+    from training import trainer
+    updates = training_speed.ours(directory, SIZE, BATCH_SIZE, SEQUENCE, precision, saving=False, xla=xla)
     with contextlib.closing(updates):
         seconds = statistics.median(itertools.islice(updates, UPDATES))
         yield seconds, tf.config.experimental.get_memory_info(f'{device}:0')['peak'] or trainer.peak_memory()

@@ -6,8 +6,8 @@ import string
 import measure  # before the project's own: it makes their import possible
 import numpy as np
 
-import cli
 import encoder
+from command_line import cli
 from errors import require
 
 SIZES = {  # layers, heads, width
@@ -30,8 +30,8 @@ def make(directory, size, n_ctx=1024):
 
 def write(directory, size, n_ctx):
     cli.load_tensorflow()
-    import checkpoint
     import model
+    from storage import checkpoint
     n_layer, n_head, n_embd = SIZES[size]
     path = os.path.join(directory, size)
     os.mkdir(path)

@@ -20,7 +20,7 @@ import measure  # before the project's own: it makes their import possible
 import random_model
 import table
 
-import cli
+from command_line import cli
 from errors import require
 
 EFFICIENCY = 0.85  # of two processes, to reach
@@ -91,9 +91,8 @@ def measured():
     cli.load_tensorflow()
     import tensorflow.compat.v1 as tf
 
-    import horovod_worker
-    import trainer
-    from flags import HorovodFlags
+    from command_line.flags import HorovodFlags
+    from training import horovod_worker, trainer
     directory, steps = settings['directory'], settings['steps']
     flags = HorovodFlags(dataset=os.path.join(directory, 'tokens.npz'), model_name=settings['size'],
                          models_dir=directory, checkpoint_dir=os.path.join(directory, 'runs'), sample_every=0,

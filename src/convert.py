@@ -6,16 +6,16 @@
 """
 import math
 
-import cli
-import paths
-from flags import ExportFlags
+from command_line import cli
+from command_line.flags import ExportFlags
+from storage import paths
 
 
 @cli.takes(ExportFlags)
 def to_hf(*args, **given):
     """Writes a model, or a training run's, into a folder that transformers and what reads its format take."""
     def write(folder, directory, checkpoint):
-        import hugging_face
+        from formats import hugging_face
         return hugging_face.write(folder, directory, checkpoint)
     cli.write_model(ExportFlags(*args, **given), write)
 
@@ -31,8 +31,8 @@ def from_hf(directory: str, name: str, models_dir: str = 'models'):
     target = paths.for_tensorflow(paths.child(models_dir, name, 'NAME'))
     paths.check_new(target)
     cli.load_tensorflow(computes=False)
-    import hugging_face
     import model
+    from formats import hugging_face
     with paths.making(target) as folder:
         hparams = hugging_face.read(directory, folder)
     print(f'Made {target}: {sum(map(math.prod, model.weight_shapes(hparams).values())):,} parameters')

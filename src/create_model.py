@@ -4,11 +4,11 @@ import math
 import sys
 import tempfile
 
-import cli
 import encoder
 import load_dataset
-import paths
+from command_line import cli
 from errors import InputError, require
+from storage import paths
 
 SMALLEST_VOCABULARY = 257  # the bytes and <|endoftext|>
 LARGEST_VOCABULARY = 1 << 24  # for so many tokens memory is taken, whatever the corpus has
@@ -40,8 +40,8 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
     directory = paths.for_tensorflow(paths.child(models_dir, name, 'NAME'))
     paths.check_new(directory)
     cli.load_tensorflow(computes=False)
-    import checkpoint
     import model
+    from storage import checkpoint
     with paths.making(directory) as folder:
         hparams = model.default_hparams().override_from_dict({'n_ctx': n_ctx, 'n_embd': n_embd, 'n_head': n_head,
                                                               'n_layer': n_layer})

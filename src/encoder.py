@@ -25,10 +25,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
-import paths
 from errors import InputError, require
 from merges import Merges
 from pieces import PieceCache, safe_cut, split
+from storage import paths
 
 EOT = '<|endoftext|>'
 VOCABULARY_FILES = ('encoder.json', 'vocab.bpe')

@@ -14,16 +14,15 @@ import math
 import os
 import sys
 
-import cli  # before what may not be installed
+from command_line import cli  # before what may not be installed
 
 # isort: split
 from tqdm import tqdm
 
-import corpora
-import figures
 import load_dataset
-import paths
 from errors import require
+from evaluation import metrics, test_sets
+from storage import paths
 
 # Layers, heads and width of the released models, and Table 3 of the paper, under the names that it uses.
 RELEASED_SIZES = {'124M': (12, 12, 768), '355M': (24, 16, 1024), '774M': (36, 20, 1280), '1558M': (48, 25, 1600)}
@@ -139,14 +138,14 @@ def perplexity(**given):
     """Perplexity of any text, or of a .npz of encode.py: per token and word, and bits per byte."""
     flags = FileFlags(**given)
     files = load_dataset.find_files(flags.data)
-    text_figures('perplexity', flags, lambda enc: corpora.text_documents(
+    text_figures('perplexity', flags, lambda enc: test_sets.text_documents(
         enc, files, flags.encoding, flags.special_tokens))
 
 
 def corpus(name, given):
     flags = TextFlags(**given)
     # Whether the file is there is told before TensorFlow is loaded.
-    documents = list(corpora.corpus_documents(name, flags.data))
+    documents = list(test_sets.corpus_documents(name, flags.data))
     text_figures(name, flags, lambda enc: documents, lines=name in ('wikitext2', 'wikitext103', 'ptb', '1bw'))
 
 
@@ -191,9 +190,9 @@ def lambada(**given):
     """LAMBADA: accuracy and perplexity of the last word, and of the last token, of passages (.jsonl or text)."""
     flags = LambadaFlags(**given)
     check_passages(flags)
-    passages = list(corpora.lambada_passages(flags.data, flags.detokenize))
+    passages = list(test_sets.lambada_passages(flags.data, flags.detokenize))
     with evaluation(flags, 'passages') as (model, progress):
-        found = figures.lambada(model, passages, flags.boundary, progress)
+        found = metrics.lambada(model, passages, flags.boundary, progress)
     report('lambada', flags, model, found)
 
 
@@ -202,9 +201,9 @@ def cbt(**given):
     """The Children's Book Test (a file of cbtest_CN or cbtest_NE): accuracy among ten choices."""
     flags = PassageFlags(**given)
     check_passages(flags)
-    questions = list(corpora.cbt_questions(flags.data))
+    questions = list(test_sets.cbt_questions(flags.data))
     with evaluation(flags, 'questions') as (model, progress):
-        found = figures.cbt(model, questions, flags.boundary, progress)
+        found = metrics.cbt(model, questions, flags.boundary, progress)
     report('cbt', flags, model, found)
 
 
@@ -214,9 +213,9 @@ def logprobs(**given):
     flags = LineFlags(**given)
     require(flags.boundary != 'joined', '--boundary must be endoftext or none here, not joined')
     texts = [(prompt_of(record, place, flags.prompt), record['text'])
-             for place, record in corpora.records(flags.data)]
+             for place, record in test_sets.records(flags.data)]
     with evaluation(flags, 'lines') as (model, progress):
-        for line in figures.logprobs(model, texts, flags.stride, flags.boundary, progress):
+        for line in metrics.logprobs(model, texts, flags.stride, flags.boundary, progress):
             print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
@@ -240,7 +239,7 @@ def prompt_of(record, place, default):
 def text_figures(name, flags, documents_of, lines=False):
     """Evaluates documents_of(encoder), and prints the figures."""
     with evaluation(flags, 'tokens') as (model, progress):
-        found = figures.perplexity(model, documents_of(model.enc), flags.stride, flags.boundary, progress, lines)
+        found = metrics.perplexity(model, documents_of(model.enc), flags.stride, flags.boundary, progress, lines)
     report(name, flags, model, found)
 
 
@@ -251,7 +250,7 @@ def evaluation(flags, unit):
     name, directory = ((flags.model_name, flags.models_dir) if flags.run_name is None
                        else (flags.run_name, flags.checkpoint_dir))
     with cli.ending_at_once():
-        import likelihood
+        from evaluation import likelihood
         model = likelihood.Likelihood(name, directory, flags.checkpoint, precision=flags.precision,
                                       batch_size=flags.batch_size, context=flags.context)
     with tqdm(unit=f' {unit}', desc='evaluating', dynamic_ncols=True, disable=None) as bar:
@@ -287,7 +286,7 @@ def report(command, flags, model, found):
     settings = {'command': command, 'data': flags.data, 'checkpoint': model.prefix, 'precision': flags.precision,
                 'context': model.context, 'boundary': flags.boundary}
     if hasattr(flags, 'stride'):
-        settings['stride'] = figures.check_windows(model.context, flags.stride)
+        settings['stride'] = metrics.check_windows(model.context, flags.stride)
     if flags.json:
         finite = [{**row, 'value': row['value'] if math.isfinite(row['value']) else None} for row in rows]
         print(json.dumps({**settings, 'figures': finite}, ensure_ascii=False))

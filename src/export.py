@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes a model for TensorFlow Serving, and for TensorFlow without this code: ./src/export.py MODEL_OR_RUN OUT."""
-import cli
-import paths
-from flags import ExportFlags
+from command_line import cli
+from command_line.flags import ExportFlags
+from storage import paths
 
 
 @cli.takes(ExportFlags)
@@ -12,7 +12,7 @@ def export(*args, **given):
     TensorFlow Serving wants OUT's name to be a number, the version: served/gpt2/1.
     """
     def write(folder, directory, checkpoint):
-        import saved_model
+        from formats import saved_model
         return saved_model.write(folder, directory, checkpoint)
     flags = ExportFlags(*args, **given)
     paths.for_tensorflow(paths.expand(flags.out))

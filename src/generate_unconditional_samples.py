@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Prints samples that begin with nothing but <|endoftext|>: ./src/generate_unconditional_samples.py [flags]."""
-import cli
+from command_line import cli
+from command_line.flags import SamplingFlags
 from errors import require
-from flags import SamplingFlags
 
 
 @cli.takes(SamplingFlags)
@@ -13,7 +13,7 @@ def sample_model(*args, **given):
             '--output needs --nsamples: without an end the file would never be whole')
     cli.load_tensorflow()
     with cli.ending_at_once():
-        import samples
+        from generation import samples
         drawn = samples.Samples(flags, unconditional=True)
     with samples.opened(flags.output) as file:
         drawn.write(file, stream=flags.output is None)

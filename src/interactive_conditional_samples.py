@@ -5,10 +5,10 @@ import contextlib
 import dataclasses
 import sys
 
-import cli
-import paths
+from command_line import cli
+from command_line.flags import SamplingFlags
 from errors import InputError, require
-from flags import SamplingFlags
+from storage import paths
 
 ASK = 'Model prompt >>> '
 
@@ -50,7 +50,7 @@ def interact_model(*args, **given):
     flags = PromptFlags(*args, **given)
     cli.load_tensorflow()
     with cli.ending_at_once():
-        import samples
+        from generation import samples
         drawn = samples.Samples(flags, unconditional=False, special_tokens=flags.special_tokens)
     if flags.prompts_file is not None:
         drawn.complete(flags.prompts_file, flags.output, flags.logprobs)

@@ -34,11 +34,11 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from tqdm import tqdm
 
-import paths
 from encoder import get_encoder, separate_texts, split_at
 from errors import InputError, require
-from npz import npz_arrays, token_dtype, vocabulary_of, write_npz
-from windows import Sampler
+from storage import paths
+from storage.npz import npz_arrays, token_dtype, vocabulary_of, write_npz
+from training.windows import Sampler
 
 READ_BYTES = 1 << 18
 GROUP_CHARACTERS, GROUP_ITEMS = 1 << 20, 1 << 12  # encoded at a time: some 25 ms, and not too many tiny files

@@ -15,9 +15,9 @@ import typing
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-import paths
 from errors import InputError, require
-from fused import apart, computed_once, fused, in_kernel, kernel
+from fast.kernels import apart, computed_once, fused, in_kernel, kernel
+from storage import paths
 
 # What no model comes near, so that a file that is damaged or was made to harm is refused before a graph of its sizes is
 # built. Ids and positions are int32; the largest GPT of published sizes (GPT-3: Brown et al. 2020, table 2.1) has 96

@@ -8,7 +8,7 @@ import tensorflow.compat.v1 as tf
 
 import model
 from errors import require
-from fused import fused
+from fast.kernels import fused
 
 ONE = 0x3f800000  # the bits of 1.0 in float32
 

@@ -21,10 +21,10 @@ import numpy as np
 import tiny_vocab
 from tqdm import tqdm
 
-import cli
-import corpora
 import encoder
+from command_line import cli
 from errors import InputError
+from evaluation import test_sets
 
 SECONDS = 60  # that the loading of a small file may take
 ALLOWANCE = 64 << 20  # bytes that loading it may add to the process
@@ -97,7 +97,7 @@ def odd_states(count: int = 500, seed: int = 0):
     """Values of other types and sizes, under a right checksum, in what a run keeps as JSON: refused, or of use."""
     rng, counts = random.Random(seed), collections.Counter(refused=0, taken=0)
     with tempfile.TemporaryDirectory() as folder, make_targets(folder) as targets:
-        import checkpoint
+        from storage import checkpoint
         run = next(target for target in targets if target.name == 'a training run')
         whole = run.load()
         for number in tqdm(range(count), desc='odd states', disable=None):
@@ -210,8 +210,8 @@ def make_targets(folder):
 def of_a_model(models):
     import tensorflow.compat.v1 as tf
 
-    import checkpoint
     import model
+    from storage import checkpoint
 
     def vocabulary():
         loaded = encoder.get_encoder('toy', models)
@@ -241,7 +241,7 @@ def of_a_model(models):
 
 
 def of_datasets(folder, models):
-    import npz
+    from storage import npz
     os.makedirs(os.path.join(folder, 'data'))
     enc = encoder.get_encoder('toy', models)
     rng = np.random.default_rng(0)
@@ -265,8 +265,8 @@ def training_run(folder, models):
     """
     import tensorflow.compat.v1 as tf
 
-    import checkpoint
     import model
+    from storage import checkpoint
     directory, hparams, _ = checkpoint.describe('toy', models)
     with tf.Graph().as_default(), tf.Session() as session:
         loss = tf.add_n([tf.reduce_sum(w) for w in model.weights(hparams).values()])
@@ -318,9 +318,9 @@ def training_run(folder, models):
 
 
 def of_hugging_face(folder, models):
-    import checkpoint
-    import hugging_face
     import model
+    from formats import hugging_face
+    from storage import checkpoint
     source = os.path.join(folder, 'theirs')
     os.makedirs(source)
     hugging_face.write(source, os.path.join(models, 'toy'))
@@ -338,7 +338,7 @@ def of_hugging_face(folder, models):
 
 def of_texts(folder):
     """Prompts, answers of which some are written, and test sets. None has a checksum."""
-    import samples
+    from generation import samples
     prompts = ['Once', 'upon a time', 'é 日', 'Once']
     question = ''.join(f'{number} A sentence .\n' for number in range(1, 21)) + '21 It is XXXXX .\tred\t\tred|blue\n\n'
     contents = {
@@ -360,7 +360,7 @@ def of_texts(folder):
     loads = {
         'prompts.txt': lambda: samples.read_prompts(at('prompts.txt')),
         'prompts.jsonl': lambda: samples.read_prompts(at('prompts.jsonl')), 'answers.jsonl': answered,
-        'lambada.jsonl': lambda: list(corpora.lambada_passages(at('lambada.jsonl'))),
-        'cbt.txt': lambda: list(corpora.cbt_questions(at('cbt.txt'))),
-        'wiki.test.tokens': lambda: list(corpora.corpus_documents('wikitext2', at('wiki.test.tokens')))}
+        'lambada.jsonl': lambda: list(test_sets.lambada_passages(at('lambada.jsonl'))),
+        'cbt.txt': lambda: list(test_sets.cbt_questions(at('cbt.txt'))),
+        'wiki.test.tokens': lambda: list(test_sets.corpus_documents('wikitext2', at('wiki.test.tokens')))}
     return Target('texts', list(map(at, loads)), lambda: [load() for load in loads.values()], sealed=False)

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # where half of the scripts are
 
-import cli
+from command_line import cli
 
 SECONDS = 60  # that anything may take
 FORK, SPAWN = (multiprocessing.get_context(method) for method in ('fork', 'spawn'))
@@ -45,12 +45,14 @@ def in_new_process(function, *arguments):
 def import_tensorflow():
     """Imports what attempts need, for them to have. No session may be made here."""
     def load():
-        import fused
-        import hugging_face  # noqa: F401
-        import samples  # noqa: F401
-        import saved_model  # noqa: F401
-        import trainer  # noqa: F401
-        fused.SMALLEST = 1 << 60  # no kernels: compiling them would take most of the time
+        from fast import kernels
+        from formats import (
+            hugging_face,  # noqa: F401
+            saved_model,  # noqa: F401
+        )
+        from generation import samples  # noqa: F401
+        from training import trainer  # noqa: F401
+        kernels.SMALLEST = 1 << 60  # no kernels: compiling them would take most of the time
     cli.caught_stderr(load)
 
 
@@ -243,7 +245,7 @@ def world(folder):  # -> TrainFlags
     """A model, texts, and the flags of a run without an end."""
     import toy
 
-    from flags import TrainFlags
+    from command_line.flags import TrainFlags
     finish(lambda _: toy.write_model(os.path.join(folder, 'models', 'toy'), toy.hparams(n_layer=1)),
            os.path.join(folder, 'log'))
     with open(os.path.join(folder, 'text.txt'), 'w') as file:
@@ -256,7 +258,7 @@ def world(folder):  # -> TrainFlags
 
 def train(flags, tell):
     """Trains, and tells (step, digest of the weights) at the start and after each update."""
-    import trainer
+    from training import trainer
 
     def told(method):
         def call(self):
@@ -271,7 +273,7 @@ def train(flags, tell):
 
 def inspected(flags, what):  # -> [(what, digest of weights)]
     """All checkpoints that a run names and its model-best, read whole; AssertionError for one that does not load."""
-    import checkpoint
+    from storage import checkpoint
     directory = os.path.join(flags.checkpoint_dir, flags.run_name)
     last = checkpoint.latest(directory)
     named = checkpoint.all_named(directory)
@@ -287,7 +289,7 @@ def inspected(flags, what):  # -> [(what, digest of weights)]
 
 
 def read(prefix, what):
-    import checkpoint
+    from storage import checkpoint
     try:
         return tensors(checkpoint.resolved(checkpoint.find(prefix)))
     except Exception as error:
@@ -296,7 +298,7 @@ def read(prefix, what):
 
 def final(flags):
     """All that there is at the end of a run, by what it is."""
-    import checkpoint
+    from storage import checkpoint
     directory = os.path.join(flags.checkpoint_dir, flags.run_name)
     last = checkpoint.latest(directory)
     with open(f'{checkpoint.state_prefix(last)}.json') as file:

@@ -8,8 +8,8 @@ import toy
 from tiny_vocab import ENGLISH
 from tqdm import tqdm
 
-import trainer
-from flags import TrainFlags
+from command_line.flags import TrainFlags
+from training import trainer
 
 LARGEST_SLOPE = 1000  # bytes a step
 WARM_UP = 0.3  # the share of the steps in which caches fill and allocators settle

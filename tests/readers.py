@@ -18,11 +18,11 @@ else:
     watched = contextlib.nullcontext()
 with watched:
     import encoder
-    import hugging_face
     import model
-    import npz
-    import samples
     from errors import InputError
+    from formats import hugging_face
+    from generation import samples
+    from storage import npz
 
 import numpy as np
 import tiny_vocab

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-import cli
+from command_line import cli
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -18,8 +18,8 @@ def benchmarks(monkeypatch, tmp_path):
     """The folder's modules, as its scripts import them, and a folder with a toy model of theirs."""
     monkeypatch.syspath_prepend(os.path.join(ROOT, 'benchmarks'))
     import random_model
-    import sampling
-    import training
+    import sampling_speed as sampling
+    import training_speed as training
     monkeypatch.setitem(random_model.SIZES, 'toy', (2, 4, 32))
     monkeypatch.setattr(random_model, 'N_VOCAB', 300)
     monkeypatch.setattr(sampling, 'SIZE', 'toy')
@@ -53,8 +53,8 @@ def check_gpu(benchmarks, monkeypatch, tmp_path):
     import check_gpu
     import random_model
 
-    import fused
-    monkeypatch.setattr(fused, 'SMALLEST', 1 << 60)  # no kernels: compiling them would take most of the time
+    from fast import kernels
+    monkeypatch.setattr(kernels, 'SMALLEST', 1 << 60)  # no kernels: compiling them would take most of the time
     pids = itertools.count()
     for name, value in {'SIZE': 'toy', 'SEQUENCE': 32, 'UPDATES': 1, 'LIMITS': {'float32': 1e-4, 'bfloat16': 5e-2},
                         'SMALL': {'n_layer': 1, 'n_head': 2, 'n_embd': 32, 'n_ctx': 32}}.items():

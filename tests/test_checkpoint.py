@@ -12,14 +12,12 @@ import pytest
 import tensorflow.compat.v1 as tf
 import toy
 
-import checkpoint
-import generator
-import hugging_face
-import likelihood
 import model
-import paths
-import saved_model
 from errors import InputError
+from evaluation import likelihood
+from formats import hugging_face, saved_model
+from generation import generator
+from storage import checkpoint, paths
 
 
 def silent(line):

@@ -9,7 +9,7 @@ import sys
 import fire
 import pytest
 
-import cli
+from command_line import cli
 from errors import InputError, require
 
 SRC = os.path.dirname(os.path.abspath(cli.__file__))

@@ -14,16 +14,15 @@ import tensorflow.compat.v1 as tf
 import toy
 from tiny_vocab import ENGLISH, tiny_bpe
 
-import checkpoint
-import cli
 import convert
 import encoder
-import generator
-import hugging_face
 import model
-import paths
+from command_line import cli
 from convert import from_hf, to_hf
 from errors import InputError
+from formats import hugging_face
+from generation import generator
+from storage import checkpoint, paths
 
 FILES = ['config.json', 'generation_config.json', 'merges.txt', 'model.safetensors', 'tokenizer_config.json',
          'vocab.json']

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_vocab import shared, write_vocab
 
-import corpora
 from encoder import get_encoder
 from errors import InputError
+from evaluation import test_sets
 
-DETOKENIZERS = {'wikitext': corpora.wikitext_detokenizer(), 'penn': corpora.penn_detokenizer(),
-                'news': corpora.news_detokenizer(), 'book': corpora.book_detokenizer(),
-                'none': corpora.no_detokenizer()}
+DETOKENIZERS = {'wikitext': test_sets.wikitext_detokenizer(), 'penn': test_sets.penn_detokenizer(),
+                'news': test_sets.news_detokenizer(), 'book': test_sets.book_detokenizer(),
+                'none': test_sets.no_detokenizer()}
 # What the rules look at, in any order, with and without spaces: where most can go wrong.
 BITS = [' ', ' ', ' ', '  ', 'a', 's', 'S', 'H', 'Mr', "n't", "'s", "'ll", "'", '"', '``', "''", '`', '.', ',',
         '..', '...', '@-@', '@,@', '@.@', ' @-@ ', ' @,@ ', '@', '-', '1', '20', '–', '/', '\\/', '\\', '=', '<unk>',
@@ -117,54 +117,54 @@ def test_books():
 
 def test_a_text_of_bytes_or_letters_stays_as_it_is():
     text = '<page>\n  <title>A , B</title>\r\n &quot;x&quot; @-@ '
-    assert corpora.CORPORA['enwik8'].detokenizer().detokenize(text) == text
-    assert corpora.CORPORA['text8'].detokenizer().detokenize(' anarchism originated as') == ' anarchism originated as'
+    assert test_sets.CORPORA['enwik8'].detokenizer().detokenize(text) == text
+    assert test_sets.CORPORA['text8'].detokenizer().detokenize(' anarchism originated as') == ' anarchism originated as'
 
 
 # Test sets
 
 def test_a_document_is_counted_as_published_and_scored_as_written(tmp_path):
     (tmp_path / 'wiki.test.tokens').write_text(' \n = Name = \n \n It is 1 @,@ 000 – café . \n', encoding='utf-8')
-    document, = corpora.corpus_documents('wikitext2', str(tmp_path))
-    assert document == corpora.Document('\n= Name =\n\nIt is 1,000 – café.\n', words=11, lines=4, bytes=45)
-    assert list(corpora.corpus_documents('wikitext103', str(tmp_path / 'wiki.test.tokens'))) == [document]
+    document, = test_sets.corpus_documents('wikitext2', str(tmp_path))
+    assert document == test_sets.Document('\n= Name =\n\nIt is 1,000 – café.\n', words=11, lines=4, bytes=45)
+    assert list(test_sets.corpus_documents('wikitext103', str(tmp_path / 'wiki.test.tokens'))) == [document]
 
 
 def test_the_known_counts_of_wikitext(wikitext):
-    document, = corpora.corpus_documents('wikitext2', shared('corpus', 'wikitext2_valid.txt'))
+    document, = test_sets.corpus_documents('wikitext2', shared('corpus', 'wikitext2_valid.txt'))
     assert document.words + document.lines == 217646  # as Merity et al. 2016 count them, table 1
     assert document.bytes == len(wikitext.encode())
 
 
 def test_each_sentence_of_one_billion_words_is_a_document(tmp_path):
     (tmp_path / 'news').write_text('He said , " Yes . "\nSo .')
-    assert list(corpora.corpus_documents('1bw', str(tmp_path / 'news'))) == [
-        corpora.Document('He said, "Yes."\n', 7, 1, 20), corpora.Document('So.', 2, 0, 4)]
+    assert list(test_sets.corpus_documents('1bw', str(tmp_path / 'news'))) == [
+        test_sets.Document('He said, "Yes."\n', 7, 1, 20), test_sets.Document('So.', 2, 0, 4)]
 
 
 def test_of_enwik8_the_last_five_million_bytes_are_the_test(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, 'ENWIK8_BYTES', 20)
-    monkeypatch.setattr(corpora, 'ENWIK8_TEST', 5)
+    monkeypatch.setattr(test_sets, 'ENWIK8_BYTES', 20)
+    monkeypatch.setattr(test_sets, 'ENWIK8_TEST', 5)
     path = tmp_path / 'enwik8'
     for data, expected in ((b'abcdefghijklmnopqrst', 'pqrst'), (b'abcdefghijklm' + '日'.encode() + b'qrst', 'qrst'),
                            (b'shorter than 20', 'shorter than 20')):
         path.write_bytes(data)
-        document, = corpora.corpus_documents('enwik8', str(tmp_path))
+        document, = test_sets.corpus_documents('enwik8', str(tmp_path))
         assert (document.text, document.bytes) == (expected, len(expected))
 
 
-@pytest.mark.parametrize('name', corpora.CORPORA)
+@pytest.mark.parametrize('name', test_sets.CORPORA)
 def test_what_is_missing_is_told_with_where_to_get_it(tmp_path, name):
     for data in (tmp_path, tmp_path / 'absent'):
         with pytest.raises(InputError, match=r'wikitext-2-v1\.zip|simple-examples|statmt|mattmahoney') as raised:
-            list(corpora.corpus_documents(name, str(data)))
+            list(test_sets.corpus_documents(name, str(data)))
         assert str(data) in str(raised.value) and '\n' not in str(raised.value)
 
 
 def test_a_set_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / 'text8').write_bytes(b'abc\xff')
     with pytest.raises(InputError, match='text8: not utf-8 at byte 3'):
-        list(corpora.corpus_documents('text8', str(tmp_path)))
+        list(test_sets.corpus_documents('text8', str(tmp_path)))
 
 
 MARK = '\ufeff'.encode()
@@ -172,12 +172,12 @@ MARK = '\ufeff'.encode()
 
 def test_a_byte_order_mark_is_no_text_and_no_byte_of_it(tmp_path):
     (tmp_path / 'text8').write_bytes(MARK + b' a b')
-    assert list(corpora.corpus_documents('text8', str(tmp_path))) == [corpora.Document(' a b', 2, 0, 4)]
+    assert list(test_sets.corpus_documents('text8', str(tmp_path))) == [test_sets.Document(' a b', 2, 0, 4)]
     for name, data in (('a.txt', b'one\r\ntwo\r'), ('b.jsonl', b'{"text": "one"}\n{"text": "two"}')):
         (tmp_path / name).write_bytes(MARK + data)
-        assert [record for _, record in corpora.records(str(tmp_path / name))] == [{'text': 'one'}, {'text': 'two'}]
+        assert [record for _, record in test_sets.records(str(tmp_path / name))] == [{'text': 'one'}, {'text': 'two'}]
     (tmp_path / 'cbt').write_bytes(MARK + cbt_text(1).encode())
-    assert len(list(corpora.cbt_questions(str(tmp_path / 'cbt')))) == 1
+    assert len(list(test_sets.cbt_questions(str(tmp_path / 'cbt')))) == 1
 
 
 def tiny_encoder(path):
@@ -186,16 +186,16 @@ def tiny_encoder(path):
 
 
 @pytest.mark.parametrize('read', [
-    lambda path: corpora.corpus_documents('text8', path), corpora.records, corpora.cbt_questions,
-    corpora.lambada_passages, lambda path: corpora.text_documents(tiny_encoder(path), [path])])
+    lambda path: test_sets.corpus_documents('text8', path), test_sets.records, test_sets.cbt_questions,
+    test_sets.lambada_passages, lambda path: test_sets.text_documents(tiny_encoder(path), [path])])
 def test_what_is_no_text_is_told_by_its_kind(tmp_path, read):
     (tmp_path / 'text8').write_bytes(gzip.compress(b'text'))
     with pytest.raises(InputError, match='text8: this is a gzip file, not text'):
         list(read(str(tmp_path / 'text8')))
 
 
-@pytest.mark.parametrize('read', [lambda path: corpora.corpus_documents('text8', path), corpora.records,
-                                  corpora.cbt_questions])
+@pytest.mark.parametrize('read', [lambda path: test_sets.corpus_documents('text8', path), test_sets.records,
+                                  test_sets.cbt_questions])
 def test_a_set_is_read_from_a_pipe_but_not_without_end(tmp_path, monkeypatch, read):
     reading, writing = os.pipe()
     os.write(writing, cbt_text(1).encode())
@@ -206,7 +206,7 @@ def test_a_set_is_read_from_a_pipe_but_not_without_end(tmp_path, monkeypatch, re
     with pytest.raises(InputError, match='zero is a device; give a regular file'):
         list(read(str(tmp_path / 'zero')))
     (tmp_path / 'large').write_text('12345')
-    monkeypatch.setattr(corpora.paths, 'TEXT_FILE', 4)
+    monkeypatch.setattr(test_sets.paths, 'TEXT_FILE', 4)
     with pytest.raises(InputError, match='large has 5 bytes, expected at most 4'):
         list(read(str(tmp_path / 'large')))
 
@@ -220,11 +220,11 @@ def test_files_and_arrays_are_documents(tmp_path):
     first, second = enc.encode('the old lighthouse'), enc.encode('café\n')
     np.savez(tmp_path / 'b.npz', np.array([*first, enc.eot, enc.eot, *second], np.uint16), np.array([enc.eot]))
     files = [str(tmp_path / 'a.txt'), str(tmp_path / 'b.npz')]
-    documents = list(corpora.text_documents(enc, files))
+    documents = list(test_sets.text_documents(enc, files))
     assert [(each.tokens.tolist(), each.words, each.lines, each.bytes) for each in documents] == [
         (enc.encode('One two\r\n'), 2, 1, 9), (enc.encode('\nthree'), 1, 1, 6), (first, 3, 0, 18),
         (second, 1, 1, 6)]
-    text, *_ = corpora.text_documents(enc, files, special_tokens=False)
+    text, *_ = test_sets.text_documents(enc, files, special_tokens=False)
     assert text.tokens.tolist() == enc.encode((tmp_path / 'a.txt').read_bytes().decode('utf-8-sig'))
 
 
@@ -235,7 +235,7 @@ def test_text_in_another_encoding_is_refused(tmp_path, data, encoding, message):
     write_vocab(tmp_path / 'tiny')
     enc = get_encoder('tiny', str(tmp_path))
     with pytest.raises(InputError, match=message):
-        list(corpora.text_documents(enc, [str(tmp_path / 'x.txt')], encoding))
+        list(test_sets.text_documents(enc, [str(tmp_path / 'x.txt')], encoding))
 
 
 # Lines
@@ -243,7 +243,7 @@ def test_text_in_another_encoding_is_refused(tmp_path, data, encoding, message):
 def test_lines_of_text_and_of_json(tmp_path):
     (tmp_path / 'a.txt').write_bytes(b'one\r\n\n {"text": 1}\x0b')
     (tmp_path / 'b.jsonl').write_text('{"text": "o\\nne", "prompt": "p"}\n\n{"text": ""}')
-    assert [record for _, record in corpora.records(str(tmp_path))] == [
+    assert [record for _, record in test_sets.records(str(tmp_path))] == [
         {'text': 'one'}, {'text': ''}, {'text': ' {"text": 1}\x0b'}, {'text': 'o\nne', 'prompt': 'p'}, {'text': ''}]
 
 
@@ -252,7 +252,7 @@ def test_lines_of_text_and_of_json(tmp_path):
 def test_bad_json_is_named(tmp_path, line, message):
     (tmp_path / 'a.jsonl').write_text(f'{{"text": ""}}\n{line}\n')
     with pytest.raises(InputError, match=rf'a\.jsonl line 2 {message}'):
-        list(corpora.records(str(tmp_path)))
+        list(test_sets.records(str(tmp_path)))
 
 
 # LAMBADA
@@ -260,19 +260,19 @@ def test_bad_json_is_named(tmp_path, line, message):
 def test_lambada_in_both_forms(tmp_path):
     natural = '"Come here," he said.\n\nShe looked at\nGabriel'
     (tmp_path / 'a.jsonl').write_text(json.dumps({'text': natural}) + '\n')
-    assert list(corpora.lambada_passages(str(tmp_path / 'a.jsonl'))) == [(natural[:-8], '\nGabriel')]
+    assert list(test_sets.lambada_passages(str(tmp_path / 'a.jsonl'))) == [(natural[:-8], '\nGabriel')]
     (tmp_path / 'a.txt').write_text("`` i do n't , '' he said to gabriel\n\n")
-    assert list(corpora.lambada_passages(str(tmp_path / 'a.txt'))) == [("`` i do n't , '' he said to", ' gabriel')]
-    assert list(corpora.lambada_passages(str(tmp_path / 'a.txt'), detokenize=True)) == [('"i don\'t," he said to',
+    assert list(test_sets.lambada_passages(str(tmp_path / 'a.txt'))) == [("`` i do n't , '' he said to", ' gabriel')]
+    assert list(test_sets.lambada_passages(str(tmp_path / 'a.txt'), detokenize=True)) == [('"i don\'t," he said to',
                                                                                          ' gabriel')]
 
 
 def test_a_passage_of_a_single_word_is_refused(tmp_path):
     (tmp_path / 'a.txt').write_text('two words\none\n')
     with pytest.raises(InputError, match=r'a\.txt line 2 has a single word'):
-        list(corpora.lambada_passages(str(tmp_path / 'a.txt')))
+        list(test_sets.lambada_passages(str(tmp_path / 'a.txt')))
     with pytest.raises(InputError, match=r'absent.*lambada_test\.jsonl'):
-        list(corpora.lambada_passages(str(tmp_path / 'absent')))
+        list(test_sets.lambada_passages(str(tmp_path / 'absent')))
 
 
 # The Children's Book Test
@@ -292,7 +292,7 @@ def cbt_text(questions, seed=0):
 def test_questions_of_the_published_format(tmp_path):
     path = tmp_path / 'cbtest_CN_valid_2500ex.txt'
     path.write_text(cbt_text(2))
-    questions = list(corpora.cbt_questions(str(path)))
+    questions = list(test_sets.cbt_questions(str(path)))
     answers = [line.split('\t')[1] for line in cbt_text(2).split('\n') if '\t' in line]
     assert [each.answer for each in questions] == answers
     assert (questions[0].before, questions[0].after) == ('"So," said the ', ', "we go."')
@@ -312,12 +312,12 @@ def test_another_format_is_refused(tmp_path, old, new, message):
     sentence = cbt_text(1).split('\t')[1]
     path.write_text(cbt_text(1).replace(f'\t{sentence}\t', '\tking\t').replace(old, new, 1))
     with pytest.raises(InputError, match=message):
-        list(corpora.cbt_questions(str(path)))
+        list(test_sets.cbt_questions(str(path)))
 
 
 def test_a_question_that_is_cut_off_is_refused(tmp_path):
     (tmp_path / 'a.txt').write_text('\n'.join(cbt_text(1).split('\n')[:12]))
     with pytest.raises(InputError, match='ends within a question, after line 12 of 21'):
-        list(corpora.cbt_questions(str(tmp_path / 'a.txt')))
+        list(test_sets.cbt_questions(str(tmp_path / 'a.txt')))
     with pytest.raises(InputError, match=r'absent.*cbtest_CN'):
-        list(corpora.cbt_questions(str(tmp_path / 'absent')))
+        list(test_sets.cbt_questions(str(tmp_path / 'absent')))

@@ -10,8 +10,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 from tiny_vocab import ENGLISH, tiktoken_encoding, tiny_bpe, write_vocab
 
-import cli
 import encoder
+from command_line import cli
 from create_model import create_model, trained_vocabulary
 from encoder import get_encoder
 from errors import InputError
@@ -359,7 +359,7 @@ def test_a_damaged_vocabulary_is_refused_by_its_own_path(tmp_path):
 
 
 def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
-    import checkpoint
+    from storage import checkpoint
 
     def failing(directory, *_):
         with open(os.path.join(directory, 'model.ckpt.index'), 'w') as file:

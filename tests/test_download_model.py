@@ -17,7 +17,7 @@ from tiny_vocab import shared
 
 import download_model
 from errors import InputError
-from paths import MODEL_FILES
+from storage.paths import MODEL_FILES
 
 BIG = 'model.ckpt.data-00000-of-00001'
 CUT = 5000  # where a transfer of BIG breaks off

@@ -10,12 +10,12 @@ import tensorflow.compat.v1 as tf
 import toy
 from tiny_vocab import ENGLISH
 
-import fused
-import generator
 import model
 import sample
+from command_line.flags import WEIGHT_PRECISIONS
 from errors import InputError
-from flags import WEIGHT_PRECISIONS
+from fast import kernels
+from generation import generator
 
 CONTEXTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5], [7], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5, 9], [5, 5]]  # of several lengths
 SMALL = {'n_vocab': 6, 'n_ctx': 8, 'n_embd': 16, 'n_head': 2}
@@ -69,14 +69,14 @@ def assert_greedy(hp, values, contexts, length):
 @pytest.fixture(autouse=True)
 def operations(monkeypatch):
     """Nothing is compiled, but where a test asks for it."""
-    monkeypatch.setattr(fused, 'SMALLEST', 1 << 60)
+    monkeypatch.setattr(kernels, 'SMALLEST', 1 << 60)
 
 
 @pytest.fixture(params=['operations', 'kernels'])
 def compiled(request, operations, monkeypatch):
     """Once as small models are computed, once as large ones are."""
     if request.param == 'kernels':
-        monkeypatch.setattr(fused, 'SMALLEST', 0)
+        monkeypatch.setattr(kernels, 'SMALLEST', 0)
 
 
 # Rows, the window and the cache
@@ -89,7 +89,7 @@ def test_prompts_of_several_lengths_are_continued_as_numpy_continues_each():
 
 def test_more_layers_than_a_kernel_holds(monkeypatch):
     """Two kernels, the second of them not full."""
-    monkeypatch.setattr(fused, 'SMALLEST', 0)
+    monkeypatch.setattr(kernels, 'SMALLEST', 0)
     monkeypatch.setattr(model, 'LAYERS_IN_KERNEL', 2)
     hp = toy.hparams(n_layer=3)
     assert_greedy(hp, toy.weights(hp, scale=0.4), CONTEXTS[:2], 6)

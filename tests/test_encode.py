@@ -12,10 +12,10 @@ from tiny_vocab import write_vocab
 
 import encode
 import load_dataset as dataset
-import npz
 from encoder import get_encoder
 from errors import InputError
 from load_dataset import load_dataset
+from storage import npz
 
 SCRIPT = os.path.abspath(encode.__file__)
 

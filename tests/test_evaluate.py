@@ -1,4 +1,4 @@
-"""Figures against those worked out by tests/reference.py; likelihood.py, figures.py and the script itself."""
+"""Figures against those worked out by tests/reference.py; likelihood.py, metrics.py and the script itself."""
 import contextlib
 import io
 import json
@@ -14,19 +14,17 @@ import toy
 from test_corpora import CHOICES, cbt_text
 from tiny_vocab import ENGLISH, shared
 
-import checkpoint
-import cli
-import corpora
 import encode
 import encoder
 import evaluate
-import figures
-import fused
-import likelihood
 import model
+from command_line import cli
+from command_line.flags import PRECISIONS
 from create_model import create_model
 from errors import InputError
-from flags import PRECISIONS
+from evaluation import likelihood, metrics, test_sets
+from fast import kernels
+from storage import checkpoint
 
 SIZES = {'random': {'n_ctx': 32}, 'trained': {'n_ctx': 24, 'n_head': 2, 'n_layer': 3}}
 
@@ -104,7 +102,7 @@ def perplexities(losses, words, n_bytes, lines=None):
 @pytest.mark.parametrize('first', [1, 4, 9])
 def test_each_token_is_scored_once_in_a_window_as_full_as_can_be(n, context, stride, first):
     tokens, scored = list(range(100, 100 + n)), []
-    for window in figures.windows(tokens, context, stride, first):
+    for window in metrics.windows(tokens, context, stride, first):
         start = window.tokens[0] - 100
         assert window.tokens == tokens[start:start + len(window.tokens)]
         assert 0 < window.scored < len(window.tokens) <= context + 1
@@ -116,7 +114,7 @@ def test_each_token_is_scored_once_in_a_window_as_full_as_can_be(n, context, str
 @pytest.mark.parametrize('stride', [0, -1, 33, 1000])
 def test_a_stride_that_leaves_tokens_out_is_refused(loaded, stride):
     with pytest.raises(InputError, match='--stride must be from 1 to the context, 32, not'):
-        figures.perplexity(loaded('random'), [corpora.counted('a text')], stride)
+        metrics.perplexity(loaded('random'), [test_sets.counted('a text')], stride)
 
 
 # Perplexity
@@ -128,7 +126,7 @@ SHORT = ['The keeper', 'x', 'the old lighthouse keeper was right', 'a', '']
 @pytest.mark.parametrize('context, stride', [(24, 24), (24, 7), (17, 1), (2, 2), (24, 12)])
 def test_a_text_longer_than_the_context(models, loaded, name, expected_of, context, stride):
     text = TEXT if stride > 2 else TEXT[:150]
-    found = figures.perplexity(loaded(name, context=context), [corpora.counted(text)], stride)
+    found = metrics.perplexity(loaded(name, context=context), [test_sets.counted(text)], stride)
     enc = loaded(name).enc
     losses = reference.nats(expected_of, [enc.eot, *enc.encode(text)], context, stride)
     assert len(losses) == len(enc.encode(text)) > 1.5 * context
@@ -136,7 +134,7 @@ def test_a_text_longer_than_the_context(models, loaded, name, expected_of, conte
                    perplexities(losses, len(text.split()), len(text)))
 
 
-@pytest.mark.parametrize('boundary', figures.BOUNDARIES)
+@pytest.mark.parametrize('boundary', metrics.BOUNDARIES)
 def test_boundaries_of_documents_of_all_lengths(models, tmp_path, name, expected_of, boundary):
     texts = [*SHORT, TEXT[:200], TEXT[300:420]]
     for number, text in enumerate(texts):
@@ -159,7 +157,7 @@ def test_an_encoded_file_gives_the_figures_of_its_text(models, tmp_path):
     (tmp_path / 'b.txt').write_text('the keeper')
     tokens = [*enc.encode(TEXT), enc.eot, *enc.encode('the keeper'), enc.eot]
     np.savez(tmp_path / 'all.npz', np.array(tokens, np.uint16))
-    for boundary in figures.BOUNDARIES:
+    for boundary in metrics.BOUNDARIES:
         found = [figures_of(models, 'random', 'perplexity', '--data', data, '--boundary', boundary)
                  for data in (tmp_path / 'all.npz', f'{tmp_path}/*.txt')]
         assert_figures(*found)
@@ -173,7 +171,7 @@ def test_documents_in_one_file_give_the_figures_of_its_npz(models, tmp_path, exp
     ids = [[enc.eot, *enc.encode(text)] for text in texts]
     losses = [loss for each in ids for loss in reference.nats(expected_of, each, n_ctx, 10)]
     expected = perplexities(losses, sum(len(text.split()) for text in texts), sum(map(len, texts)))
-    for boundary in figures.BOUNDARIES:
+    for boundary in metrics.BOUNDARIES:
         found = [figures_of(models, name, 'perplexity', '--data', tmp_path / data, '--stride', 10,
                             '--boundary', boundary) for data in ('a.txt', 'a.npz')]
         assert_figures(*found)
@@ -188,8 +186,8 @@ def test_documents_in_one_file_give_the_figures_of_its_npz(models, tmp_path, exp
 
 @pytest.mark.parametrize('flags', [{'batch_size': 1}, {'batch_size': 3}, {'batch_size': 100}])
 def test_the_batch_size_changes_nothing(loaded, flags):
-    documents = [corpora.counted(text) for text in (*SHORT, TEXT)] * 3
-    found, expected = (figures.perplexity(loaded('random', **each), documents, 9) for each in (flags, {}))
+    documents = [test_sets.counted(text) for text in (*SHORT, TEXT)] * 3
+    found, expected = (metrics.perplexity(loaded('random', **each), documents, 9) for each in (flags, {}))
     assert [each.value for each in found] == pytest.approx([each.value for each in expected], rel=1e-6)
 
 
@@ -201,7 +199,7 @@ def test_scores_come_in_order_from_a_bounded_number_of_windows(loaded, monkeypat
         for number in range(60):
             read.append(number)
             length = 20 if number % 7 == 0 else 31  # the first of the rare shape would wait long for its like
-            yield figures.Window(np.full(length, number), 5, number)
+            yield metrics.Window(np.full(length, number), 5, number)
     places = []
     for window, scores in loaded('random', batch_size=4).score(windows()):
         places.append(window.place)
@@ -212,17 +210,17 @@ def test_scores_come_in_order_from_a_bounded_number_of_windows(loaded, monkeypat
 
 def test_as_kernels_and_by_blocks_of_attention(models, monkeypatch):
     """As large models are computed."""
-    monkeypatch.setattr(fused, 'SMALLEST', 0)
+    monkeypatch.setattr(kernels, 'SMALLEST', 0)
     monkeypatch.setattr(model, 'ATTENTION_BLOCK', 8)
     expected_of = reference.numpy_model(*models[1]['random'])
     scorer = likelihood.Likelihood('random', str(models[0]))
     tokens = [scorer.enc.eot, *scorer.enc.encode(TEXT)]
-    found = figures.perplexity(scorer, [corpora.counted(TEXT)], 16)
+    found = metrics.perplexity(scorer, [test_sets.counted(TEXT)], 16)
     assert found[0].value == pytest.approx(np.mean(reference.nats(expected_of, tokens, 32, 16)), rel=1e-5)
     operations = [op for op in scorer.session.graph.get_operations() if 'PartitionedCall' in op.type]
     assert len(operations) > 10
     before = len(scorer.session.graph.get_operations())
-    figures.perplexity(scorer, [corpora.counted(TEXT * 2)], 16)
+    metrics.perplexity(scorer, [test_sets.counted(TEXT * 2)], 16)
     assert len(scorer.session.graph.get_operations()) == before  # nothing is traced anew
 
 
@@ -238,7 +236,7 @@ def test_ids_without_a_text_keep_their_share_of_probability(tmp_path):
     hp, values = toy.write_padded_model(tmp_path / 'padded')
     scorer = likelihood.Likelihood('padded', str(tmp_path))
     tokens = scorer.enc.encode(ENGLISH)[:20]
-    ((_, scores),) = scorer.score([figures.Window(tokens, 19)], best=True)
+    ((_, scores),) = scorer.score([metrics.Window(tokens, 19)], best=True)
     p = numpy_gpt2.softmax(numpy_gpt2.logits(values, tokens[:-1], hp.n_head))
     np.testing.assert_allclose(scores.log_probabilities, np.log(p[range(19), tokens[1:]]), atol=1e-4)
     assert scores.best.tolist() == p.argmax(axis=1).tolist()
@@ -248,14 +246,14 @@ def test_ids_without_a_text_keep_their_share_of_probability(tmp_path):
 def test_a_token_that_the_model_has_not_is_refused(loaded):
     for tokens, wrong in (([5, 557], 557), ([-1, 5], -1)):
         with pytest.raises(InputError, match=rf'the data holds token {wrong}, but the model\'s n_vocab is 557'):
-            next(loaded('random').score([figures.Window(tokens, 1)]))
+            next(loaded('random').score([metrics.Window(tokens, 1)]))
 
 
 def test_a_hopeless_model_has_infinite_perplexity(capsys):
     class Loaded:
         hparams, context, prefix = model.default_hparams(), 1024, 'x'
-    assert figures.exp(699) == math.exp(699) and figures.exp(1e5) == math.inf
-    found = [figures.Figure('perplexity per word', math.inf, 1, 'words')]
+    assert metrics.exp(699) == math.exp(699) and metrics.exp(1e5) == math.inf
+    found = [metrics.Figure('perplexity per word', math.inf, 1, 'words')]
     evaluate.report('perplexity', evaluate.TextFlags(data='x', json=True), Loaded, found)
     assert json.loads(capsys.readouterr().out)['figures'][0]['value'] is None
     evaluate.report('perplexity', evaluate.TextFlags(data='x'), Loaded, found)
@@ -305,7 +303,7 @@ def test_the_table_on_real_vocabulary_and_text(tmp_path):
         _, hp, enc = checkpoint.describe(name, str(tmp_path))
         reader = tf.train.load_checkpoint(str(tmp_path / name))
         values = {each: reader.get_tensor(each) for each in reader.get_variable_to_shape_map()}
-        natural = corpora.wikitext_detokenizer().detokenize(original)
+        natural = test_sets.wikitext_detokenizer().detokenize(original)
         losses = reference.nats(reference.numpy_model(hp, values), [enc.eot, *enc.encode(natural)], 128, 128)
         found = figures_of((tmp_path,), name, 'wikitext2', '--data', tmp_path / 'part', '--stride', 128)
         assert_figures(found, perplexities(losses, len(original.split()), len(original.encode()),
@@ -325,7 +323,7 @@ def test_lambada(models, tmp_path, name, expected_of, boundary):
     found = figures_of(models, name, 'lambada', '--data', tmp_path / 'a.jsonl', '--boundary', boundary)
     enc, n_ctx = encoder.get_encoder(name, str(models[0])), SIZES[name]['n_ctx']
     stop = [id for id, symbol in enc.decoder.items()
-            if symbol[0] == 'Ġ' and symbol[1:].lower() in figures.STOP_WORDS.split()]
+            if symbol[0] == 'Ġ' and symbol[1:].lower() in metrics.STOP_WORDS.split()]
     assert len(stop) > 5
     results = {each: [] for each in ('last word', 'last token', 'last word, no stop word', 'last token, no stop word')}
     for text in PASSAGES:
@@ -381,7 +379,7 @@ def test_cbt(models, tmp_path, expected_of, name):
     path.write_text(cbt_text(1) + cbt_text(1) + cbt_text(2, seed=3))
     enc, n_ctx = encoder.get_encoder(name, str(models[0])), SIZES[name]['n_ctx']
     likeliest = []
-    for question in corpora.cbt_questions(str(path)):
+    for question in test_sets.cbt_questions(str(path)):
         totals = []
         for candidate in CHOICES.split('|'):
             before = enc.encode(f'{question.context} {question.before}'.rstrip())
@@ -536,8 +534,8 @@ def test_the_papers_figures_stand_beside(capsys, command, figure, expected):
     class Loaded:
         hparams, context, prefix = model.default_hparams(), 1024, 'models/124M/model.ckpt'
     flags = evaluate.TextFlags(data='CBTest/data/cbtest_NE_valid_2500ex.txt', model_name='124M')
-    evaluate.report(command, flags, Loaded, [figures.Figure(figure, 1.5, 10, 'things'),
-                                             figures.Figure('another', 2.5, 10, 'things')])
+    evaluate.report(command, flags, Loaded, [metrics.Figure(figure, 1.5, 10, 'things'),
+                                             metrics.Figure('another', 2.5, 10, 'things')])
     _, first, second = capsys.readouterr().out.splitlines()
     assert first.endswith(f'10 things   paper, {expected}')
     assert 'paper' not in second

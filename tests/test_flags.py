@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from command_line.flags import ExportFlags, HorovodFlags, SamplingFlags, TrainFlags
 from errors import InputError
-from flags import ExportFlags, HorovodFlags, SamplingFlags, TrainFlags
 
 FORK = {  # the fine-tuning fork's train.py
     'model_name': '124M', 'models_dir': 'models', 'combine': 50000, 'encoding': 'utf-8', 'batch_size': 1,

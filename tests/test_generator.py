@@ -18,17 +18,16 @@ import pytest
 import tensorflow.compat.v1 as tf
 import toy
 
-import cli
-import continuation
-import generator
 import interactive_conditional_samples
 import model
-import samples as sampling
+from command_line import cli
+from command_line.flags import WEIGHT_PRECISIONS, SamplingFlags
 from create_model import create_model
 from encoder import get_encoder
 from errors import InputError
-from flags import WEIGHT_PRECISIONS, SamplingFlags
 from generate_unconditional_samples import sample_model
+from generation import continuation, generator
+from generation import samples as sampling
 from interactive_conditional_samples import interact_model
 
 SIZES = {'n_layer': 2, 'n_head': 2, 'n_embd': 32, 'n_ctx': 48}

@@ -19,37 +19,37 @@ MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
     'train.py': {'cli', 'flags', 'trainer'},
     'train-horovod.py': {'cli', 'flags', 'horovod_worker', 'trainer'},
     'src/errors.py': set(),
-    'src/paths.py': set(),
-    'src/flags.py': set(),
-    'src/interrupts.py': set(),
-    'src/cli.py': {'fire', 'interrupts', 'tensorflow'},
+    'src/storage/paths.py': set(),
+    'src/command_line/flags.py': set(),
+    'src/command_line/interrupts.py': set(),
+    'src/command_line/cli.py': {'fire', 'interrupts', 'tensorflow'},
     'src/pieces.py': {'numpy', 'regex'},
     'src/merges.py': {'numpy'},
     'src/encoder.py': {'merges', 'numpy', 'pieces'},
-    'src/npz.py': {'numpy'},
-    'src/windows.py': {'numpy'},
+    'src/storage/npz.py': {'numpy'},
+    'src/training/windows.py': {'numpy'},
     'src/load_dataset.py': {'encoder', 'npz', 'numpy', 'tqdm', 'windows'},
-    'src/continuation.py': set(),
-    'src/fused.py': {'tensorflow'},
+    'src/generation/continuation.py': set(),
+    'src/fast/kernels.py': {'tensorflow'},
     'src/model.py': {'fused', 'numpy', 'tensorflow'},
     'src/sample.py': {'fused', 'model', 'numpy', 'tensorflow'},
     'src/memory_saving_gradients.py': {'tensorflow'},
     'src/accumulate.py': {'tensorflow'},
-    'src/optimizer.py': {'accumulate', 'tensorflow'},
-    'src/checkpoint.py': {'encoder', 'model', 'numpy', 'tensorflow'},
-    'src/hugging_face.py': {'checkpoint', 'encoder', 'model', 'numpy', 'safetensors', 'tensorflow'},
-    'src/generator.py': {'checkpoint', 'continuation', 'flags', 'fused', 'load_dataset', 'model', 'numpy', 'sample',
+    'src/training/optimizer.py': {'accumulate', 'tensorflow'},
+    'src/storage/checkpoint.py': {'encoder', 'model', 'numpy', 'tensorflow'},
+    'src/formats/hugging_face.py': {'checkpoint', 'encoder', 'model', 'numpy', 'safetensors', 'tensorflow'},
+    'src/generation/generator.py': {'checkpoint', 'continuation', 'flags', 'fused', 'load_dataset', 'model', 'numpy', 'sample',
                          'tensorflow'},
-    'src/samples.py': {'encoder', 'generator', 'sample', 'tqdm'},
-    'src/corpora.py': {'load_dataset', 'numpy'},
-    'src/figures.py': {'numpy'},
-    'src/likelihood.py': {'checkpoint', 'flags', 'generator', 'model', 'numpy', 'tensorflow', 'windows'},
-    'src/trainer.py': {'checkpoint', 'generator', 'interrupts', 'load_dataset', 'memory_saving_gradients', 'model',
+    'src/generation/samples.py': {'encoder', 'generator', 'sample', 'tqdm'},
+    'src/evaluation/test_sets.py': {'load_dataset', 'numpy'},
+    'src/evaluation/metrics.py': {'numpy'},
+    'src/evaluation/likelihood.py': {'checkpoint', 'flags', 'generator', 'model', 'numpy', 'tensorflow', 'windows'},
+    'src/training/trainer.py': {'checkpoint', 'generator', 'interrupts', 'load_dataset', 'memory_saving_gradients', 'model',
                        'npz', 'numpy', 'optimizer', 'tensorflow', 'tqdm', 'windows'},
     'src/convert.py': {'cli', 'flags', 'hugging_face', 'model'},
     'src/create_model.py': {'checkpoint', 'cli', 'encoder', 'load_dataset', 'model', 'tokenizers'},
-    'src/saved_model.py': {'checkpoint', 'fused', 'model', 'sample', 'tensorflow'},
-    'src/horovod_worker.py': {'horovod', 'load_dataset', 'numpy', 'tensorflow', 'trainer'},
+    'src/formats/saved_model.py': {'checkpoint', 'fused', 'model', 'sample', 'tensorflow'},
+    'src/training/horovod_worker.py': {'horovod', 'load_dataset', 'numpy', 'tensorflow', 'trainer'},
     'src/evaluate.py': {'cli', 'corpora', 'figures', 'likelihood', 'load_dataset', 'tqdm'},
     'src/export.py': {'cli', 'flags', 'saved_model'},
     'src/generate_unconditional_samples.py': {'cli', 'flags', 'samples'},
@@ -110,7 +110,7 @@ def test_no_file_is_missing():
 
 def test_errors_imports_nothing_and_paths_only_errors():
     assert imports('src/errors.py') == set()
-    assert imports('src/paths.py') == {'errors'}
+    assert imports('src/storage/paths.py') == {'errors'}
 
 
 def test_imports_have_no_cycle():
@@ -127,8 +127,8 @@ def test_module_names_hide_no_installed_module():
 
 
 def test_only_cli_knows_fire_and_only_the_worker_horovod():
-    assert [name for name in NAMES if 'fire' in imports(name)] == ['src/cli.py']
-    assert [name for name in NAMES if 'horovod' in imports(name)] == ['src/horovod_worker.py']
+    assert [name for name in NAMES if 'fire' in imports(name)] == ['src/command_line/cli.py']
+    assert [name for name in NAMES if 'horovod' in imports(name)] == ['src/training/horovod_worker.py']
 
 
 def test_what_needs_no_tensorflow_imports_without_it():
@@ -155,7 +155,7 @@ def is_path_line(node, name):
 
 def is_for_scripts(node, name):
     """What cli does where the process runs a script: until `run`, Ctrl-C ends it; what is not installed is told."""
-    return name == 'src/cli.py' and isinstance(node, ast.If) and ast.unparse(node.test).startswith('is_script()')
+    return name == 'src/command_line/cli.py' and isinstance(node, ast.If) and ast.unparse(node.test).startswith('is_script()')
 
 
 def is_guard(node, name):
@@ -269,5 +269,5 @@ def test_only_cli_trainer_and_the_worker_end_the_process(name):
     called = set(calls(PARSED[name]))
     assert not called & {'exit', 'quit'}
     # At the second Ctrl-C, and where calls of Horovod do not come back.
-    assert 'os._exit' not in called or name in ('src/trainer.py', 'src/horovod_worker.py')
-    assert 'sys.exit' not in called or name in ('src/cli.py', 'src/trainer.py', 'src/horovod_worker.py')
+    assert 'os._exit' not in called or name in ('src/training/trainer.py', 'src/training/horovod_worker.py')
+    assert 'sys.exit' not in called or name in ('src/command_line/cli.py', 'src/training/trainer.py', 'src/training/horovod_worker.py')

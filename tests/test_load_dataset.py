@@ -9,11 +9,11 @@ import pytest
 from tiny_vocab import EOT, tiny_bpe
 
 import load_dataset
-import npz
 from encoder import Encoder, SpecialTokens, bytes_to_unicode
 from errors import InputError
 from load_dataset import find_files, iter_chunks
-from windows import Sampler
+from storage import npz
+from training.windows import Sampler
 
 
 @pytest.fixture(scope='module')

@@ -7,9 +7,9 @@ import pytest
 import tensorflow.compat.v1 as tf
 import toy
 
-import fused
 import model
 from errors import InputError
+from fast import kernels
 
 SHAPES = [{}, {'n_embd': 48, 'n_head': 3, 'n_layer': 3}, {'n_embd': 32, 'n_head': 1, 'n_layer': 1},
           {'n_vocab': 64, 'n_ctx': 16, 'n_embd': 64, 'n_head': 16, 'n_layer': 4}]
@@ -48,7 +48,7 @@ def transformers_model(hp, values):
 def compiled(request, monkeypatch):
     """Once as small models are computed; once as large ones are, by kernels, and by blocks of attention."""
     if request.param == 'kernels':
-        monkeypatch.setattr(fused, 'SMALLEST', 0)
+        monkeypatch.setattr(kernels, 'SMALLEST', 0)
         monkeypatch.setattr(model, 'ATTENTION_BLOCK', 4)
 
 

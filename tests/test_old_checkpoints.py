@@ -11,15 +11,15 @@ import tensorflow.compat.v1 as tf
 import toy
 from tiny_vocab import ENGLISH
 
-import checkpoint
-import cli
 import encoder
 import evaluate
 import interactive_conditional_samples
-import trainer
+from command_line import cli
+from command_line.flags import TrainFlags
 from convert import to_hf
 from errors import InputError
-from flags import TrainFlags
+from storage import checkpoint
+from training import trainer
 
 
 @pytest.fixture(scope='module')

@@ -7,9 +7,9 @@ import toy
 
 import memory_saving_gradients
 import model
-import optimizer
+from command_line.flags import TrainFlags
 from errors import InputError
-from flags import TrainFlags
+from training import optimizer
 
 # torch 2.13 and transformers 5.23: GPT2LMHeadModel with toy.weights(toy.hparams()), ten updates by the batches of
 # np.random.RandomState(1).randint(0, 557, [10, 2, 32]); torch.optim.Adam(lr=1e-3), torch.optim.AdamW(lr=1e-3,

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-import paths
 from errors import InputError
+from storage import paths
 
 
 @pytest.fixture

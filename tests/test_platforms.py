@@ -12,15 +12,14 @@ import pytest
 import toy
 from tiny_vocab import ENGLISH
 
-import checkpoint
-import cli
 import encode
 import load_dataset
-import paths
-import samples
-import trainer
-from flags import SamplingFlags, TrainFlags
-from npz import npz_arrays
+from command_line import cli
+from command_line.flags import SamplingFlags, TrainFlags
+from generation import samples
+from storage import checkpoint, paths
+from storage.npz import npz_arrays
+from training import trainer
 
 fcntl = pytest.importorskip('fcntl')
 pytestmark = pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='what is open is looked up in /proc')

@@ -21,10 +21,10 @@ import toy
 from tiny_vocab import ENGLISH
 
 import load_dataset
-import trainer
-from flags import TrainFlags
-from npz import write_npz
-from windows import Sampler
+from command_line.flags import TrainFlags
+from storage.npz import write_npz
+from training import trainer
+from training.windows import Sampler
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RANKS = os.path.join(ROOT, 'tests', 'ranks.py')

@@ -28,15 +28,14 @@ import tensorflow.compat.v1 as tf
 import toy
 from tiny_vocab import ENGLISH
 
-import checkpoint
-import cli
-import fused
 import load_dataset
-import npz
-import trainer
+from command_line import cli
+from command_line.flags import PRECISIONS, TrainFlags
 from encoder import get_encoder
 from errors import InputError
-from flags import PRECISIONS, TrainFlags
+from fast import kernels
+from storage import checkpoint, npz
+from training import trainer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -123,7 +122,7 @@ def test_each_gpu_is_named_once_and_the_cpu_by_one_rank(flags, monkeypatch, caps
 @pytest.mark.parametrize('options', OPTIONS)
 def test_a_run_that_stops_continues_as_one_that_does_not(flags, options, monkeypatch):
     if 'precision' in options:
-        monkeypatch.setattr(fused, 'SMALLEST', 0)  # kernels as larger models have them
+        monkeypatch.setattr(kernels, 'SMALLEST', 0)  # kernels as larger models have them
     undisturbed = flags(run_name='whole', sample_every=4, **options)
     trainer.train(undisturbed)
     for steps in (3, 4, 8):  # each a new graph and session; sampling or not makes no difference either
@@ -641,7 +640,7 @@ def test_the_gradient_norm_is_that_of_finite_differences(flags, world):
 
 def test_bfloat16_trains_as_float32_does(flags, monkeypatch):
     """To 1%, with weights and slots that are float32."""
-    monkeypatch.setattr(fused, 'SMALLEST', 0)
+    monkeypatch.setattr(kernels, 'SMALLEST', 0)
     losses = []
     for precision in ('float32', 'bfloat16'):
         made = flags(run_name=precision, precision=precision, steps=60, batch_size=4)

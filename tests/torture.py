@@ -13,7 +13,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'src'))
 
-import cli
+from command_line import cli
 
 cli.load_tensorflow()  # before what imports it with all its start-up lines
 

@@ -7,9 +7,9 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tiny_vocab import write_vocab
 
-import checkpoint
 import encoder
 import model
+from storage import checkpoint
 
 TOY = {'n_vocab': 557, 'n_ctx': 32, 'n_embd': 32, 'n_head': 4, 'n_layer': 2}
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Speed of sampling with random weights, top-k 40, beside transformers and CTranslate2.
 
-    ./benchmarks/sampling.py
-    ./benchmarks/sampling.py --repeats 1
+    ./benchmarks/sampling_speed.py
+    ./benchmarks/sampling_speed.py --repeats 1
 """
 import itertools
 import json
@@ -16,7 +16,7 @@ import measure  # before the project's own: it makes their import possible
 import random_model
 import table
 
-import cli
+from command_line import cli
 
 SIZE = '124M'
 PRECISIONS = ('float32', 'bfloat16', 'int8')  # of the weights
@@ -133,7 +133,7 @@ def timed(sample):
 
 def make_generator(directory, precision):
     cli.load_tensorflow()
-    import generator
+    from generation import generator
     return generator.load(SIZE, directory, precision=precision)
 
 

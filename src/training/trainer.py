@@ -16,17 +16,16 @@ import tensorflow.compat.v1 as tf
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 from tqdm import tqdm
 
-import checkpoint
-import generator
-import interrupts
 import memory_saving_gradients
 import model
-import optimizer
-import paths
+from command_line import interrupts
 from errors import InputError, require
+from generation import generator
 from load_dataset import encoded, fingerprint, load_dataset
-from npz import release
-from windows import Sampler, hold_out
+from storage import checkpoint, paths
+from storage.npz import release
+from training import optimizer
+from training.windows import Sampler, hold_out
 
 FEWEST_TOKENS = 16  # of a dataset: less is a mistake, such as an empty file or a wrong path
 RELEASE_EVERY = 256  # batches between giving back the memory of the data that were read

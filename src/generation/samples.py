@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 import encoder
-import generator
-import paths
 from errors import InputError, require
+from generation import generator
 from sample import check_controls
+from storage import paths
 
 
 class Samples:

@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 import load_dataset
-import paths
 from errors import InputError, require
+from storage import paths
 
 AHEAD, BEHIND = 6, 6  # characters that a spacing rule sees
 CONTRACTION = re.compile(r"'(?:s|t|ll|ve|re|d|m)(?!\w)", re.IGNORECASE)  # "don't" is "don 't" in WikiText

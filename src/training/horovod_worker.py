@@ -18,9 +18,9 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from horovod.runner.util.network import get_local_host_addresses
 
-import trainer
 from errors import InputError
 from load_dataset import cores
+from training import trainer
 
 STATUS_LOST = 1  # of a process that ends because another one has, or does not answer
 TICKS = 20  # of the timeout: in each, every rank gives the others a sign of life

@@ -15,12 +15,12 @@ from collections.abc import Collection, Iterable, Iterator
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-import checkpoint
-import generator
 import model
+from command_line.flags import PRECISIONS
 from errors import require
-from flags import PRECISIONS
-from windows import PADDING
+from generation import generator
+from storage import checkpoint
+from training.windows import PADDING
 
 SHORTEST = 16  # tokens in a shape
 BATCH_TOKENS = 2048  # in a batch, where no batch_size is given

@@ -23,8 +23,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-import paths
 from errors import InputError, require
+from storage import paths
 
 READ_BYTES = 1 << 18
 SPOOL_BYTES = 1 << 26  # of a growing chunk kept in memory; what is more goes to a temporary file

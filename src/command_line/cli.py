@@ -63,9 +63,9 @@ import typing
 
 import fire
 
-import interrupts
-import paths
+from command_line import interrupts
 from errors import InputError, require
+from storage import paths
 
 LARGEST_SIZE, LARGEST = (1 << 31) - 1, {'seed': (1 << 63) - 1}  # TensorFlow has sizes in 32 bits
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # told without the file's name

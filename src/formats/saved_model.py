@@ -14,11 +14,10 @@ import shutil
 
 import tensorflow.compat.v1 as tf
 
-import checkpoint
-import fused
 import model
-import paths
 import sample
+from fast import kernels
+from storage import checkpoint, paths
 
 
 def write(folder: str, directory: str, checkpoint_name: str | None = None) -> str:
@@ -31,7 +30,7 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
     _, hparams, enc = checkpoint.describe(os.path.basename(directory), os.path.dirname(directory))
     prefix = checkpoint.choose(directory, hparams, checkpoint_name)
     with tf.Graph().as_default(), tf.Session(config=checkpoint.without_gpu()) as session:
-        fused.compile_nothing()  # TensorFlow Serving's XLA is off unless it is asked for
+        kernels.compile_nothing()  # TensorFlow Serving's XLA is off unless it is asked for
         signatures = {'logits': logits_signature(hparams), 'generate': generate_signature(hparams, enc)}
         checkpoint.restore(session, prefix, checkpoint.model_variables())
         builder = tf.saved_model.Builder(folder)

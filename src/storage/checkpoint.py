@@ -32,8 +32,8 @@ import tensorflow.compat.v1 as tf
 
 import encoder
 import model
-import paths
 from errors import InputError, require
+from storage import paths
 
 KEPT = 5
 NEW_CHECKPOINT = 'model.ckpt'  # as the released ones are named

@@ -4,8 +4,8 @@
 Ours is the trainer's own update, as train.py makes it with its default flags. The peer's is the usual loop of torch
 with AdamW, and has the dropout that its configuration has by default. Both train on random tokens.
 
-    ./benchmarks/training.py
-    ./benchmarks/training.py --sizes 124M,355M --batch_size 2
+    ./benchmarks/training_speed.py
+    ./benchmarks/training_speed.py --sizes 124M,355M --batch_size 2
 """
 import os
 import statistics
@@ -16,7 +16,7 @@ import measure  # before the project's own: it makes their import possible
 import random_model
 import table
 
-import cli
+from command_line import cli
 
 LEAST = {'float32': 2, 'bfloat16': 3}  # times the peer's speed
 MOST = {('bfloat16', False): 3.4, ('bfloat16', True): 2.8}  # GB, by precision and memory_saving_gradients; of 124M
@@ -83,8 +83,8 @@ def ours(directory, size, batch_size, sequence, precision, saving, xla=False):
     cli.load_tensorflow()
     import tensorflow.compat.v1 as tf
 
-    import trainer
-    from flags import TrainFlags
+    from command_line.flags import TrainFlags
+    from training import trainer
     flags = TrainFlags(dataset=os.path.join(directory, 'tokens.npz'), model_name=size, models_dir=directory,
                        checkpoint_dir=os.path.join(directory, 'runs'), run_name=str(os.getpid()),  # which locks its run
                        batch_size=batch_size, sample_every=0, save_every=0, precision=precision,

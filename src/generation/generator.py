@@ -12,14 +12,14 @@ import numpy as np
 import tensorflow as tf2
 import tensorflow.compat.v1 as tf
 
-import checkpoint
-import fused
 import model
 import sample
-from continuation import Continuation
+from command_line.flags import WEIGHT_PRECISIONS
 from errors import InputError, require
-from flags import WEIGHT_PRECISIONS
+from fast import kernels
+from generation.continuation import Continuation
 from load_dataset import cores
+from storage import checkpoint
 
 SMALLEST_CACHE = 128  # positions; from there it is doubled, so that attention reads at most twice what there is
 ENCODED_TOGETHER = 512  # tokens of contexts, over all rows, in a run of the session: what bounds its memory;
@@ -90,7 +90,7 @@ class Generator:
             H, D = hparams.n_head, hparams.n_embd // hparams.n_head
             cache = [[local_variable(tf.zeros([0, H, 0, D]), [None, H, None, D]) for _ in range(2)]
                      for _ in range(hparams.n_layer)]
-            self.cache, self.write_kernel = cache, fused.kernel(self.write)
+            self.cache, self.write_kernel = cache, kernels.kernel(self.write)
             flat = tf2.nest.flatten(cache)  # need no initial value: each context begins with `clear`
             self.clear = tf.group(*(v.assign(tf.zeros(self.size), read_value=False) for v in flat))
             self.grow = tf.group(*(v.assign(tf.pad(v.read_value(), [[0, 0], [0, 0], [0, self.size[2]], [0, 0]]),
@@ -137,7 +137,7 @@ class Generator:
     def write(self, presents, n_past):
         """Puts keys and values of new positions into the cache; as a kernel, in place."""
         # Not by assigning to a slice, after which TensorFlow would copy a variable each time that it is read.
-        assigned = [v.assign(fused.put(v.read_value(), new, n_past), read_value=False)
+        assigned = [v.assign(kernels.put(v.read_value(), new, n_past), read_value=False)
                     for v, new in zip(tf2.nest.flatten(self.cache), presents, strict=True)]
         with tf.control_dependencies(assigned):
             return tf.identity(n_past)

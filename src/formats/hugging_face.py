@@ -23,11 +23,10 @@ import numpy as np
 import safetensors
 import tensorflow.compat.v1 as tf
 
-import checkpoint
 import encoder
 import model
-import paths
 from errors import InputError, require
+from storage import checkpoint, paths
 
 SAFETENSORS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 VOCABULARY_FILES = ('vocab.json', 'merges.txt')

@@ -5,8 +5,8 @@ In memory: Encoder.encode, once with a new encoder and once more with the same, 
 and of their docstrings and the texts of Python's help() (prose). As a whole: encode.py, from its start to its end, on
 what code and text this Python's libraries have; the peer reads and encodes the same files, its start is not counted.
 
-    ./benchmarks/encoding.py
-    ./benchmarks/encoding.py --prose book.txt
+    ./benchmarks/encoding_speed.py
+    ./benchmarks/encoding_speed.py --prose book.txt
 """
 import glob
 import os
@@ -20,8 +20,8 @@ import numpy as np
 import prose_and_code
 import table
 
-import cli
-import paths
+from command_line import cli
+from storage import paths
 
 DEVELOPERS = (os.path.join(measure.ROOT, '..', 'shared'), 'vocab')
 
