@@ -1,4 +1,4 @@
-"""What encoding_speed.py measures, each in a process of its own: steps give a list of seconds, and a digest of the ids."""
+"""What encoding_speed.py measures, each in a process of its own: steps give seconds, and a digest of the ids."""
 import hashlib
 import os
 import time

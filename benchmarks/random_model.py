@@ -31,14 +31,14 @@ def make(directory, size, n_ctx=1024):
 def write(directory, size, n_ctx):
     cli.load_tensorflow()
     import model
-    from storage import checkpoint
+    from storage import new_model
     n_layer, n_head, n_embd = SIZES[size]
     path = os.path.join(directory, size)
     os.mkdir(path)
     words = map(''.join, itertools.product(string.ascii_letters, repeat=3))
     symbols = itertools.chain(encoder.bytes_to_unicode().values(), [encoder.EOT], words)
     encoder.write_vocabulary(path, dict(zip(symbols, range(N_VOCAB), strict=False)), [])
-    checkpoint.create(path, model.default_hparams().override_from_dict(
+    new_model.create(path, model.default_hparams().override_from_dict(
         {'n_vocab': N_VOCAB, 'n_ctx': n_ctx, 'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd}))
     tokens = np.random.default_rng(1).integers(N_VOCAB, size=256 * n_ctx, dtype=np.uint16)
     np.savez(os.path.join(directory, 'tokens.npz'), tokens)

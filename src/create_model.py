@@ -41,7 +41,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
     paths.check_new(directory)
     cli.load_tensorflow(computes=False)
     import model
-    from storage import checkpoint
+    from storage import new_model
     with paths.making(directory) as folder:
         hparams = model.default_hparams().override_from_dict({'n_ctx': n_ctx, 'n_embd': n_embd, 'n_head': n_head,
                                                               'n_layer': n_layer})
@@ -55,7 +55,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
             symbols = [*encoder.bytes_to_unicode().values(), encoder.EOT]
             vocabulary, merges = dict(zip(symbols, range(len(symbols)), strict=True)), []
         encoder.write_vocabulary(folder, vocabulary, merges, special)
-        checkpoint.create(folder, hparams.override_from_dict({'n_vocab': max(vocabulary.values()) + 1}), seed)
+        new_model.create(folder, hparams.override_from_dict({'n_vocab': max(vocabulary.values()) + 1}), seed)
     print(f'Made {directory}: {sum(map(math.prod, model.weight_shapes(hparams).values())):,} parameters')
 
 

@@ -1,4 +1,4 @@
-"""GPT-2 as a TensorFlow graph: hyperparameters, the transformer, the loss.
+"""GPT-2 as a TensorFlow graph: the transformer and the loss.
 
 The transformer is a function of its weights, a flat dict of tensors named as in a checkpoint ('h0/attn/c_attn/w'), so
 that whoever calls it decides where they come from and when they are read: `model` takes them from variables, sampling
@@ -7,86 +7,18 @@ reads them once before its loop.
 Dimensions: B batch, T positions of X, P past positions, S all positions attended to (P + T), L n_layer, E n_embd,
 H n_head, D = E / H the size of a head, V n_vocab.
 """
-import dataclasses
-import json
 import os
 import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from errors import InputError, require
+from errors import require
 from fast.kernels import apart, computed_once, fused, in_kernel, kernel
-from storage import paths
+from hparams import HParams, default_hparams  # noqa: F401  where the original has it
 
-# What no model comes near, so that a file that is damaged or was made to harm is refused before a graph of its sizes is
-# built. Ids and positions are int32; the largest GPT of published sizes (GPT-3: Brown et al. 2020, table 2.1) has 96
-# layers and 1.75e11 parameters.
-LARGEST_SIZE, LARGEST, PARAMETERS = (1 << 31) - 1, {'n_layer': 1000}, 10 ** 12
 ATTENTION_BLOCK = 256
 LAYERS_IN_KERNEL = 4
-
-
-@dataclasses.dataclass
-class HParams:
-    """Sizes of a model; the defaults are those of 124M."""
-    n_vocab: int = 50257
-    n_ctx: int = 1024
-    n_embd: int = 768
-    n_head: int = 12
-    n_layer: int = 12
-
-    def values(self) -> dict[str, int]:
-        """As in hparams.json."""
-        return dataclasses.asdict(self)
-
-    def override_from_dict(self, values: dict[str, int]) -> 'HParams':
-        """Sets fields from a dict. Raises InputError for an unknown field, or sizes that make no model."""
-        for name, value in values.items():
-            require(name in self.values(), f'unknown hyperparameter {str(name)[:40]!r}; known are '
-                                           f'{", ".join(self.values())}')
-            shown = repr(value)[:40] if isinstance(value, (int, float, str)) else type(value).__name__
-            require(type(value) is int and value > 0, f'hyperparameter {name} must be a whole number above 0, '
-                                                      f'not {shown}')
-            most = LARGEST.get(name, LARGEST_SIZE)
-            require(value <= most, f'hyperparameter {name} must be at most {most:,}, not {shown}')
-            setattr(self, name, value)
-        require(self.n_embd % self.n_head == 0, f'hyperparameter n_embd ({self.n_embd}) must be divisible by n_head '
-                                                f'({self.n_head})')
-        require(self.n_parameters() <= PARAMETERS,
-                f'these hyperparameters make a model of {self.n_parameters():,} parameters, more than {PARAMETERS:,}: '
-                f'{", ".join(f"{name} {value}" for name, value in self.values().items())}')
-        return self
-
-    def n_parameters(self):
-        """What the sizes of weight_shapes add up to."""
-        E = self.n_embd
-        return (self.n_vocab + self.n_ctx + 2) * E + self.n_layer * (12 * E * E + 13 * E)
-
-
-def default_hparams() -> HParams:
-    """Those of 124M."""
-    return HParams()
-
-
-def load_hparams(path: str) -> HParams:
-    """HParams of an hparams.json. Raises InputError if it is missing, malformed or incomplete."""
-    try:
-        data = paths.read_small(path)
-    except FileNotFoundError:
-        raise InputError(f'no {path}; a model directory has one: fetch or create the model again. A run of other code '
-                         f'is used by its model\'s name and --checkpoint {os.path.dirname(path)}/') from None
-    try:
-        values = json.loads(data)  # also with a byte-order mark
-    except (ValueError, RecursionError) as error:
-        raise InputError(f'{path} is not JSON ({error}); fetch or create the model again') from None
-    require(isinstance(values, dict), f'{path} must hold an object of sizes, not {type(values).__name__}')
-    missing = sorted(HParams().values().keys() - values.keys())
-    require(not missing, f'{path} lacks {", ".join(missing)}')
-    try:
-        return HParams().override_from_dict(values)
-    except InputError as error:
-        raise InputError(f'{path}: {error}') from None
 
 
 def set_precision(precision):  # a name of flags.PRECISIONS or 'int8' -> the type of matrix products

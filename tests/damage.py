@@ -97,18 +97,18 @@ def odd_states(count: int = 500, seed: int = 0):
     """Values of other types and sizes, under a right checksum, in what a run keeps as JSON: refused, or of use."""
     rng, counts = random.Random(seed), collections.Counter(refused=0, taken=0)
     with tempfile.TemporaryDirectory() as folder, make_targets(folder) as targets:
-        from storage import checkpoint
+        from storage import run_state
         run = next(target for target in targets if target.name == 'a training run')
         whole = run.load()
         for number in tqdm(range(count), desc='odd states', disable=None):
             path = rng.choice([each for each in run.files if each.endswith('.json')])
             with open(path, encoding='utf-8') as file:
                 before = file.read()
-            state = checkpoint.unsealed(json.loads(before))
+            state = run_state.unsealed(json.loads(before))
             name, value = rng.choice(sorted(state)), rng.choice(ODD)
             fault = f'odd state {number} of seed {seed} ({os.path.basename(path)}: {name} is {value!r:.40})'
             with open(path, 'w', encoding='utf-8') as file:
-                json.dump(checkpoint.sealed({**state, name: value}), file)
+                json.dump(run_state.sealed({**state, name: value}), file)
             counts['refused' if attempt(run.load, fault) is None else 'taken'] += 1
             with open(path, 'w', encoding='utf-8') as file:
                 file.write(before)
@@ -266,7 +266,7 @@ def training_run(folder, models):
     import tensorflow.compat.v1 as tf
 
     import model
-    from storage import checkpoint
+    from storage import checkpoint, run_folder
     directory, hparams, _ = checkpoint.describe('toy', models)
     with tf.Graph().as_default(), tf.Session() as session:
         loss = tf.add_n([tf.reduce_sum(w) for w in model.weights(hparams).values()])
@@ -275,7 +275,7 @@ def training_run(folder, models):
         session.run(tf.global_variables_initializer())
         session.run(update)
         os.mkdir(os.path.join(folder, 'run'))
-        run = checkpoint.Run(os.path.join(folder, 'run'), directory)
+        run = run_folder.Run(os.path.join(folder, 'run'), directory)
         run.save(session, {'step': 1, 'position': 2, 'seed': 123456789, 'tokens': 3501, 'loss': 6.5, 'best': [6.5, 1],
                            'average': [0.25, 1e-17], 'worse': 0, 'flags': {'dataset': 'x', 'learning_rate': 2e-5}})
 

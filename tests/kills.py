@@ -273,17 +273,17 @@ def train(flags, tell):
 
 def inspected(flags, what):  # -> [(what, digest of weights)]
     """All checkpoints that a run names and its model-best, read whole; AssertionError for one that does not load."""
-    from storage import checkpoint
+    from storage import checkpoint, run_folder
     directory = os.path.join(flags.checkpoint_dir, flags.run_name)
     last = checkpoint.latest(directory)
-    named = checkpoint.all_named(directory)
+    named = run_folder.all_named(directory)
     expected = {'checkpoint', 'counter', 'encoder', 'hparams', 'vocab', 'events',
-                *map(os.path.basename, named), *([os.path.basename(checkpoint.state_prefix(last))] if last else [])}
+                *map(os.path.basename, named), *([os.path.basename(run_folder.state_prefix(last))] if last else [])}
     names = os.listdir(directory) if os.path.isdir(directory) else []
     remains = {name.partition('.')[0] for name in names if not name.startswith('model-best')} - expected
     assert len(remains) <= 5, f'{what}: {sorted(remains)} are left over'  # of one save: what it wrote and removed
     if last:
-        read(checkpoint.state_prefix(last), what)
+        read(run_folder.state_prefix(last), what)
     found = named + [os.path.join(directory, 'model-best')] * ('model-best.json' in names)
     return [(f'{what}: {os.path.basename(prefix)}', digest(read(prefix, what))) for prefix in found]
 
@@ -298,15 +298,15 @@ def read(prefix, what):
 
 def final(flags):
     """All that there is at the end of a run, by what it is."""
-    from storage import checkpoint
+    from storage import checkpoint, run_folder
     directory = os.path.join(flags.checkpoint_dir, flags.run_name)
     last = checkpoint.latest(directory)
-    with open(f'{checkpoint.state_prefix(last)}.json') as file:
+    with open(f'{run_folder.state_prefix(last)}.json') as file:
         state = json.load(file)
     del state['flags'], state['crc32']  # the name of the run is in both
     best = checkpoint.resolved(os.path.join(directory, 'model-best'))
     return {'the state is': state, 'the weights are': tensors(last), 'the best weights are': tensors(best),
-            'the optimizer is': tensors(checkpoint.state_prefix(last)),
+            'the optimizer is': tensors(run_folder.state_prefix(last)),
             'the files are': sorted(name for name in os.listdir(directory) if not name.startswith('events')),
             'the samples are': sorted(os.listdir(os.path.join(flags.samples_dir, flags.run_name)))}
 

@@ -18,10 +18,10 @@ else:
     watched = contextlib.nullcontext()
 with watched:
     import encoder
-    import model
     from errors import InputError
     from formats import hugging_face
     from generation import samples
+    from hparams import load_hparams
     from storage import npz
 
 import numpy as np
@@ -49,7 +49,7 @@ def read_npz(folder, data):
 
 
 def read_hparams(folder, data):
-    hparams = model.load_hparams(written(folder, data, 'hparams.json'))
+    hparams = load_hparams(written(folder, data, 'hparams.json'))
     assert hparams.n_layer <= 1000 and hparams.n_parameters() <= 10 ** 12
 
 

@@ -17,7 +17,7 @@ from errors import InputError
 from evaluation import likelihood
 from formats import hugging_face, saved_model
 from generation import generator
-from storage import checkpoint, paths
+from storage import checkpoint, new_model, paths, run_folder, run_state
 
 
 def silent(line):
@@ -61,7 +61,7 @@ def a_run(made, tmp_path):
 
 def new_run(made, directory):
     directory.mkdir(parents=True, exist_ok=True)
-    return checkpoint.Run(str(directory), made[0])
+    return run_folder.Run(str(directory), made[0])
 
 
 def test_a_run_begins_with_the_model(graph, made, tmp_path):
@@ -169,7 +169,7 @@ def test_a_save_does_not_make_a_folder_that_was_moved(graph, made, tmp_path):
     run.restore(graph, 'latest', silent)
     os.rename(run.directory, f'{run.directory}-moved')
     for save in (lambda: run.save(graph, {'step': 1}), lambda: run.save_best(graph, 1, 2.0)):
-        with pytest.raises(checkpoint.NotSaved, match=r'could not be saved \(No such file or directory\)'):
+        with pytest.raises(run_folder.NotSaved, match=r'could not be saved \(No such file or directory\)'):
             save()
     assert not os.path.exists(run.directory)
 
@@ -235,7 +235,7 @@ def test_a_training_state_of_an_earlier_version_is_read(graph, made, tmp_path):
 def test_where_a_run_begins_is_checked_without_a_graph(graph, made, tmp_path):
     other = made[1].__class__(**{**made[1].values(), 'n_layer': 1000})
     run = a_run(made, tmp_path)
-    check = functools.partial(checkpoint.check_start, run.directory, made[0])
+    check = functools.partial(run_folder.check_start, run.directory, made[0])
     check('latest', made[1])
     with pytest.raises(InputError, match='has no variable model/h2/'):
         check('latest', other)
@@ -257,7 +257,7 @@ def test_a_checkpoint_of_another_number_of_heads_is_refused(graph, made, tmp_pat
     run.save(graph, {'step': 1})
     other = made[1].__class__(**{**made[1].values(), 'n_head': 2})
     with pytest.raises(InputError, match='was trained from a model of other sizes'):
-        checkpoint.check_start(run.directory, made[0], 'latest', other)
+        run_folder.check_start(run.directory, made[0], 'latest', other)
 
 
 @pytest.mark.parametrize('sizes, message', [
@@ -320,7 +320,7 @@ def test_a_save_that_fails_leaves_the_last_one_whole(graph, made, tmp_path, monk
     graph.run(graph.update)
     target = checkpoint if moment == 'commit' else getattr(run, moment)
     monkeypatch.setattr(target, 'commit' if moment == 'commit' else 'save', fail)
-    with pytest.raises(checkpoint.NotSaved, match=r'run/model-2 could not be saved \(No space left'):
+    with pytest.raises(run_folder.NotSaved, match=r'run/model-2 could not be saved \(No space left'):
         run.save(graph, {'step': 2})
     assert not [name for name in os.listdir(run.directory) if '-2.' in name]
     assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 1}
@@ -381,7 +381,7 @@ def test_no_name_in_a_run_folder_removes_another_file(graph, made, tmp_path, fil
     with open(f'{run.directory}/{file}', 'ab') as opened:
         opened.write(''.join(f'{name}\n' if file == 'saving' else f'all_model_checkpoint_paths: "{name}"\n'
                              for name in names).encode(errors='surrogateescape'))
-    run = checkpoint.Run(run.directory, made[0])
+    run = run_folder.Run(run.directory, made[0])
     run.restore(graph, 'latest', silent)
     assert os.path.exists(f'{run.directory}/model-1.index')
     for step in range(2, 8):
@@ -418,7 +418,7 @@ def test_checkpoints_that_a_killed_save_began_or_was_to_remove_are_removed(graph
     run = a_run(made, tmp_path)
     for step in range(1, 6):
         run.save(graph, {'step': step})
-    owner = checkpoint if moment == 'commit' else checkpoint.Run
+    owner = checkpoint if moment == 'commit' else run_folder.Run
     method = getattr(owner, moment)
 
     def killed(*arguments):
@@ -561,7 +561,7 @@ def test_what_reads_changes_nothing(graph, made, tmp_path):
     for name in ('run', 'run/best', 'run/model-best', 'run/model-best.json', 'run/model-best-1.index'):
         checkpoint.find(f'{tmp_path}/{name}')
         checkpoint.choose(run.directory, made[1], f'{tmp_path}/{name}')
-    checkpoint.check_start(run.directory, made[0], 'latest', made[1])
+    run_folder.check_start(run.directory, made[0], 'latest', made[1])
     generator.load('run', str(tmp_path), checkpoint_name='model-best')
     likelihood.Likelihood('run', str(tmp_path), checkpoint_name='best')
     assert snapshot(tmp_path) == before
@@ -571,10 +571,10 @@ def test_a_damaged_pointer_to_the_best_is_refused(graph, made, tmp_path):
     run = a_run(made, tmp_path)
     run.save_best(graph, 1, 2.0)
     path = pathlib.Path(run.directory, 'model-best.json')
-    state = checkpoint.unsealed(json.loads(path.read_text()))
+    state = run_state.unsealed(json.loads(path.read_text()))
     odd = {'name': ('../../thesis', 'model-best', 'model-1', 'model-best-1/x', 'model-best-1\n', 1, None),
            'loss': (None, float('nan'), 'x', True), 'step': (-1, 10**30, None)}
-    contents = [json.dumps(checkpoint.sealed({**state, name: value})).encode() for name in odd for value in odd[name]]
+    contents = [json.dumps(run_state.sealed({**state, name: value})).encode() for name in odd for value in odd[name]]
     for content in (*contents, b'\xff', b'', b'[]', b'{}', json.dumps({'crc32': 0, **state}).encode()):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r'model-best\.json is damaged .*; remove it'):
@@ -605,16 +605,16 @@ def weights_in(variables):
 def test_going_back_loses_nothing(graph, made, trained, restore_from, step, left):
     run, expected = trained
     lines = []
-    state = checkpoint.Run(run.directory, made[0]).restore(graph, restore_from.format(run.directory), lines.append)
+    state = run_folder.Run(run.directory, made[0]).restore(graph, restore_from.format(run.directory), lines.append)
     assert state == {'step': step, 'best': [3.0, 2], 'worse': 0}
     assert_same(values(graph), weights_in(expected[step]) if step else made[2])
     folder = f'{run.directory}/left-4'
     assert f'Left behind in {folder}' in lines[-1] and all(f'model-{n}' in lines[-1] for n in left)
     assert not any('\n' in line for line in lines)
-    assert [os.path.basename(p) for p in checkpoint.all_named(folder)] == [f'model-{n}' for n in left]
-    assert [os.path.basename(p) for p in checkpoint.all_named(run.directory)] == [
+    assert [os.path.basename(p) for p in run_folder.all_named(folder)] == [f'model-{n}' for n in left]
+    assert [os.path.basename(p) for p in run_folder.all_named(run.directory)] == [
         f'model-{n}' for n in [*(n for n in range(1, 5) if n not in left), step]]
-    run = checkpoint.Run(run.directory, made[0])
+    run = run_folder.Run(run.directory, made[0])
     assert run.restore(graph, 'latest', silent)['best'] == [3.0, 2]  # kept by what has gone back
     before = snapshot(folder)
     run.save_best(graph, step + 1, 32.9)
@@ -625,7 +625,7 @@ def test_going_back_loses_nothing(graph, made, trained, restore_from, step, left
     for n in left:
         assert_same(stored(f'{folder}/model-{n}'), weights_in(expected[n]))
     checkpoint.choose(folder, checkpoint.describe('left-4', run.directory)[1])  # it is a model directory
-    state = checkpoint.Run(run.directory, made[0]).restore(graph, folder, lines.append)
+    state = run_folder.Run(run.directory, made[0]).restore(graph, folder, lines.append)
     assert (state['step'], state['position']) == (4, 40)
     assert_same(values(graph, tf.global_variables()), expected[4])
 
@@ -637,20 +637,20 @@ def test_the_best_of_a_step_replaces_that_of_the_same_step_before_the_run_went_b
     run.save_best(graph, 2, 1.0)
     assert_same(best_of(run), values(graph))
     assert_same(stored(prefix), weights_in(expected[2]))
-    assert checkpoint.number(checkpoint.resolved(run.best)) == 2
+    assert run_folder.number(checkpoint.resolved(run.best)) == 2
 
 
 def test_the_best_is_kept_where_the_training_state_is_removed(graph, made, trained):
     run, _ = trained
     os.unlink(f'{run.directory}/training-4.json')
-    assert checkpoint.Run(run.directory, made[0]).restore(graph, 'latest', silent)['best'] == [3.0, 2]
+    assert run_folder.Run(run.directory, made[0]).restore(graph, 'latest', silent)['best'] == [3.0, 2]
 
 
 def test_a_later_checkpoint_from_elsewhere_leaves_the_last_behind(graph, made, trained, tmp_path):
     run, expected = trained
     other = new_run(made, tmp_path / 'other')
     train_to(graph, other, 9, best=[0.1, 1], worse=7)
-    state = checkpoint.Run(run.directory, made[0]).restore(graph, other.directory, silent)
+    state = run_folder.Run(run.directory, made[0]).restore(graph, other.directory, silent)
     assert (state['step'], state['best'], state['worse']) == (9, [3.0, 2], 0)
     assert new_run(made, tmp_path / 'new').restore(graph, f'{run.directory}/left-4', silent)['step'] == 4
     assert_same(values(graph, tf.global_variables()), expected[4])
@@ -663,7 +663,7 @@ def test_a_save_overwrites_no_checkpoint_that_nothing_names(graph, made, trained
     os.replace(f'{run.directory}/before', f'{run.directory}/checkpoint')
     stale = stored(f'{run.directory}/model-5')
     lines = []
-    run = checkpoint.Run(run.directory, made[0])
+    run = run_folder.Run(run.directory, made[0])
     run.restore(graph, 'latest', lines.append)
     train_to(graph, run, 5)
     assert_same(stored(f'{run.directory}/left-5/model-5'), stale)
@@ -673,7 +673,7 @@ def test_a_save_overwrites_no_checkpoint_that_nothing_names(graph, made, trained
 def test_where_files_have_one_name_only_they_are_copied(graph, made, trained, monkeypatch):
     run, expected = trained
     monkeypatch.setattr(os, 'link', lambda *_: raise_(OSError(errno.EPERM, 'Operation not permitted')))
-    checkpoint.Run(run.directory, made[0]).restore(graph, 'fresh', silent)
+    run_folder.Run(run.directory, made[0]).restore(graph, 'fresh', silent)
     for step in range(1, 5):
         assert_same(stored(f'{run.directory}/left-4/model-{step}'), weights_in(expected[step]))
 
@@ -687,8 +687,8 @@ def test_going_back_may_be_killed_at_any_file_operation(graph, made, trained, tm
     while dead:
         kill += 1
         directory = shutil.copytree(run.directory, tmp_path / f'killed-{kill}')
-        going_back, operations, dead = checkpoint.Run(str(directory), made[0]), iter(range(1, kill)), False
-        going_back.kept = checkpoint.all_named(str(directory))
+        going_back, operations, dead = run_folder.Run(str(directory), made[0]), iter(range(1, kill)), False
+        going_back.kept = run_folder.all_named(str(directory))
 
         def until_killed(function):
             def call(*arguments, **options):
@@ -701,7 +701,7 @@ def test_going_back_may_be_killed_at_any_file_operation(graph, made, trained, tm
                 patch.setattr(os, name, until_killed(getattr(os, name)))
             patch.setattr(tf.train.Saver, 'save', until_killed(tf.train.Saver.save))
             going_back.save(graph, {'step': 3, 'best': [3.0, 2]}, left=f'{directory}/model-4')
-        whole = {home: checkpoint.all_named(str(home)) for home in (directory, *directory.glob('left-4*'))}
+        whole = {home: run_folder.all_named(str(home)) for home in (directory, *directory.glob('left-4*'))}
         for prefixes in whole.values():
             for prefix in prefixes:
                 assert weights_files(prefix) == weights_files(f'{run.directory}/{os.path.basename(prefix)}')
@@ -711,7 +711,7 @@ def test_going_back_may_be_killed_at_any_file_operation(graph, made, trained, tm
             home = next(home for home, prefixes in whole.items() if prefixes[-1].endswith('-4'))
             new_run(made, tmp_path / 'new').restore(graph, str(home), silent)
             assert_same(values(graph, tf.global_variables()), expected[4])
-            state = checkpoint.Run(str(directory), made[0]).restore(graph, f'{directory}/model-3', silent)
+            state = run_folder.Run(str(directory), made[0]).restore(graph, f'{directory}/model-3', silent)
             assert (state['step'], state['best']) == (3, [3.0, 2])
         assert not [name for name in os.listdir(directory) if 'tmp' in name or name.startswith('.')] or kill % 5
         shutil.rmtree(directory)
@@ -740,31 +740,31 @@ def test_a_state_of_other_types_and_ranges_is_refused_whatever_its_checksum(made
              'worse': 0, 'acted': 3, 'flags': {}, 'of a later version': None}
     path = tmp_path / 'training-7.json'
     for value in ODD[name]:
-        path.write_text(json.dumps(checkpoint.sealed({**whole, name: value})))
+        path.write_text(json.dumps(run_state.sealed({**whole, name: value})))
         with pytest.raises(InputError, match=rf'training-7\.json is damaged \("{name}" is .*, expected .*remove it'):
-            checkpoint.read_state(prefix)
-    path.write_text(json.dumps(checkpoint.sealed(whole)))
-    assert checkpoint.read_state(prefix) == {**whole, 'complete': True}
+            run_folder.read_state(prefix)
+    path.write_text(json.dumps(run_state.sealed(whole)))
+    assert run_folder.read_state(prefix) == {**whole, 'complete': True}
     for left_out in ODD.keys() - {'step'}:
         old = {key: value for key, value in whole.items() if key != left_out}
-        path.write_text(json.dumps(checkpoint.sealed(old)))
-        assert checkpoint.read_state(prefix) == {**old, 'complete': True}
+        path.write_text(json.dumps(run_state.sealed(old)))
+        assert run_folder.read_state(prefix) == {**old, 'complete': True}
 
 
 def test_a_number_in_a_name_that_no_run_reaches_is_none(tmp_path):
-    assert checkpoint.read_state(str(tmp_path / 'model-1000')) == {'step': 1000}
-    assert checkpoint.read_state(str(tmp_path / f'model-{10**30}')) == {'step': 0}
+    assert run_folder.read_state(str(tmp_path / 'model-1000')) == {'step': 1000}
+    assert run_folder.read_state(str(tmp_path / f'model-{10**30}')) == {'step': 0}
 
 
 def test_a_training_state_that_is_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / 'training-7.json')
     with pytest.raises(InputError, match='is a pipe'):
-        checkpoint.read_state(str(tmp_path / 'model-7'))
+        run_folder.read_state(str(tmp_path / 'model-7'))
 
 
 @pytest.mark.parametrize('write', [
-    lambda folder, run: checkpoint.create(folder, toy.hparams()),
-    lambda folder, run: checkpoint.write(folder, toy.hparams(), [('wte', np.zeros([2, 2], np.float32))]),
+    lambda folder, run: new_model.create(folder, toy.hparams()),
+    lambda folder, run: new_model.write(folder, toy.hparams(), [('wte', np.zeros([2, 2], np.float32))]),
     lambda folder, run: saved_model.write(folder, run)])
 def test_what_only_writes_files_takes_no_gpu(made, tmp_path, monkeypatch, write):
     configurations, session = [], tf.Session
@@ -788,5 +788,5 @@ def test_what_tensorflow_cannot_write_is_told_with_the_remedy_that_fits(number):
     with pytest.raises(OSError) as raised, checkpoint.writing('run/model-1'):
         raise tf.errors.UnknownError(None, None, f'run/model-1.tempstate; {os.strerror(number)}\n\t [[save]]')
     assert raised.value.errno == number
-    told = str(checkpoint.not_saved('run/model-1', raised.value))
+    told = str(run_folder.not_saved('run/model-1', raised.value))
     assert told.endswith(f'the last: {paths.remedy(raised.value)}')

@@ -22,7 +22,7 @@ from convert import from_hf, to_hf
 from errors import InputError
 from formats import hugging_face
 from generation import generator
-from storage import checkpoint, paths
+from storage import checkpoint, new_model, paths
 
 FILES = ['config.json', 'generation_config.json', 'merges.txt', 'model.safetensors', 'tokenizer_config.json',
          'vocab.json']
@@ -249,7 +249,7 @@ def test_back_again_it_is_the_same_to_the_bit(home, tmp_path, capsys):
 
 
 def test_in_several_files_of_data_it_is_the_same(home, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, 'SHARD_BYTES', 20_000)
+    monkeypatch.setattr(new_model, 'SHARD_BYTES', 20_000)
     assert_bits(read_back(home[0] / 'hf', tmp_path), home[2])
     names = os.listdir(tmp_path / 'models' / 'back')
     assert len([name for name in names if '.data-' in name]) > 4
@@ -757,12 +757,12 @@ def test_written_tensors_are_not_kept(tmp_path):
 
 
 def test_of_weights_on_their_way_into_a_checkpoint_few_are_kept(home, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, 'SHARD_BYTES', 20_000)
+    monkeypatch.setattr(new_model, 'SHARD_BYTES', 20_000)
     alive, largest = [], max(value.nbytes for value in home[2].values())
 
     def values():
         for name in model.weight_shapes(home[1]):
-            value = checkpoint.aligned(home[2][f'model/{name}'].shape)
+            value = new_model.aligned(home[2][f'model/{name}'].shape)
             assert value.ctypes.data % 64 == 0
             value[...] = home[2][f'model/{name}']
             alive.append(weakref.ref(value))
@@ -770,5 +770,5 @@ def test_of_weights_on_their_way_into_a_checkpoint_few_are_kept(home, tmp_path, 
             del value
             assert sum(each().nbytes for each in alive if each() is not None) <= max(20_000, largest)
 
-    checkpoint.write(str(tmp_path), home[1], values())
+    new_model.write(str(tmp_path), home[1], values())
     assert_bits(weights(tmp_path), home[2])

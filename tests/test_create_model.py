@@ -359,13 +359,13 @@ def test_a_damaged_vocabulary_is_refused_by_its_own_path(tmp_path):
 
 
 def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
-    from storage import checkpoint
+    from storage import new_model
 
     def failing(directory, *_):
         with open(os.path.join(directory, 'model.ckpt.index'), 'w') as file:
             file.write('half')
         raise OSError(28, 'No space left on device', directory)
-    monkeypatch.setattr(checkpoint, 'create', failing)
+    monkeypatch.setattr(new_model, 'create', failing)
     with pytest.raises(OSError, match='No space'):
         create_model('toy', **TOY, models_dir=str(tmp_path))
     assert listing(tmp_path) == []

@@ -28,6 +28,7 @@ from errors import InputError
 from generate_unconditional_samples import sample_model
 from generation import continuation, generator
 from generation import samples as sampling
+from hparams import load_hparams
 from interactive_conditional_samples import interact_model
 
 SIZES = {'n_layer': 2, 'n_head': 2, 'n_embd': 32, 'n_ctx': 48}
@@ -448,7 +449,7 @@ def greedy(directory, context, length):
     what does not, by quarters of n_ctx, so much is left out at the beginning."""
     tokens, first = list(context), 0
     with tf.Graph().as_default(), tf.Session() as session:
-        hparams = model.load_hparams(str(directory / 'hparams.json'))
+        hparams = load_hparams(str(directory / 'hparams.json'))
         X = tf.placeholder(tf.int32, [1, None])
         best = tf.argmax(model.model(hparams, X)['logits'][0, -1])
         tf.train.Saver().restore(session, str(directory / 'model.ckpt'))

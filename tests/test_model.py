@@ -10,6 +10,7 @@ import toy
 import model
 from errors import InputError
 from fast import kernels
+from hparams import load_hparams
 
 SHAPES = [{}, {'n_embd': 48, 'n_head': 3, 'n_layer': 3}, {'n_embd': 32, 'n_head': 1, 'n_layer': 1},
           {'n_vocab': 64, 'n_ctx': 16, 'n_embd': 64, 'n_head': 16, 'n_layer': 4}]
@@ -214,10 +215,10 @@ def test_the_number_of_parameters_is_that_of_the_weights(sizes):
 def test_bad_hparams_files_are_named(tmp_path, text, message):
     path = tmp_path / 'hparams.json'
     with pytest.raises(InputError, match=r'no .*hparams\.json'):
-        model.load_hparams(path)
+        load_hparams(path)
     path.write_text(text)
     with pytest.raises(InputError, match=message):
-        model.load_hparams(path)
+        load_hparams(path)
     path.write_text(json.dumps(toy.TOY), encoding='utf-8-sig')  # as editors on Windows write it
-    assert model.load_hparams(path).values() == toy.TOY
+    assert load_hparams(path).values() == toy.TOY
 

@@ -17,7 +17,7 @@ import load_dataset
 from command_line import cli
 from command_line.flags import SamplingFlags, TrainFlags
 from generation import samples
-from storage import checkpoint, paths
+from storage import checkpoint, new_model, paths
 from storage.npz import npz_arrays
 from training import trainer
 
@@ -117,7 +117,7 @@ def test_a_signal_that_windows_knows_still_stops_training(windows):
 
 def test_a_model_is_made_as_a_whole(windows, tmp_path):
     with paths.making(str(tmp_path / 'models' / 'new')) as folder:
-        checkpoint.create(folder, toy.hparams())
+        new_model.create(folder, toy.hparams())
     assert (tmp_path / 'models' / 'new' / 'checkpoint').exists()
 
 

@@ -34,7 +34,7 @@ from command_line.flags import PRECISIONS, TrainFlags
 from encoder import get_encoder
 from errors import InputError
 from fast import kernels
-from storage import checkpoint, npz
+from storage import checkpoint, npz, run_state
 from training import trainer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -572,7 +572,7 @@ def test_all_of_the_state_that_is_read_again_is_checked(flags, monkeypatch):
     states = []
     monkeypatch.setattr(trainer.checkpoint.Run, 'save', lambda self, session, state: states.append(state))
     trainer.train(flags(steps=1))
-    assert states[-1].keys() - {'flags'} <= checkpoint.STATE.keys()
+    assert states[-1].keys() - {'flags'} <= run_state.STATE.keys()
 
 
 @pytest.mark.parametrize('change', [
@@ -583,9 +583,9 @@ def test_an_odd_state_with_a_right_checksum_is_no_traceback(flags, change):
     trainer.train(flags(steps=1, **options))
     path = os.path.join(flags().checkpoint_dir, 'run1', 'training-1.json')
     with open(path) as file:
-        state = checkpoint.unsealed(json.load(file))
+        state = run_state.unsealed(json.load(file))
     with open(path, 'w') as file:
-        json.dump(checkpoint.sealed({**state, **change}), file)
+        json.dump(run_state.sealed({**state, **change}), file)
     try:
         trainer.train(flags(steps=2, **options))
     except InputError as error:

@@ -26,7 +26,8 @@ import tensorflow.compat.v1 as tf
 import encoder
 import model
 from errors import InputError, require
-from storage import checkpoint, paths
+from hparams import HParams
+from storage import checkpoint, new_model, paths
 
 SAFETENSORS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 VOCABULARY_FILES = ('vocab.json', 'merges.txt')
@@ -112,7 +113,7 @@ def tokenizer_config(hparams, enc):
 
 # Reading
 
-def read(source: str, folder: str) -> model.HParams:
+def read(source: str, folder: str) -> HParams:
     """Makes a model directory of their format's folder `source` in the empty folder `folder`.
 
     Weights in float16 or bfloat16 become float32. Raises InputError, before any is written, for another architecture,
@@ -127,7 +128,7 @@ def read(source: str, folder: str) -> model.HParams:
                                         f'config.json says vocab_size is {hparams.n_vocab}')
     weights = find_weights(source, hparams, tied)
     encoder.write_vocabulary(folder, vocabulary, merges, special)
-    checkpoint.write(folder, hparams, ((name, weights[name].read().reshape(shape))
+    new_model.write(folder, hparams, ((name, weights[name].read().reshape(shape))
                                        for name, shape in model.weight_shapes(hparams).items()))
     return hparams
 
@@ -263,7 +264,7 @@ class Stored:
     transposed: bool = False
 
     def read(self):  # -> float32 array
-        result = checkpoint.aligned(self.shape[::-1] if self.transposed else self.shape)
+        result = new_model.aligned(self.shape[::-1] if self.transposed else self.shape)
         rows = result.T if self.transposed else result
         for first, some in self.parts():
             rows[first:first + len(some)] = some

@@ -17,7 +17,7 @@ import tensorflow.compat.v1 as tf
 import model
 import sample
 from fast import kernels
-from storage import checkpoint, paths
+from storage import checkpoint, new_model, paths
 
 
 def write(folder: str, directory: str, checkpoint_name: str | None = None) -> str:
@@ -29,7 +29,7 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
     """
     _, hparams, enc = checkpoint.describe(os.path.basename(directory), os.path.dirname(directory))
     prefix = checkpoint.choose(directory, hparams, checkpoint_name)
-    with tf.Graph().as_default(), tf.Session(config=checkpoint.without_gpu()) as session:
+    with tf.Graph().as_default(), tf.Session(config=new_model.without_gpu()) as session:
         kernels.compile_nothing()  # TensorFlow Serving's XLA is off unless it is asked for
         signatures = {'logits': logits_signature(hparams), 'generate': generate_signature(hparams, enc)}
         checkpoint.restore(session, prefix, checkpoint.model_variables())

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 import tempfile
 import typing
 from collections.abc import Iterator
@@ -257,3 +258,14 @@ def making(folder: str) -> Iterator[str]:
             raise
         os.makedirs(parent, exist_ok=True)
         os.rename(whole, folder)
+
+
+def synchronize(path: str):
+    """Has the operating system write a file or directory to the disk; a directory not on Windows, which opens none."""
+    if sys.platform == 'win32' and os.path.isdir(path):
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)  # Windows wants it to be writable
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

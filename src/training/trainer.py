@@ -22,7 +22,7 @@ from command_line import interrupts
 from errors import InputError, require
 from generation import generator
 from load_dataset import encoded, fingerprint, load_dataset
-from storage import checkpoint, paths
+from storage import checkpoint, paths, run_folder
 from storage.npz import release
 from training import optimizer
 from training.windows import Sampler, hold_out
@@ -207,9 +207,9 @@ class Trainer:
         self.model_dir, self.hparams, self.enc = worker.agree(
             lambda: checkpoint.describe(flags.model_name, flags.models_dir))
         directory = paths.run_dir(flags.run_name, flags.checkpoint_dir)
-        self.lock = checkpoint.Lock(directory)
+        self.lock = run_folder.Lock(directory)
         with interrupts.ending(self.lock.release):
-            worker.once(lambda: checkpoint.check_start(
+            worker.once(lambda: run_folder.check_start(
                 directory, self.model_dir, flags.restore_from, self.hparams))
         worker.check_same(lambda: {'hparams.json': self.hparams.values(),
                                    'the vocabulary (its fingerprint)': fingerprint(self.enc)})
@@ -235,7 +235,7 @@ class Trainer:
         self.data = Data(flags, self.enc, self.hparams, worker)
         with interrupts.ending(self.lock.release):
             self.build()
-            self.run = checkpoint.Run(self.lock.directory, self.model_dir)
+            self.run = run_folder.Run(self.lock.directory, self.model_dir)
             # Not the weights, which are about to be loaded: what random numbers need would stay allocated.
             self.session.run([tf.variables_initializer(self.run.state_variables),
                               tf.local_variables_initializer()])
@@ -330,7 +330,7 @@ class Trainer:
             return  # as all ranks are told before the next update
         try:
             self.save()
-        except checkpoint.NotSaved as error:
+        except run_folder.NotSaved as error:
             warn(f'{error}. Training goes on, and tries again at the next save')
 
     # The loop
@@ -429,7 +429,7 @@ class Trainer:
         self.lock.check()
         try:
             self.run.save_best(self.session, self.step, loss)
-        except checkpoint.NotSaved as error:
+        except run_folder.NotSaved as error:
             self.best_lost = error
             warn(f'{error}. Training goes on')
         return not self.best_lost

@@ -1,0 +1,84 @@
+"""Writes the checkpoint of a new model, or of given weights, into a model directory."""
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+import model
+from hparams import HParams
+from storage import checkpoint, paths
+
+NEW_CHECKPOINT = 'model.ckpt'  # as the released ones are named
+SHARD_BYTES = 1 << 26  # of small weights that are written together
+
+
+def without_gpu():
+    """For a session that only reads and writes files: a GPU's memory may be another process's."""
+    return tf.ConfigProto(device_count={'GPU': 0})
+
+
+def create(directory: str, hparams: HParams, seed: int | None = None):
+    """Writes hparams.json and a checkpoint of a new, randomly initialized model into a model directory."""
+    prefix = os.path.join(directory, NEW_CHECKPOINT)
+    with tf.Graph().as_default(), tf.Session(config=without_gpu()) as session:
+        tf.set_random_seed(seed)
+        model.weights(hparams)
+        session.run(tf.global_variables_initializer())
+        with checkpoint.writing(prefix):
+            tf.train.Saver(checkpoint.model_variables()).save(session, prefix, write_state=False)
+    describe_new(directory, hparams)
+
+
+def write(directory: str, hparams: HParams, weights: Iterable[tuple[str, np.ndarray]]):
+    """Writes hparams.json and a checkpoint of given weights into a model directory.
+
+    weights: an iterable of (name of weight_shapes, float32 array, best of `aligned`). It is written as it comes, in
+    several files of data, so that no more than the largest weight, or SHARD_BYTES of smaller ones, is in memory.
+    """
+    prefix, shards = os.path.join(directory, NEW_CHECKPOINT), []
+    with tf.Graph().as_default(), tf.Session(config=without_gpu()) as session, checkpoint.writing(prefix):
+        model.weights(hparams)
+        tf.train.Saver(checkpoint.model_variables()).export_meta_graph(f'{prefix}.meta')
+        for shard in in_shards(weights):
+            shards.append(write_shard(session, f'{prefix}-{len(shards)}', shard))
+            del shard  # while the next is read
+        session.run(tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=shards, destination_prefix=prefix,
+                                                  delete_old_dirs=False))
+    describe_new(directory, hparams)
+
+
+def in_shards(weights):  # -> dicts of {name: array}, of SHARD_BYTES or a single array
+    shard, size = {}, 0
+    for name, value in weights:
+        if shard and size + value.nbytes > SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name], size = value, size + value.nbytes
+    yield shard
+
+
+def aligned(shape: Sequence[int]) -> np.ndarray:  # float32, uninitialized
+    """An array at an address where TensorFlow takes it as it is; of others it makes a copy."""
+    count = math.prod(shape)
+    memory = np.empty(count + 16, np.float32)
+    first = -memory.ctypes.data % 64 // 4
+    return memory[first:first + count].reshape(shape)
+
+
+def write_shard(session, prefix, values):  # -> prefix
+    """Writes a checkpoint of {name: float32 array}."""
+    inputs = [tf.placeholder(tf.float32, value.shape) for value in values.values()]
+    saved = tf.raw_ops.SaveV2(prefix=prefix, tensor_names=[f'model/{name}' for name in values],
+                              shape_and_slices=[''] * len(values), tensors=inputs)
+    session.run(saved, dict(zip(inputs, values.values(), strict=True)))
+    return prefix
+
+
+def describe_new(directory, hparams):
+    """Writes hparams.json, and the file `checkpoint` that names NEW_CHECKPOINT."""
+    with paths.replacing(os.path.join(directory, 'hparams.json')) as file:
+        json.dump(hparams.values(), file)
+    checkpoint.commit(directory, [NEW_CHECKPOINT])
