@@ -14,12 +14,12 @@ from command_line.flags import HorovodFlags
 from errors import require
 
 
-@cli.takes(HorovodFlags)
+@cli.flags_from(HorovodFlags)
 def train(**given):
     flags = HorovodFlags(**given)
     cli.load_tensorflow()
     try:
-        with cli.ending_at_once():
+        with cli.default_signal_handlers():
             from training import horovod_worker, trainer
     except ModuleNotFoundError as error:
         require((error.name or '').partition('.')[0] != 'horovod', 'Horovod is not installed for this Python: make '

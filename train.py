@@ -12,11 +12,11 @@ from command_line import cli
 from command_line.flags import TrainFlags
 
 
-@cli.takes(TrainFlags)
+@cli.flags_from(TrainFlags)
 def train(**given):
     flags = TrainFlags(**given)
     cli.load_tensorflow()
-    with cli.ending_at_once():
+    with cli.default_signal_handlers():
         from training import trainer
     trainer.train(flags)
 

@@ -11,7 +11,7 @@ from command_line.flags import ExportFlags
 from storage import paths
 
 
-@cli.takes(ExportFlags)
+@cli.flags_from(ExportFlags)
 def to_hf(*args, **given):
     """Writes a model, or a training run's, into a folder that transformers and what reads its format take."""
     def write(folder, directory, checkpoint):

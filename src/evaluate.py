@@ -133,7 +133,7 @@ class LineFlags(TextFlags):
 
 # Commands
 
-@cli.takes(FileFlags)
+@cli.flags_from(FileFlags)
 def perplexity(**given):
     """Perplexity of any text, or of a .npz of encode.py: per token and word, and bits per byte."""
     flags = FileFlags(**given)
@@ -149,43 +149,43 @@ def corpus(name, given):
     text_figures(name, flags, lambda enc: documents, lines=name in ('wikitext2', 'wikitext103', 'ptb', '1bw'))
 
 
-@cli.takes(TextFlags)
+@cli.flags_from(TextFlags)
 def wikitext2(**given):
     """WikiText-2: perplexity of wiki.test.tokens (or .raw), detokenised."""
     corpus('wikitext2', given)
 
 
-@cli.takes(TextFlags)
+@cli.flags_from(TextFlags)
 def wikitext103(**given):
     """WikiText-103: the same test set as WikiText-2's, under its own name."""
     corpus('wikitext103', given)
 
 
-@cli.takes(TextFlags)
+@cli.flags_from(TextFlags)
 def ptb(**given):
     """Penn Treebank: perplexity of ptb.test.txt, detokenised."""
     corpus('ptb', given)
 
 
-@cli.takes(TextFlags)
+@cli.flags_from(TextFlags)
 def one_billion_words(**given):
     """One Billion Word: perplexity of news.en.heldout-00000-of-00050, detokenised, each sentence a document."""
     corpus('1bw', given)
 
 
-@cli.takes(TextFlags)
+@cli.flags_from(TextFlags)
 def enwik8(**given):
     """enwik8: bits per byte of its last 5 million bytes, or of all of another file."""
     corpus('enwik8', given)
 
 
-@cli.takes(TextFlags)
+@cli.flags_from(TextFlags)
 def text8(**given):
     """text8: bits per character (bytes) of its last 5 million, or of all of another file."""
     corpus('text8', given)
 
 
-@cli.takes(LambadaFlags)
+@cli.flags_from(LambadaFlags)
 def lambada(**given):
     """LAMBADA: accuracy and perplexity of the last word, and of the last token, of passages (.jsonl or text)."""
     flags = LambadaFlags(**given)
@@ -196,7 +196,7 @@ def lambada(**given):
     report('lambada', flags, model, found)
 
 
-@cli.takes(PassageFlags)
+@cli.flags_from(PassageFlags)
 def cbt(**given):
     """The Children's Book Test (a file of cbtest_CN or cbtest_NE): accuracy among ten choices."""
     flags = PassageFlags(**given)
@@ -207,7 +207,7 @@ def cbt(**given):
     report('cbt', flags, model, found)
 
 
-@cli.takes(LineFlags)
+@cli.flags_from(LineFlags)
 def logprobs(**given):
     """The tokens of each line (or JSON "text") and their log-probabilities, as JSON lines."""
     flags = LineFlags(**given)
@@ -249,7 +249,7 @@ def evaluation(flags, unit):
     cli.load_tensorflow()
     name, directory = ((flags.model_name, flags.models_dir) if flags.run_name is None
                        else (flags.run_name, flags.checkpoint_dir))
-    with cli.ending_at_once():
+    with cli.default_signal_handlers():
         from evaluation import likelihood
         model = likelihood.Likelihood(name, directory, flags.checkpoint, precision=flags.precision,
                                       batch_size=flags.batch_size, context=flags.context)

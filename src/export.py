@@ -5,7 +5,7 @@ from command_line.flags import ExportFlags
 from storage import paths
 
 
-@cli.takes(ExportFlags)
+@cli.flags_from(ExportFlags)
 def export(*args, **given):
     """Writes a SavedModel with the signatures `logits` and `generate`; README.md shows how they are called.
 

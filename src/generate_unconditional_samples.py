@@ -5,16 +5,16 @@ from command_line.flags import SamplingFlags
 from errors import require
 
 
-@cli.takes(SamplingFlags)
+@cli.flags_from(SamplingFlags)
 def sample_model(*args, **given):
     """Prints unconditional samples of a model."""
     flags = SamplingFlags(*args, **given)
     require(flags.nsamples or flags.output is None,
             '--output needs --nsamples: without an end the file would never be whole')
     cli.load_tensorflow()
-    with cli.ending_at_once():
+    with cli.default_signal_handlers():
         from generation import samples
-        drawn = samples.Samples(flags, unconditional=True)
+        drawn = samples.SampleWriter(flags, unconditional=True)
     with samples.opened(flags.output) as file:
         drawn.write(file, stream=flags.output is None)
 

@@ -44,14 +44,14 @@ class PromptFlags(SamplingFlags):
                 '--include_prefix is for text; JSON lines hold the prompt')
 
 
-@cli.takes(PromptFlags)
+@cli.flags_from(PromptFlags)
 def interact_model(*args, **given):
     """Prints continuations of prompts."""
     flags = PromptFlags(*args, **given)
     cli.load_tensorflow()
-    with cli.ending_at_once():
+    with cli.default_signal_handlers():
         from generation import samples
-        drawn = samples.Samples(flags, unconditional=False, special_tokens=flags.special_tokens)
+        drawn = samples.SampleWriter(flags, unconditional=False, special_tokens=flags.special_tokens)
     if flags.prompts_file is not None:
         drawn.complete(flags.prompts_file, flags.output, flags.logprobs)
         return

@@ -60,7 +60,7 @@ def load_dataset(enc, path: str, combine: int = 50000, encoding: str = 'utf-8', 
     return [joined(list(chunk)) for chunk in chunks]
 
 
-def encoded(enc, sources: list[str], directory: str, combine: int = 50000, encoding: str = 'utf-8',
+def encode_to_npz(enc, sources: list[str], directory: str, combine: int = 50000, encoding: str = 'utf-8',
             special_tokens: bool = True) -> list[str]:
     """Where the chunks of each source can be mapped from: the source itself where it means .npz files, else a
     file in the directory.
@@ -323,9 +323,9 @@ def in_order(start, ahead, groups):
         raise error
 
 
-def iter_parts(encoded, dtype):
+def iter_parts(encode_to_npz, dtype):
     """Yields the items of groups, in place of texts and ids arrays: what is left is arrays, and None for chunk ends."""
-    for group, ids in encoded:
+    for group, ids in encode_to_npz:
         ids = iter(ids)
         for item in group:
             if isinstance(item, str):

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from errors import require
-from fast.kernels import apart, computed_once, fused, in_kernel, kernel
+from fast.kernels import fused, in_kernel, kernel, materialized, optimization_barrier
 from hparams import HParams, default_hparams  # noqa: F401  where the original has it
 
 ATTENTION_BLOCK = 256
@@ -73,24 +73,24 @@ def with_precision(w, dtype):  # {name: tensor} -> {name: tensor}
     return {**w, **products, 'output': tf.cast(w['wte'], dtype)}
 
 
-class Packed(typing.NamedTuple):
+class QuantizedMatrix(typing.NamedTuple):
     """A matrix as sampling reads it fastest, output by output: bfloat16 or int8 [n_out, n_in], and with int8 what each
     output is to be multiplied by, float32 [n_out], or None."""
     values: tf.Tensor
     scale: tf.Tensor | None
 
 
-def pack(name, value, dtype):  # a weight by its name -> Packed where it is a matrix; else as it is
+def quantize(name, value, dtype):  # a weight by its name -> Packed where it is a matrix; else as it is
     """int8: each output's weights in 255 steps, up to the one that is largest in size (Jacob et al. 2018, "Quantization
     and training of neural networks for efficient integer-arithmetic-only inference", section 3, with zero at 0)."""
     if not name.endswith(('/w', 'wte')):
         return value
     matrix = value if name == 'wte' else tf.transpose(value[0])
     if dtype != tf.int8:
-        return Packed(tf.cast(matrix, dtype), None)
+        return QuantizedMatrix(tf.cast(matrix, dtype), None)
     largest = tf.reduce_max(tf.abs(matrix), axis=1)
     scale = tf.where_v2(largest > 0, largest / 127, 1.0)
-    return Packed(tf.cast(tf.round(matrix / scale[:, None]), tf.int8), scale)
+    return QuantizedMatrix(tf.cast(tf.round(matrix / scale[:, None]), tf.int8), scale)
 
 
 # The transformer
@@ -117,31 +117,31 @@ def norm(x, g, b, epsilon=1e-5):  # [..., E], [E], [E] -> [..., E]
     return centred * (tf.rsqrt(variance + epsilon) * g) + b
 
 
-def product(x, w, transposed=False):  # [N, n_in], [n_in, n_out] or (transposed) [n_out, n_in] or Packed -> [N, n_out]
-    if not isinstance(w, Packed):
-        return apart(tf.matmul(apart(tf.cast(x, w.dtype)), w, transpose_b=transposed))
+def matmul(x, w, transposed=False):  # [N, n_in], [n_in, n_out] or (transposed) [n_out, n_in] or Packed -> [N, n_out]
+    if not isinstance(w, QuantizedMatrix):
+        return optimization_barrier(tf.matmul(optimization_barrier(tf.cast(x, w.dtype)), w, transpose_b=transposed))
     x = tf.cast(x, tf.bfloat16)  # wherever it is computed: activations in bfloat16, sums in float32
     if not in_kernel():
         result = tf.cast(tf.matmul(x, tf.cast(w.values, tf.bfloat16), transpose_b=True), tf.float32)
     elif x.shape[0] == 1:  # compiled into a loop that reads the values as they are stored
-        result = apart(tf.matmul(computed_once(tf.cast(x, tf.float32)), tf.cast(w.values, tf.float32),
+        result = optimization_barrier(tf.matmul(materialized(tf.cast(x, tf.float32)), tf.cast(w.values, tf.float32),
                                  transpose_b=True))
     elif w.scale is None:
-        result = apart(tf.matmul(apart(x), w.values, transpose_b=True, output_type=tf.float32))
+        result = optimization_barrier(tf.matmul(optimization_barrier(x), w.values, transpose_b=True, output_type=tf.float32))
     else:
-        result = int8_product(tf.cast(x, tf.float32), w.values)
+        result = int8_matmul(tf.cast(x, tf.float32), w.values)
     return result if w.scale is None else result * w.scale
 
 
-def int8_product(x, values):  # float32 [N, n_in], int8 [n_out, n_in] -> float32 [N, n_out]
+def int8_matmul(x, values):  # float32 [N, n_in], int8 [n_out, n_in] -> float32 [N, n_out]
     """x in 2 · 127² steps up to each row's largest, as two numbers of int8: what int8 by int8 can be added up to in
     int32, exactly and at the processor's full speed, without the loss of one int8 for an activation."""
     largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
     step = tf.where_v2(largest > 0, largest / 127 ** 2, 1.0)
     whole = tf.round(x / step)
     high = tf.round(whole / 127)
-    parts = apart(tf.cast(tf.concat([high, whole - 127 * high], axis=0), tf.int8))
-    sums = apart(tf.matmul(parts, values, transpose_b=True, output_type=tf.int32))
+    parts = optimization_barrier(tf.cast(tf.concat([high, whole - 127 * high], axis=0), tf.int8))
+    sums = optimization_barrier(tf.matmul(parts, values, transpose_b=True, output_type=tf.int32))
     high, low = tf.unstack(tf.reshape(tf.cast(sums, tf.float32), [2, x.shape[0], values.shape[0]]))
     return (127 * high + low) * step
 
@@ -150,8 +150,8 @@ def conv1d(x, w, b):  # [B, T, n_in], [1, n_in, n_out] or Packed, [n_out] -> [B,
     """A dense layer; a convolution of width 1 in name and shape of w, as the released checkpoints have it."""
     B, T, n_in = shape_list(x)
     n_out = b.shape[0]
-    w = w if isinstance(w, Packed) else tf.reshape(w, [n_in, n_out])
-    return tf.reshape(product(tf.reshape(x, [-1, n_in]), w) + b, [B, T, n_out])
+    w = w if isinstance(w, QuantizedMatrix) else tf.reshape(w, [n_in, n_out])
+    return tf.reshape(matmul(tf.reshape(x, [-1, n_in]), w) + b, [B, T, n_out])
 
 
 def split_heads(x, n_head):  # [B, T, E] -> [B, H, T, D]
@@ -252,7 +252,7 @@ def decode_blocks(x, layers, n_head, pasts, n_past, start):  # as blocks
     """The same by kernels of LAYERS_IN_KERNEL layers, which are alike and so compiled once. A larger kernel is faster
     (each costs 0.3 ms to start), but takes longer to compile."""
     # Without their axis of 1: a product by what is reshaped in the kernel is slow there.
-    layers = [{name: tf.squeeze(value, 0) if name.endswith('/w') and not isinstance(value, Packed) else value
+    layers = [{name: tf.squeeze(value, 0) if name.endswith('/w') and not isinstance(value, QuantizedMatrix) else value
                for name, value in w.items()} for w in layers]
     presents = []
     for first in range(0, len(layers), LAYERS_IN_KERNEL):
@@ -264,7 +264,7 @@ def decode_blocks(x, layers, n_head, pasts, n_past, start):  # as blocks
 
 def embedding(w, X, positions):  # int32 [B, T], int32 [T] or [B, T] -> [B, T, E]
     wte = w['wte']
-    if not isinstance(wte, Packed):
+    if not isinstance(wte, QuantizedMatrix):
         return tf.gather(wte, X) + tf.gather(w['wpe'], positions)
     scale = 1.0 if wte.scale is None else tf.gather(wte.scale, X)[..., None]
     return tf.cast(tf.gather(wte.values, X), tf.float32) * scale + tf.gather(w['wpe'], positions)
@@ -298,7 +298,7 @@ def transformer(hparams, w, X, past=None, n_past=None, start=None):
 def output(w, h):  # [..., E] -> [..., V]
     """Logits, by the token embedding transposed."""
     *rows, E = shape_list(h)
-    logits = product(tf.reshape(h, [-1, E]), w.get('output', w['wte']), transposed=True)
+    logits = matmul(tf.reshape(h, [-1, E]), w.get('output', w['wte']), transposed=True)
     return tf.reshape(logits, [*rows, logits.shape[-1]])
 
 

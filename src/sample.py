@@ -15,14 +15,14 @@ ONE = 0x3f800000  # the bits of 1.0 in float32
 
 def check_controls(*, length, temperature=1, top_k=0, top_p=1, repetition_penalty=1):  # -> assertions
     """As check, of each control and its range."""
-    return [*check(length > 0, 'length must be 1 or more, not', length),
-            *check(temperature >= 0, 'temperature must be 0 (greedy) or more, not', temperature),
-            *check(top_k >= 0, 'top_k must be 0 (off) or more, not', top_k),
-            *check((0 <= top_p) & (top_p <= 1), 'top_p must be from 0 to 1 (both: off), not', top_p),
-            *check(repetition_penalty > 0, 'repetition_penalty must be above 0 (1: none), not', repetition_penalty)]
+    return [*assert_or_raise(length > 0, 'length must be 1 or more, not', length),
+            *assert_or_raise(temperature >= 0, 'temperature must be 0 (greedy) or more, not', temperature),
+            *assert_or_raise(top_k >= 0, 'top_k must be 0 (off) or more, not', top_k),
+            *assert_or_raise((0 <= top_p) & (top_p <= 1), 'top_p must be from 0 to 1 (both: off), not', top_p),
+            *assert_or_raise(repetition_penalty > 0, 'repetition_penalty must be above 0 (1: none), not', repetition_penalty)]
 
 
-def check(condition, *message):  # -> operations, to be control dependencies of what needs the condition
+def assert_or_raise(condition, *message):  # -> operations, to be control dependencies of what needs the condition
     """Raises InputError(message) unless the condition holds. Of a tensor this is known when the graph is run: then it
     is an operation, which fails with the message. message: words, and numbers or tensors to be put between them."""
     if tf.is_tensor(condition):
@@ -39,19 +39,19 @@ def check_tokens(tokens, n_vocab, padded):  # integers [B, T], a tensor or an ar
     has_token = every(most(tokens, axis=1) >= 0)
     at_left = every((tokens[:, 1:] >= 0) | (tokens[:, :-1] < 0)) if padded else True
     padding, alone = (', or -1 at the left of shorter rows', ', and -1 at its left alone') if padded else ('', '')
-    return [*check(known, f'tokens must be from 0 to {n_vocab - 1}{padding}; they are from', least(tokens), 'to',
+    return [*assert_or_raise(known, f'tokens must be from 0 to {n_vocab - 1}{padding}; they are from', least(tokens), 'to',
                    most(tokens)),
-            *check(has_token & at_left, f'each row must have a token{alone}; they are', tokens)]
+            *assert_or_raise(has_token & at_left, f'each row must have a token{alone}; they are', tokens)]
 
 
-def either(condition, then, otherwise):
+def static_or_cond(condition, then, otherwise):
     """then() or otherwise(): decided now where the condition is a number, at each run where it is a tensor."""
     if tf.is_tensor(condition):
         return tf.cond(condition, then, otherwise)
     return then() if condition else otherwise()
 
 
-def largest(logits, k):  # -> [B, k], [B, k]: the largest logits in falling order, and their tokens
+def largest_logits(logits, k):  # -> [B, k], [B, k]: the largest logits in falling order, and their tokens
     values, tokens = tf.math.top_k(logits, tf.minimum(k, tf.shape(logits)[-1]))
     return tf.ensure_shape(values, [logits.shape[0], None]), tokens
 
@@ -59,12 +59,12 @@ def largest(logits, k):  # -> [B, k], [B, k]: the largest logits in falling orde
 def top_k_logits(logits, k):  # [B, V] -> [B, V]
     """The k largest logits of each row (and their equals); the others become the lowest number. k = 0: all."""
     logits = tf.convert_to_tensor(logits)
-    return either(k > 0, lambda: tf.where_v2(logits < largest(logits, k)[0][:, -1:], logits.dtype.min, logits),
+    return static_or_cond(k > 0, lambda: tf.where_v2(logits < largest_logits(logits, k)[0][:, -1:], logits.dtype.min, logits),
                   lambda: logits)
 
 
 @fused
-def nucleus(probabilities, p):  # float32 [B, N], scalar -> int32 [B, 1]
+def nucleus_threshold(probabilities, p):  # float32 [B, N], scalar -> int32 [B, 1]
     """The bits of the least probability that belongs to the nucleus: that below which the likelier ones reach p.
 
     Found by halving, as numbers from 0 up are in the order of their bits: what sorts all the vocabulary takes longer.
@@ -90,12 +90,12 @@ def top_p_logits(logits, p):  # [B, N] -> [B, N]
         # Its shape is stated again, as below: of what is behind a condition the graph's optimizer does not know it, and
         # says so on the terminal.
         probabilities = tf.nn.softmax(tf.cast(tf.ensure_shape(logits, logits.shape), tf.float32))
-        least = nucleus(probabilities, tf.convert_to_tensor(p, tf.float32))
+        least = nucleus_threshold(probabilities, tf.convert_to_tensor(p, tf.float32))
         return tf.where_v2(tf.bitcast(probabilities, tf.int32) < least, logits.dtype.min, logits)
-    return tf.ensure_shape(either((p > 0) & (p < 1), cut, lambda: logits), logits.shape)
+    return tf.ensure_shape(static_or_cond((p > 0) & (p < 1), cut, lambda: logits), logits.shape)
 
 
-def penalized(logits, tokens, penalty):  # [B, V], int32 [B, N] -> [B, V]
+def apply_repetition_penalty(logits, tokens, penalty):  # [B, V], int32 [B, N] -> [B, V]
     """The logits of the row's tokens (below 0: none) divided by penalty, or multiplied where they are below 0 (Keskar
     et al. 2019, "CTRL", section 4.1, with the sign that makes a penalty above 1 one for all logits)."""
     logits = tf.cast(logits, tf.float32)
@@ -112,7 +112,7 @@ def of_vocabulary(logits, vocabulary):  # [B, V], ids or None -> [B, V]
     return logits if np.all(has_text) else tf.where_v2(has_text, logits, logits.dtype.min)
 
 
-def draw(logits, uniform, top_p):  # [B, N], float64 [B] -> int32 [B]
+def sample_categorical(logits, uniform, top_p):  # [B, N], float64 [B] -> int32 [B]
     """By inverting the cumulative distribution."""
     # Sums of 50,257 probabilities: in float64, so that rare tokens keep theirs.
     cumulative = tf.cumsum(tf.cast(tf.nn.softmax(top_p_logits(logits, top_p)), tf.float64), axis=-1)
@@ -130,12 +130,12 @@ def sample_token(logits, uniform, *, temperature, top_k, top_p, vocabulary=None)
     def drawn():
         # Within what keeps the quotients finite in float32.
         scaled = tf.cast(logits, tf.float32) / tf.clip_by_value(tf.cast(temperature, tf.float32), 1e-30, 1e30)
-        return either(top_k > 0, lambda: among_largest(scaled), lambda: draw(scaled, uniform, top_p))
+        return static_or_cond(top_k > 0, lambda: among_largest(scaled), lambda: sample_categorical(scaled, uniform, top_p))
 
     def among_largest(scaled):
-        values, tokens = largest(scaled, top_k)
-        return tf.gather(tokens, draw(values, uniform, top_p), batch_dims=1)
-    return either(temperature > 0, drawn, lambda: tf.argmax(logits, axis=-1, output_type=tf.int32))
+        values, tokens = largest_logits(scaled, top_k)
+        return tf.gather(tokens, sample_categorical(values, uniform, top_p), batch_dims=1)
+    return static_or_cond(temperature > 0, drawn, lambda: tf.argmax(logits, axis=-1, output_type=tf.int32))
 
 
 def random_keys(seed, batch_size):  # -> int64 [B, 2]
@@ -169,10 +169,10 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
     n_ctx = hparams.n_ctx
     assertions = [*check_controls(length=length, **controls),
-                  *check(length <= n_ctx, f'length must be from 1 to n_ctx, {n_ctx}, not', length)]
+                  *assert_or_raise(length <= n_ctx, f'length must be from 1 to n_ctx, {n_ctx}, not', length)]
     require((start_token is None) != (context is None), 'give start_token or context, one of them')
     if context is None:
-        assertions += check((0 <= start_token) & (start_token < hparams.n_vocab),
+        assertions += assert_or_raise((0 <= start_token) & (start_token < hparams.n_vocab),
                             f'start_token must be from 0 to {hparams.n_vocab - 1}, not', start_token)
         context = tf.fill([batch_size, 1], start_token)
     else:
@@ -182,7 +182,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         assertions += check_tokens(context, hparams.n_vocab, padded)
         context = tf.cast(context, tf.int32)
         T = model.shape_list(context)[1]
-        assertions += check(length <= n_ctx - T, 'a context of', T, 'tokens and', length, f'more exceed n_ctx, {n_ctx}')
+        assertions += assert_or_raise(length <= n_ctx - T, 'a context of', T, 'tokens and', length, f'more exceed n_ctx, {n_ctx}')
     with tf.name_scope('sample_sequence'), tf.control_dependencies(assertions):
         # Read here, once: a variable that is read inside the loop is copied at every step.
         w = model.weights(hparams, scope)
@@ -196,7 +196,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         return tf.concat([context, continuation], axis=1)
 
 
-def write_at(buffer, new, position):  # [B, H, S, D], [B, H, 1, D], scalar -> [B, H, S, D]
+def write_cache(buffer, new, position):  # [B, H, S, D], [B, H, 1, D], scalar -> [B, H, S, D]
     """The buffer with `new` at a position of axis 2; in place, as nothing else holds the buffer."""
     B, H, S, D = model.shape_list(buffer)
     rows = tf.range(B * H) * S + position
@@ -204,7 +204,7 @@ def write_at(buffer, new, position):  # [B, H, S, D], [B, H, 1, D], scalar -> [B
     return tf.reshape(flat, [B, H, S, D])
 
 
-def encode(hparams, w, context, padded):  # int32 [B, T] -> [B, T, E], presents, int32 [B] or None
+def prefill(hparams, w, context, padded):  # int32 [B, T] -> [B, T, E], presents, int32 [B] or None
     """The context in one pass: what model.transformer returns, and the `start` that is to go on with it."""
     if not padded:
         return *model.transformer(hparams, w, context), None
@@ -217,7 +217,7 @@ def encode(hparams, w, context, padded):  # int32 [B, T] -> [B, T, E], presents,
 def decode(hparams, w, context, length, choose, stop_token, padded):  # int32 [B, T] -> int32 [B, length]
     """The context in one pass, then one token a step; keys and values are kept in buffers of T + length - 1."""
     B, T = model.shape_list(context)
-    h, presents, start = encode(hparams, w, context, padded)
+    h, presents, start = prefill(hparams, w, context, padded)
     cache = [tuple(tf.pad(each, [[0, 0], [0, 0], [0, length - 1], [0, 0]]) for each in pair) for pair in presents]
     token = choose(h, 0)
     stop = -1 if stop_token is None else stop_token
@@ -229,7 +229,7 @@ def decode(hparams, w, context, length, choose, stop_token, padded):  # int32 [B
     def step(i, token, tokens, cache):
         n_past = T + i - 1
         h, presents = model.transformer(hparams, w, token[:, None], past=cache, n_past=n_past, start=start)
-        cache = [tuple(write_at(*each, n_past) for each in zip(*pairs, strict=True))
+        cache = [tuple(write_cache(*each, n_past) for each in zip(*pairs, strict=True))
                  for pairs in zip(cache, presents, strict=True)]
         token = tf.where(tf.equal(token, stop), token, choose(h, i))
         here = tf.stack([tf.range(B), tf.fill([B], i)], axis=1)

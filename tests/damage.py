@@ -218,8 +218,8 @@ def of_a_model(models):
         return loaded.encoder, loaded.encode(tiny_vocab.ENGLISH), loaded.special, loaded.eot
 
     def weights():
-        directory, hparams, _ = checkpoint.describe('toy', models)
-        prefix = checkpoint.choose(directory, hparams)
+        directory, hparams, _ = checkpoint.load_sizes_and_vocabulary('toy', models)
+        prefix = checkpoint.resolve_checkpoint(directory, hparams)
         with tf.Graph().as_default(), tf.Session() as session:
             values = model.weights(hparams)
             checkpoint.restore(session, prefix, checkpoint.model_variables())
@@ -228,7 +228,7 @@ def of_a_model(models):
     def sizes():
         """All but one are those of the weights: nothing else tells how many heads share n_embd."""
         assert weights() == whole
-        return checkpoint.describe('toy', models)[1].n_head
+        return checkpoint.load_sizes_and_vocabulary('toy', models)[1].n_head
 
     whole = weights()
     at = functools.partial(os.path.join, models, 'toy')
@@ -267,7 +267,7 @@ def training_run(folder, models):
 
     import model
     from storage import checkpoint, run_folder
-    directory, hparams, _ = checkpoint.describe('toy', models)
+    directory, hparams, _ = checkpoint.load_sizes_and_vocabulary('toy', models)
     with tf.Graph().as_default(), tf.Session() as session:
         loss = tf.add_n([tf.reduce_sum(w) for w in model.weights(hparams).values()])
         update = tf.train.AdamOptimizer(0.1).minimize(loss)
@@ -304,7 +304,7 @@ def training_run(folder, models):
             if len(said) > 1 or 'model-1' not in said[0]:  # it began anew, and told so
                 raise InputError(said[-1])
             values = session.run({v.op.name: v for v in tf.global_variables()})
-            reader = checkpoint.weights_reader(checkpoint.choose(run.directory, hparams, 'model-best'), hparams)
+            reader = checkpoint.weights_reader(checkpoint.resolve_checkpoint(run.directory, hparams, 'model-best'), hparams)
             with checkpoint.readable(run.best):
                 best = {name: reader.get_tensor(name).tobytes() for name in reader.get_variable_to_shape_map()}
             return state, {name: array.tobytes() for name, array in values.items()}, best
@@ -354,7 +354,7 @@ def of_texts(folder):
             file.write(content)
 
     def answered():
-        with samples.appending(at('answers.jsonl'), prompts) as (_, n_done):
+        with samples.resumed_output(at('answers.jsonl'), prompts) as (_, n_done):
             return n_done
 
     loads = {

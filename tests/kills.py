@@ -52,7 +52,7 @@ def import_tensorflow():
         )
         from generation import samples  # noqa: F401
         from training import trainer  # noqa: F401
-        kernels.SMALLEST = 1 << 60  # no kernels: compiling them would take most of the time
+        kernels.MIN_FUSED_ELEMENTS = 1 << 60  # no kernels: compiling them would take most of the time
     cli.caught_stderr(load)
 
 
@@ -291,7 +291,7 @@ def inspected(flags, what):  # -> [(what, digest of weights)]
 def read(prefix, what):
     from storage import checkpoint
     try:
-        return tensors(checkpoint.resolved(checkpoint.find(prefix)))
+        return tensors(checkpoint.resolved(checkpoint.resolve_path(prefix)))
     except Exception as error:
         raise AssertionError(f'{what}: {prefix}: {error}') from error
 

@@ -54,7 +54,7 @@ def check_gpu(benchmarks, monkeypatch, tmp_path):
     import random_model
 
     from fast import kernels
-    monkeypatch.setattr(kernels, 'SMALLEST', 1 << 60)  # no kernels: compiling them would take most of the time
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 1 << 60)  # no kernels: compiling them would take most of the time
     pids = itertools.count()
     for name, value in {'SIZE': 'toy', 'SEQUENCE': 32, 'UPDATES': 1, 'LIMITS': {'float32': 1e-4, 'bfloat16': 5e-2},
                         'SMALL': {'n_layer': 1, 'n_head': 2, 'n_embd': 32, 'n_ctx': 32}}.items():

@@ -178,13 +178,13 @@ def test_a_moved_directory_loads(made, tmp_path):
     moved = tmp_path / 'moved'
     shutil.copytree(made[0], moved)
     (moved / 'checkpoint').write_text('model_checkpoint_path: "/somewhere/else/model.ckpt"\n')
-    assert checkpoint.find(str(moved)) == str(moved / 'model.ckpt')
+    assert checkpoint.resolve_path(str(moved)) == str(moved / 'model.ckpt')
     (moved / 'checkpoint').write_text('model_checkpoint_path: "/somewhere/else/model-3"\n')
     with pytest.raises(InputError, match=r'names /somewhere/else/model-3, but there is no .*/moved/model-3\.index'):
-        checkpoint.find(str(moved))
+        checkpoint.resolve_path(str(moved))
     (moved / 'checkpoint').write_text('rubbish')
     with pytest.raises(InputError, match='does not name a checkpoint'):
-        checkpoint.find(str(moved))
+        checkpoint.resolve_path(str(moved))
 
 
 def test_a_checkpoint_file_leads_nowhere_else(made, tmp_path):
@@ -271,7 +271,7 @@ def test_a_checkpoint_of_other_sizes_is_refused_and_nothing_is_loaded(made, size
         s.run(tf.global_variables_initializer())
         before = values(s)
         with pytest.raises(InputError, match=message):
-            checkpoint.restore(s, checkpoint.find(made[0]), checkpoint.model_variables())
+            checkpoint.restore(s, checkpoint.resolve_path(made[0]), checkpoint.model_variables())
         assert_same(values(s), before)
 
 
@@ -303,7 +303,7 @@ def test_damaged_checkpoints_are_one_line(graph, made, tmp_path, suffix, damage)
     shutil.copytree(made[0], tmp_path / 'toy')
     damage(str(tmp_path / 'toy' / f'model.ckpt.{suffix}'))
     with pytest.raises(InputError, match=r'toy/model\.ckpt cannot be read, use another checkpoint') as error:
-        checkpoint.restore(graph, checkpoint.find(str(tmp_path / 'toy')), checkpoint.model_variables())
+        checkpoint.restore(graph, checkpoint.resolve_path(str(tmp_path / 'toy')), checkpoint.model_variables())
     assert '\n' not in str(error.value)
 
 
@@ -448,7 +448,7 @@ def train_to(graph, run, step, **state):
 
 
 def best_of(run):
-    return stored(checkpoint.resolved(checkpoint.find(run.best)))
+    return stored(checkpoint.resolved(checkpoint.resolve_path(run.best)))
 
 
 @pytest.mark.parametrize('moment', ['weights', 'pointer', 'former'])
@@ -497,7 +497,7 @@ def test_the_best_weights_are_read_while_they_are_replaced(graph, made, tmp_path
     def read():
         while not ended.is_set():
             try:
-                reader = checkpoint.weights_reader(checkpoint.choose(run.directory, made[1], 'model-best'), made[1])
+                reader = checkpoint.weights_reader(checkpoint.resolve_checkpoint(run.directory, made[1], 'model-best'), made[1])
                 assert len({number for v in variables for number in reader.get_tensor(v.op.name).flat}) == 1
             except Exception as error:
                 failures.append(error)
@@ -520,7 +520,7 @@ def test_the_best_weights_are_read_while_they_are_replaced(graph, made, tmp_path
 def test_what_was_found_as_the_best_is_still_there_after_the_next(graph, made, tmp_path):
     run = a_run(made, tmp_path)
     run.save_best(graph, 1, 2.0)
-    prefix, expected = checkpoint.resolved(checkpoint.find(run.best)), values(graph)
+    prefix, expected = checkpoint.resolved(checkpoint.resolve_path(run.best)), values(graph)
     graph.run(graph.update)
     run.save_best(graph, 2, 1.0)
     assert_same(stored(prefix), expected)
@@ -559,8 +559,8 @@ def test_what_reads_changes_nothing(graph, made, tmp_path):
     os.unlink(f'{run.directory}/model-best-new.data-00000-of-00001')
     before = snapshot(tmp_path)
     for name in ('run', 'run/best', 'run/model-best', 'run/model-best.json', 'run/model-best-1.index'):
-        checkpoint.find(f'{tmp_path}/{name}')
-        checkpoint.choose(run.directory, made[1], f'{tmp_path}/{name}')
+        checkpoint.resolve_path(f'{tmp_path}/{name}')
+        checkpoint.resolve_checkpoint(run.directory, made[1], f'{tmp_path}/{name}')
     run_folder.check_start(run.directory, made[0], 'latest', made[1])
     generator.load('run', str(tmp_path), checkpoint_name='model-best')
     likelihood.Likelihood('run', str(tmp_path), checkpoint_name='best')
@@ -578,7 +578,7 @@ def test_a_damaged_pointer_to_the_best_is_refused(graph, made, tmp_path):
     for content in (*contents, b'\xff', b'', b'[]', b'{}', json.dumps({'crc32': 0, **state}).encode()):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r'model-best\.json is damaged .*; remove it'):
-            checkpoint.find(run.best)
+            checkpoint.resolve_path(run.best)
 
 
 # Going back
@@ -624,7 +624,7 @@ def test_going_back_loses_nothing(graph, made, trained, restore_from, step, left
     assert snapshot(folder) == before
     for n in left:
         assert_same(stored(f'{folder}/model-{n}'), weights_in(expected[n]))
-    checkpoint.choose(folder, checkpoint.describe('left-4', run.directory)[1])  # it is a model directory
+    checkpoint.resolve_checkpoint(folder, checkpoint.load_sizes_and_vocabulary('left-4', run.directory)[1])  # it is a model directory
     state = run_folder.Run(run.directory, made[0]).restore(graph, folder, lines.append)
     assert (state['step'], state['position']) == (4, 40)
     assert_same(values(graph, tf.global_variables()), expected[4])

@@ -334,7 +334,7 @@ class Settings:
     fast: bool = False
 
 
-@cli.takes(Settings)
+@cli.flags_from(Settings)
 def taker(**flags):
     calls.append(flags)
 
@@ -555,7 +555,7 @@ class MoreSettings(Settings):
     speed: float = 1.0
 
 
-@cli.takes(MoreSettings)
+@cli.flags_from(MoreSettings)
 def documented(**flags):
     """Does it in its own words."""
     calls.append(flags)

@@ -254,7 +254,7 @@ def test_in_several_files_of_data_it_is_the_same(home, tmp_path, monkeypatch):
     names = os.listdir(tmp_path / 'models' / 'back')
     assert len([name for name in names if '.data-' in name]) > 4
     assert {name for name in names if '.data-' not in name} == {name for name in MODEL_FILES if '.data-' not in name}
-    prefix = checkpoint.find(str(tmp_path / 'models' / 'back'))
+    prefix = checkpoint.resolve_path(str(tmp_path / 'models' / 'back'))
     with toy.session() as s:
         model.weights(home[1])
         checkpoint.restore(s, prefix, checkpoint.model_variables())

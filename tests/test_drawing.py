@@ -69,14 +69,14 @@ def assert_greedy(hp, values, contexts, length):
 @pytest.fixture(autouse=True)
 def operations(monkeypatch):
     """Nothing is compiled, but where a test asks for it."""
-    monkeypatch.setattr(kernels, 'SMALLEST', 1 << 60)
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 1 << 60)
 
 
 @pytest.fixture(params=['operations', 'kernels'])
 def compiled(request, operations, monkeypatch):
     """Once as small models are computed, once as large ones are."""
     if request.param == 'kernels':
-        monkeypatch.setattr(kernels, 'SMALLEST', 0)
+        monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
 
 
 # Rows, the window and the cache
@@ -89,7 +89,7 @@ def test_prompts_of_several_lengths_are_continued_as_numpy_continues_each():
 
 def test_more_layers_than_a_kernel_holds(monkeypatch):
     """Two kernels, the second of them not full."""
-    monkeypatch.setattr(kernels, 'SMALLEST', 0)
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
     monkeypatch.setattr(model, 'LAYERS_IN_KERNEL', 2)
     hp = toy.hparams(n_layer=3)
     assert_greedy(hp, toy.weights(hp, scale=0.4), CONTEXTS[:2], 6)
@@ -294,7 +294,7 @@ def with_rounded_matrices(values, precision):
 
 
 def packed(precision):
-    return lambda name, value: model.pack(name, value, tf.as_dtype(precision))
+    return lambda name, value: model.quantize(name, value, tf.as_dtype(precision))
 
 
 def test_int8_has_a_scale_for_each_output():
@@ -302,7 +302,7 @@ def test_int8_has_a_scale_for_each_output():
     value = (rng.standard_normal([1, 7, 5]) * [0.01, 1, 100, 0, 1e-30]).astype(np.float32)
     for name, matrix in (('h0/mlp/c_fc/w', value), ('wte', value[0].T)):
         with toy.session() as s:
-            found = s.run(model.pack(name, tf.constant(matrix), tf.int8))
+            found = s.run(model.quantize(name, tf.constant(matrix), tf.int8))
         assert found.values.dtype == np.int8 and found.values.shape == (5, 7)
         np.testing.assert_allclose(found.scale, np.where(np.abs(value[0]).max(0) > 0, np.abs(value[0]).max(0) / 127, 1),
                                    rtol=1e-6)
@@ -314,12 +314,12 @@ def test_int8_has_a_scale_for_each_output():
 def test_bfloat16_is_rounded_to_nearest_and_what_is_no_matrix_is_left_as_it_is():
     value = np.random.RandomState(1).standard_normal([1, 9, 4]).astype(np.float32)
     with toy.session() as s:
-        found = model.pack('h1/attn/c_proj/w', tf.constant(value), tf.bfloat16)
+        found = model.quantize('h1/attn/c_proj/w', tf.constant(value), tf.bfloat16)
         assert found.scale is None and found.values.dtype == tf.bfloat16
         assert (s.run(tf.cast(found.values, tf.float32)) == rounded(value)[0].T).all()
         for name in ('wpe', 'h0/ln_1/g', 'h0/attn/c_attn/b'):
             kept = tf.constant(value[0])
-            assert model.pack(name, kept, tf.int8) is kept
+            assert model.quantize(name, kept, tf.int8) is kept
 
 
 @pytest.mark.parametrize('precision', ['bfloat16', 'int8'])

@@ -199,7 +199,7 @@ def test_scores_come_in_order_from_a_bounded_number_of_windows(loaded, monkeypat
         for number in range(60):
             read.append(number)
             length = 20 if number % 7 == 0 else 31  # the first of the rare shape would wait long for its like
-            yield metrics.Window(np.full(length, number), 5, number)
+            yield metrics.ScoredSpan(np.full(length, number), 5, number)
     places = []
     for window, scores in loaded('random', batch_size=4).score(windows()):
         places.append(window.place)
@@ -210,7 +210,7 @@ def test_scores_come_in_order_from_a_bounded_number_of_windows(loaded, monkeypat
 
 def test_as_kernels_and_by_blocks_of_attention(models, monkeypatch):
     """As large models are computed."""
-    monkeypatch.setattr(kernels, 'SMALLEST', 0)
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
     monkeypatch.setattr(model, 'ATTENTION_BLOCK', 8)
     expected_of = reference.numpy_model(*models[1]['random'])
     scorer = likelihood.Likelihood('random', str(models[0]))
@@ -236,7 +236,7 @@ def test_ids_without_a_text_keep_their_share_of_probability(tmp_path):
     hp, values = toy.write_padded_model(tmp_path / 'padded')
     scorer = likelihood.Likelihood('padded', str(tmp_path))
     tokens = scorer.enc.encode(ENGLISH)[:20]
-    ((_, scores),) = scorer.score([metrics.Window(tokens, 19)], best=True)
+    ((_, scores),) = scorer.score([metrics.ScoredSpan(tokens, 19)], best=True)
     p = numpy_gpt2.softmax(numpy_gpt2.logits(values, tokens[:-1], hp.n_head))
     np.testing.assert_allclose(scores.log_probabilities, np.log(p[range(19), tokens[1:]]), atol=1e-4)
     assert scores.best.tolist() == p.argmax(axis=1).tolist()
@@ -246,14 +246,14 @@ def test_ids_without_a_text_keep_their_share_of_probability(tmp_path):
 def test_a_token_that_the_model_has_not_is_refused(loaded):
     for tokens, wrong in (([5, 557], 557), ([-1, 5], -1)):
         with pytest.raises(InputError, match=rf'the data holds token {wrong}, but the model\'s n_vocab is 557'):
-            next(loaded('random').score([metrics.Window(tokens, 1)]))
+            next(loaded('random').score([metrics.ScoredSpan(tokens, 1)]))
 
 
 def test_a_hopeless_model_has_infinite_perplexity(capsys):
     class Loaded:
         hparams, context, prefix = model.default_hparams(), 1024, 'x'
     assert metrics.exp(699) == math.exp(699) and metrics.exp(1e5) == math.inf
-    found = [metrics.Figure('perplexity per word', math.inf, 1, 'words')]
+    found = [metrics.Metric('perplexity per word', math.inf, 1, 'words')]
     evaluate.report('perplexity', evaluate.TextFlags(data='x', json=True), Loaded, found)
     assert json.loads(capsys.readouterr().out)['figures'][0]['value'] is None
     evaluate.report('perplexity', evaluate.TextFlags(data='x'), Loaded, found)
@@ -300,7 +300,7 @@ def test_the_table_on_real_vocabulary_and_text(tmp_path):
     for name, vocab_from in (('demo', None), ('toy', 'real')):
         create_model(name, n_layer=2, n_head=2, n_embd=32, n_ctx=128, models_dir=str(tmp_path), seed=1,
                      vocab_from=vocab_from)
-        _, hp, enc = checkpoint.describe(name, str(tmp_path))
+        _, hp, enc = checkpoint.load_sizes_and_vocabulary(name, str(tmp_path))
         reader = tf.train.load_checkpoint(str(tmp_path / name))
         values = {each: reader.get_tensor(each) for each in reader.get_variable_to_shape_map()}
         natural = test_sets.wikitext_detokenizer().detokenize(original)
@@ -534,8 +534,8 @@ def test_the_papers_figures_stand_beside(capsys, command, figure, expected):
     class Loaded:
         hparams, context, prefix = model.default_hparams(), 1024, 'models/124M/model.ckpt'
     flags = evaluate.TextFlags(data='CBTest/data/cbtest_NE_valid_2500ex.txt', model_name='124M')
-    evaluate.report(command, flags, Loaded, [metrics.Figure(figure, 1.5, 10, 'things'),
-                                             metrics.Figure('another', 2.5, 10, 'things')])
+    evaluate.report(command, flags, Loaded, [metrics.Metric(figure, 1.5, 10, 'things'),
+                                             metrics.Metric('another', 2.5, 10, 'things')])
     _, first, second = capsys.readouterr().out.splitlines()
     assert first.endswith(f'10 things   paper, {expected}')
     assert 'paper' not in second

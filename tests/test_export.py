@@ -86,7 +86,7 @@ def exported(models, tmp_path_factory):
     """The SavedModel of `toy`, made as if all its kernels were worth compiling."""
     out = tmp_path_factory.mktemp('served') / 'toy' / '1'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, 'SMALLEST', 0)
+        patch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
         export('toy', str(out), models_dir=str(models[0]))
     return out
 
@@ -211,7 +211,7 @@ def test_greedy_tokens_up_to_the_end_of_the_window(ask, models):
 def test_drawn_tokens_are_those_of_sample_sequence(ask, models, monkeypatch, controls):
     """Row i has the key (seed, i), whatever stands beside it."""
     _, hp, values = models
-    monkeypatch.setattr(kernels, 'SMALLEST', 1 << 60)  # compiling would take seconds
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 1 << 60)  # compiling would take seconds
     signature, inputs = generate(PADDED, **controls)
     numbers = {name: inputs[name] for name in ('length', 'temperature', 'top_k', 'top_p')}
     with toy.session() as s:
@@ -250,7 +250,7 @@ def test_what_cannot_be_used_ends_the_run_with_a_message(client, name, changes, 
 
 
 def test_ids_without_a_text_are_not_drawn_and_have_their_logits(tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels, 'SMALLEST', 1 << 60)
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 1 << 60)
     hp, values = toy.write_padded_model(tmp_path / 'padded')
     export('padded', str(tmp_path / 'out'), models_dir=str(tmp_path))
     has_text = encoder.get_encoder('padded', str(tmp_path)).decoder.keys()

@@ -10,7 +10,7 @@ from fast import kernels
 
 @pytest.fixture(autouse=True)
 def small_ones_too(monkeypatch):
-    monkeypatch.setattr(kernels, 'SMALLEST', 0)
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
 
 
 @kernels.fused
@@ -99,7 +99,7 @@ def test_a_graph_in_which_nothing_is_to_be_compiled_has_no_kernels_in_loops_and_
     for nothing in (False, True):
         with toy.session() as s:
             if nothing:
-                kernels.compile_nothing()
+                kernels.disable_xla()
             y = both(tf.ones([2, 3]))
             looped = tf.while_loop(lambda i, x: i < 1, lambda i, x: (i + 1, both(x)), (0, tf.ones([2, 3])))[1]
             assert (b'_XlaMustCompile' in s.graph.as_graph_def().SerializeToString()) != nothing
@@ -108,7 +108,7 @@ def test_a_graph_in_which_nothing_is_to_be_compiled_has_no_kernels_in_loops_and_
     np.testing.assert_allclose(results, [np.full([2, 3], 2 * np.sin(1))] * 4, rtol=1e-6)
 
 
-@pytest.mark.parametrize('function', [kernels.apart, kernels.computed_once])
+@pytest.mark.parametrize('function', [kernels.optimization_barrier, kernels.materialized])
 def test_what_is_said_of_loops_changes_no_bit_and_no_shape(function):
     values = np.float32([[0, -0.0, 1e-30, -3e38, 1 / 3, 7]])
     seen = []

@@ -49,7 +49,7 @@ def transformers_model(hp, values):
 def compiled(request, monkeypatch):
     """Once as small models are computed; once as large ones are, by kernels, and by blocks of attention."""
     if request.param == 'kernels':
-        monkeypatch.setattr(kernels, 'SMALLEST', 0)
+        monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
         monkeypatch.setattr(model, 'ATTENTION_BLOCK', 4)
 
 

@@ -101,7 +101,7 @@ def test_a_run_is_trained_saved_and_resumed(windows, flags, tmp_path, monkeypatc
     assert np.isnan(trainer.peak_memory())
     assert b'\r' not in (tmp_path / 'samples' / 'run1' / 'samples-8').read_bytes()
     sampling = SamplingFlags('run1', models_dir=str(tmp_path / 'checkpoint'), seed=1, nsamples=1, length=3)
-    drawn = samples.Samples(sampling, unconditional=True)
+    drawn = samples.SampleWriter(sampling, unconditional=True)
     with samples.opened(str(tmp_path / 'drawn.txt')) as file:
         drawn.write(file)
     assert (tmp_path / 'drawn.txt').read_bytes().startswith(b'=====')

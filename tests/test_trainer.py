@@ -122,7 +122,7 @@ def test_each_gpu_is_named_once_and_the_cpu_by_one_rank(flags, monkeypatch, caps
 @pytest.mark.parametrize('options', OPTIONS)
 def test_a_run_that_stops_continues_as_one_that_does_not(flags, options, monkeypatch):
     if 'precision' in options:
-        monkeypatch.setattr(kernels, 'SMALLEST', 0)  # kernels as larger models have them
+        monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)  # kernels as larger models have them
     undisturbed = flags(run_name='whole', sample_every=4, **options)
     trainer.train(undisturbed)
     for steps in (3, 4, 8):  # each a new graph and session; sampling or not makes no difference either
@@ -640,7 +640,7 @@ def test_the_gradient_norm_is_that_of_finite_differences(flags, world):
 
 def test_bfloat16_trains_as_float32_does(flags, monkeypatch):
     """To 1%, with weights and slots that are float32."""
-    monkeypatch.setattr(kernels, 'SMALLEST', 0)
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
     losses = []
     for precision in ('float32', 'bfloat16'):
         made = flags(run_name=precision, precision=precision, steps=60, batch_size=4)
@@ -667,7 +667,7 @@ def test_xla_gives_the_same_losses(flags, options):
 
 def test_batches_read_ahead_are_those_of_the_stream(flags):
     made = flags(batch_size=3, noise=0.3)
-    enc = trainer.checkpoint.describe('toy', made.models_dir)[2]
+    enc = trainer.checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2]
     data = trainer.Data(made, enc, toy.hparams(), trainer.Worker())
     data.start(seed=1, position=6)
     sampler = trainer.Sampler(data.training, seed=1)
@@ -699,8 +699,8 @@ def test_a_long_validation_shows_how_far_it_is(flags, monkeypatch, capsys):
 
 def test_held_out_tokens_are_not_trained_on(flags, world):
     made = flags(val_every=1)
-    data = trainer.Data(made, trainer.checkpoint.describe('toy', made.models_dir)[2], toy.hparams(), trainer.Worker())
-    whole = trainer.Data(flags(), trainer.checkpoint.describe('toy', made.models_dir)[2], toy.hparams(),
+    data = trainer.Data(made, trainer.checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2], toy.hparams(), trainer.Worker())
+    whole = trainer.Data(flags(), trainer.checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2], toy.hparams(),
                          trainer.Worker())
     join = [np.concatenate(each).tolist() for each in (data.training, data.validation, whole.training)]
     assert join[0] + join[1] == join[2] and len(join[1]) == round(0.05 * len(join[2]))
@@ -946,7 +946,7 @@ def test_a_npz_encoded_with_another_vocabulary_is_refused_before_anything_is_wri
 def test_special_tokens_in_texts_are_a_flag_for_training_and_validation_alike(flags, world, tmp_path, capsys):
     (tmp_path / 'a.txt').write_text(f'{ENGLISH}<|endoftext|>' * 2)
     enc = get_encoder('toy', str(world / 'models'))
-    hp = checkpoint.describe('toy', str(world / 'models'))[1]
+    hp = checkpoint.load_sizes_and_vocabulary('toy', str(world / 'models'))[1]
     for special, expected, told in ((True, [*enc.encode(ENGLISH), enc.eot] * 2, 'ends of documents'),
                                     (False, [*enc.encode(f'{ENGLISH}<|endoftext|>' * 2), enc.eot], 'text')):
         path = str(tmp_path / 'a.txt')
@@ -998,7 +998,7 @@ def test_flags_that_cannot_be_used_write_nothing(flags, changes, message):
 def test_two_workers_share_the_windows_of_an_epoch(flags, tmp_path):
     np.savez(tmp_path / 'data.npz', np.arange(500, dtype=np.uint16))  # 469 windows, no two alike
     made = flags(batch_size=2, dataset=str(tmp_path / 'data.npz'))
-    enc = trainer.checkpoint.describe('toy', made.models_dir)[2]
+    enc = trainer.checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2]
     seen = []
     for rank in range(2):
         data = trainer.Data(made, enc, toy.hparams(), trainer.Worker(rank, 2))

@@ -72,7 +72,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS) 
 Function = collections.abc.Callable[..., None]
 
 
-def takes(fields: type) -> collections.abc.Callable[[Function], Function]:
+def flags_from(fields: type) -> collections.abc.Callable[[Function], Function]:
     """Gives a function that takes **flags the signature and help of a dataclass, so that flags are listed once.
 
     Where the dataclass is not kw_only, the function takes *args too, since fire then passes them by position. A
@@ -155,7 +155,7 @@ def end(number, frame):
     raise Ended(number)
 
 
-def ending_at_once():
+def default_signal_handlers():
     """For the length of the block, signals end a script in place of raising an exception: while modules are imported
     and graphs are built, C++ calls Python, and drops what that raises, or makes another error of it."""
     return interrupts.handling(dict.fromkeys(interrupts.SIGNALS if is_script() else (), signal.SIG_DFL))
@@ -278,7 +278,7 @@ def load_tensorflow(computes: bool = True):
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')  # no I lines; warnings remain
     logging.getLogger('tensorflow').addFilter(lambda record: 'deprecated' not in record.getMessage())
-    with ending_at_once():
+    with default_signal_handlers():
         lines = caught_stderr(find_devices)
     missed = computes and gpu_is_visible() and not gpus()
     usual = ('All log messages before absl::InitializeLog', ' port.cc:', ' cpu_feature_guard.cc:',

@@ -25,7 +25,7 @@ from training.windows import PADDING
 SHORTEST = 16  # tokens in a shape
 BATCH_TOKENS = 2048  # in a batch, where no batch_size is given
 BATCHES_AHEAD = 16  # computed while the first window read waits for others of its shape
-RULED_OUT = -1e30  # added to a logit
+MASKED_LOGIT = -1e30  # added to a logit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +51,14 @@ class Likelihood:
 
     def __init__(self, model_name: str = '124M', models_dir: str = 'models', checkpoint_name: str | None = None, *,
                  precision: str = 'float32', batch_size: int | None = None, context: int | None = None):
-        directory, self.hparams, self.enc = checkpoint.describe(model_name, models_dir)
+        directory, self.hparams, self.enc = checkpoint.load_sizes_and_vocabulary(model_name, models_dir)
         self.context = self.hparams.n_ctx if context is None else context
         require(1 <= self.context <= self.hparams.n_ctx,
                 f'--context must be from 1 to n_ctx, {self.hparams.n_ctx}, not {context}')
         require(batch_size is None or batch_size >= 1, f'--batch_size must be 1 or more, not {batch_size}')
         require(precision in PRECISIONS, f'--precision must be one of {", ".join(PRECISIONS)}, not {precision!r}')
         self.batch_size = batch_size or max(1, BATCH_TOKENS // self.context)
-        self.prefix = checkpoint.choose(directory, self.hparams, checkpoint_name)
+        self.prefix = checkpoint.resolve_checkpoint(directory, self.hparams, checkpoint_name)
         self.session = tf.Session(graph=tf.Graph(), config=generator.session_config())
         self.device = generator.device()
         self.batches = {}  # shape -> Batch
@@ -119,7 +119,7 @@ class Likelihood:
         feed = {batch.tokens: tokens, batch.positions: positions, batch.targets: targets}
         if banned:
             feed[batch.added] = np.zeros(self.hparams.n_vocab, np.float32)
-            feed[batch.added][list(banned)] = RULED_OUT
+            feed[batch.added][list(banned)] = MASKED_LOGIT
         found = self.session.run(batch.fetches(best, banned), feed)
         return {number: (window, scores([each[row, :window.scored] for each in found]))
                 for row, (number, window) in enumerate(numbered)}

@@ -33,7 +33,7 @@ STOP_WORDS = """
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Metric:
     """A value, and what is behind it: `count` of `unit`."""
     name: str
     value: float
@@ -42,7 +42,7 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
+class ScoredSpan:
     """tokens: a list or array of ids, two or more; the last `scored` of them are. place: what the caller wants back."""
     tokens: Sequence[int] | np.ndarray
     scored: int
@@ -50,7 +50,7 @@ class Window:
 
 
 def windows(tokens: Sequence[int] | np.ndarray, context: int, stride: int, first: int = 1, place: object = None
-            ) -> Iterator[Window]:
+            ) -> Iterator[ScoredSpan]:
     """Windows that together score tokens[first:], each token once; all but those at the start are of full length.
 
     context: the most tokens that the model sees; stride: how many a window scores after the first one.
@@ -59,7 +59,7 @@ def windows(tokens: Sequence[int] | np.ndarray, context: int, stride: int, first
     while end < last:
         scored = min(last - end, max(stride, context - end))
         end += scored
-        yield Window(tokens[max(0, end - context):end + 1], scored, place)
+        yield ScoredSpan(tokens[max(0, end - context):end + 1], scored, place)
 
 
 def check_windows(context: int, stride: int | None) -> int:
@@ -103,7 +103,7 @@ def token_array(*parts):  # -> int32 [n]
 
 
 def perplexity(model, documents: Iterable, stride: int | None = None, boundary: str = 'endoftext',
-               progress: Progress = lambda done, total: None, lines: bool = False) -> list[Figure]:
+               progress: Progress = lambda done, total: None, lines: bool = False) -> list[Metric]:
     """Figures of documents (corpora.Document).
 
     boundary: 'endoftext': each document by itself, after an <|endoftext|>; 'none': each by itself, its first token not
@@ -117,14 +117,14 @@ def perplexity(model, documents: Iterable, stride: int | None = None, boundary: 
     for _, scores in model.score(window for each in texts for window in windows(each, model.context, stride)):
         nats -= float(scores.log_probabilities.sum())
         progress(len(scores.log_probabilities), tokens)
-    found = [Figure('loss per token, nats', nats / tokens, tokens, 'tokens'),
-             Figure('perplexity per token', exp(nats / tokens), tokens, 'tokens')]
+    found = [Metric('loss per token, nats', nats / tokens, tokens, 'tokens'),
+             Metric('perplexity per token', exp(nats / tokens), tokens, 'tokens')]
     if counts['words']:
-        found.append(Figure('perplexity per word', exp(nats / counts['words']), counts['words'], 'words'))
+        found.append(Metric('perplexity per word', exp(nats / counts['words']), counts['words'], 'words'))
     if lines:
         units = counts['words'] + counts['lines']
-        found.append(Figure('perplexity per word and line end', exp(nats / units), units, 'words and line ends'))
-    return [*found, Figure('bits per byte', nats / math.log(2) / counts['bytes'], counts['bytes'], 'bytes')]
+        found.append(Metric('perplexity per word and line end', exp(nats / units), units, 'words and line ends'))
+    return [*found, Metric('bits per byte', nats / math.log(2) / counts['bytes'], counts['bytes'], 'bytes')]
 
 
 def exp(x: float) -> float:
@@ -141,7 +141,7 @@ def stop_tokens(enc) -> list[int]:
 
 
 def lambada(model, passages: Iterable[tuple[str, str]], boundary: str = 'none',
-            progress: Progress = lambda done, total: None) -> list[Figure]:
+            progress: Progress = lambda done, total: None) -> list[Metric]:
     """Figures of passages (context, last word): of the word, which is right if each of its tokens is the likeliest, and
     whose probability is that of all of them; and of its last token alone. Each also with a filter: no stop word.
 
@@ -158,9 +158,9 @@ def lambada(model, passages: Iterable[tuple[str, str]], boundary: str = 'none',
     for column, name in enumerate(('last word', 'last token', 'last word, no stop word', 'last token, no stop word')):
         right, nats = zip(*(row[column] for row in rows), strict=True)
         possible = [each for each in nats if each is not None]
-        found.append(Figure(f'{name}: accuracy, %', 100 * sum(right) / len(right), len(right), 'passages'))
+        found.append(Metric(f'{name}: accuracy, %', 100 * sum(right) / len(right), len(right), 'passages'))
         if possible:
-            found.append(Figure(f'{name}: perplexity', exp(sum(possible) / len(possible)), len(possible), 'passages'))
+            found.append(Metric(f'{name}: perplexity', exp(sum(possible) / len(possible)), len(possible), 'passages'))
     return found
 
 
@@ -170,7 +170,7 @@ def last_words(model, passages, start):
         require(len(ids) <= model.context, f'the last word {word.strip()[:40]!r} has {len(ids)} tokens, more than '
                                            f'--context, {model.context}')
         tokens = [*start, *model.enc.encode(context), *ids]
-        yield Window(tokens[-model.context - 1:], len(ids))
+        yield ScoredSpan(tokens[-model.context - 1:], len(ids))
 
 
 def word_and_token(window, scores, filtered):  # -> (right, nats) of the word, and of its last token
@@ -187,7 +187,7 @@ def word_and_token(window, scores, filtered):  # -> (right, nats) of the word, a
 # The Children's Book Test
 
 def cbt(model, questions: Iterable, boundary: str = 'none', progress: Progress = lambda done, total: None
-        ) -> list[Figure]:
+        ) -> list[Metric]:
     """The share of questions (corpora.Question) where of all choices the answer is likeliest: by the log-probability of
     the choice and the rest of its sentence, given what is before, of which the last tokens that fit are seen.
 
@@ -201,7 +201,7 @@ def cbt(model, questions: Iterable, boundary: str = 'none', progress: Progress =
         right += questions[number].candidates[int(np.argmax(totals))] == questions[number].answer
         progress(1, len(questions))
     require(questions, 'the data holds no question')
-    return [Figure('accuracy, %', 100 * right / len(questions), len(questions), 'questions')]
+    return [Metric('accuracy, %', 100 * right / len(questions), len(questions), 'questions')]
 
 
 def choices(model, question, start, place):  # -> iterator of Window
@@ -212,7 +212,7 @@ def choices(model, question, start, place):  # -> iterator of Window
         ids = model.enc.encode(before[len(context):] + candidate + question.after.replace('XXXXX', candidate))
         require(len(ids) <= model.context, f'a choice and the rest of its sentence have {len(ids)} tokens, more than '
                                            f'--context, {model.context}')
-        yield Window([*seen, *ids][-model.context - 1:], len(ids), place)
+        yield ScoredSpan([*seen, *ids][-model.context - 1:], len(ids), place)
 
 
 # Any text

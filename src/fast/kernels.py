@@ -11,7 +11,7 @@ import tensorflow as tf2
 import tensorflow.compat.v1 as tf
 from tensorflow.compiler.tf2xla.python import xla
 
-SMALLEST = 1 << 14  # numbers in a row of the batch; to compile for less takes longer than it will save
+MIN_FUSED_ELEMENTS = 1 << 14  # numbers in a row of the batch; to compile for less takes longer than it will save
 
 
 def fused(function=None, *, gradient=None):
@@ -48,7 +48,7 @@ def fused(function=None, *, gradient=None):
     @functools.wraps(function)
     def call(*args):
         sizes = [x.shape[1:].num_elements() for x in args]
-        if in_kernel() or None in sizes or max(sizes) < SMALLEST or without_kernels():
+        if in_kernel() or None in sizes or max(sizes) < MIN_FUSED_ELEMENTS or without_kernels():
             return function(*args)
         result = forward(*args)
         with tf.get_default_graph().gradient_override_map({'IdentityN': name}):
@@ -70,7 +70,7 @@ def kernel(function):
     @functools.wraps(function)
     def call(*args):
         size = sum(x.shape.num_elements() or 0 for x in tf2.nest.flatten(args) if tf.is_tensor(x))
-        return (function if in_kernel() or size < SMALLEST or without_kernels() else compiled)(*args)
+        return (function if in_kernel() or size < MIN_FUSED_ELEMENTS or without_kernels() else compiled)(*args)
     return call
 
 
@@ -79,7 +79,7 @@ def in_kernel():
     return bool(tf.get_collection('kernel'))
 
 
-def compile_nothing():
+def disable_xla():
     """From here on, the default graph gets plain operations alone, for programs that have no XLA to run it."""
     tf.add_to_collection('plain', 1)
 
@@ -91,17 +91,17 @@ def without_kernels():
     return bool(tf.get_collection('plain')) or in_old_loop or on_gpu()
 
 
-def apart(x):
+def optimization_barrier(x):
     """x; in a kernel, operations before it and after it are not joined as XLA simplifies them. Loops still may be."""
     return xla.optimization_barrier(x)[0] if in_kernel() else x
 
 
-def computed_once(x):  # floating, finite -> the same
+def materialized(x):  # floating, finite -> the same
     """x, for a kernel: it is stored, and not computed again by each turn of the loops of what uses it."""
     return x / (1 + 0 * x)  # XLA does not copy a division into loops, as it takes long, and cannot know that this is x
 
 
-def put(buffer, new, position):  # [B, H, S, D], [B, H, T, D], scalar -> [B, H, S, D]
+def write_cache(buffer, new, position):  # [B, H, S, D], [B, H, T, D], scalar -> [B, H, S, D]
     """The buffer with `new` from a position of axis 2 on. A kernel that assigns it to the buffer copies nothing."""
     if in_kernel():
         return xla.dynamic_update_slice(buffer, new, tf.stack([0, 0, position, 0]))

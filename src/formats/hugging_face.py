@@ -58,8 +58,8 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
 
     checkpoint_name: see checkpoint.choose. Raises InputError for what is missing, damaged or does not fit.
     """
-    _, hparams, enc = checkpoint.describe(os.path.basename(directory), os.path.dirname(directory))
-    prefix = checkpoint.choose(directory, hparams, checkpoint_name)
+    _, hparams, enc = checkpoint.load_sizes_and_vocabulary(os.path.basename(directory), os.path.dirname(directory))
+    prefix = checkpoint.resolve_checkpoint(directory, hparams, checkpoint_name)
     reader = checkpoint.weights_reader(prefix, hparams)
     vocabulary, merges, _ = encoder.load_vocabulary(directory)
     without_text = sorted(set(range(hparams.n_vocab)) - enc.decoder.keys())

@@ -27,10 +27,10 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
     is for clients: what loads the model does not look there.
     checkpoint_name: see checkpoint.choose. Raises InputError for what is missing, damaged or does not fit.
     """
-    _, hparams, enc = checkpoint.describe(os.path.basename(directory), os.path.dirname(directory))
-    prefix = checkpoint.choose(directory, hparams, checkpoint_name)
+    _, hparams, enc = checkpoint.load_sizes_and_vocabulary(os.path.basename(directory), os.path.dirname(directory))
+    prefix = checkpoint.resolve_checkpoint(directory, hparams, checkpoint_name)
     with tf.Graph().as_default(), tf.Session(config=new_model.without_gpu()) as session:
-        kernels.compile_nothing()  # TensorFlow Serving's XLA is off unless it is asked for
+        kernels.disable_xla()  # TensorFlow Serving's XLA is off unless it is asked for
         signatures = {'logits': logits_signature(hparams), 'generate': generate_signature(hparams, enc)}
         checkpoint.restore(session, prefix, checkpoint.model_variables())
         builder = tf.saved_model.Builder(folder)
@@ -48,10 +48,10 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
 def logits_signature(hparams):
     tokens = tf.placeholder(tf.int32, [None, None], 'tokens')
     T = tf.shape(tokens)[1]
-    too_long = sample.check(T <= hparams.n_ctx, T, f'tokens are more than n_ctx, {hparams.n_ctx}')
+    too_long = sample.assert_or_raise(T <= hparams.n_ctx, T, f'tokens are more than n_ctx, {hparams.n_ctx}')
     with tf.control_dependencies([*too_long, *sample.check_tokens(tokens, hparams.n_vocab, padded=True)]):
         w = model.weights(hparams)
-        h, *_ = sample.encode(hparams, w, tokens, padded=True)
+        h, *_ = sample.prefill(hparams, w, tokens, padded=True)
     return tf.saved_model.predict_signature_def({'tokens': tokens}, {'logits': model.next_logits(w, h)})
 
 

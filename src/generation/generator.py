@@ -36,8 +36,8 @@ def load(model_name: str = '124M', models_dir: str = 'models', checkpoint_name: 
     """
     require(precision in WEIGHT_PRECISIONS,
             f'precision must be one of {", ".join(WEIGHT_PRECISIONS)}, not {precision!r}')
-    directory, hparams, enc = checkpoint.describe(model_name, models_dir)
-    prefix = checkpoint.choose(directory, hparams, checkpoint_name)
+    directory, hparams, enc = checkpoint.load_sizes_and_vocabulary(model_name, models_dir)
+    prefix = checkpoint.resolve_checkpoint(directory, hparams, checkpoint_name)
     if precision == 'int8' and platform.machine() in ('x86_64', 'AMD64'):
         # XLA's loops for AVX-512 read int8 at half the speed of those for AVX2. This counts if it is set before XLA
         # first compiles something.
@@ -51,7 +51,7 @@ def load_weights(session, prefix, hparams, dtype):  # -> {name: tensor or model.
     w, sources = {}, {}
     for name, shape in model.weight_shapes(hparams).items():
         value = tf.placeholder(tf.float32, shape)
-        stored = value if dtype == tf.float32 else model.pack(name, value, dtype)
+        stored = value if dtype == tf.float32 else model.quantize(name, value, dtype)
         variables = tf2.nest.map_structure(lambda each: each if each is None else local_variable(each), stored)
         sources[f'model/{name}'] = value, [v.initializer for v in tf2.nest.flatten(variables) if v is not None]
         w[name] = tf2.nest.map_structure(lambda v: v if v is None else v.read_value(), variables)
@@ -126,7 +126,7 @@ class Generator:
         logits = model.next_logits(self.w, h)
         penalty = x['repetition_penalty']
         drawn = sample.sample_token(
-            tf.cond(tf.not_equal(penalty, 1), lambda: sample.penalized(logits, x['history'], penalty), lambda: logits),
+            tf.cond(tf.not_equal(penalty, 1), lambda: sample.apply_repetition_penalty(logits, x['history'], penalty), lambda: logits),
             x['uniform'], temperature=x['temperature'], top_k=x['top_k'], top_p=x['top_p'],
             vocabulary=self.enc and self.enc.decoder)
         logprobs = tf.gather(tf.nn.log_softmax(logits), drawn, batch_dims=1)
@@ -137,7 +137,7 @@ class Generator:
     def write(self, presents, n_past):
         """Puts keys and values of new positions into the cache; as a kernel, in place."""
         # Not by assigning to a slice, after which TensorFlow would copy a variable each time that it is read.
-        assigned = [v.assign(kernels.put(v.read_value(), new, n_past), read_value=False)
+        assigned = [v.assign(kernels.write_cache(v.read_value(), new, n_past), read_value=False)
                     for v, new in zip(tf2.nest.flatten(self.cache), presents, strict=True)]
         with tf.control_dependencies(assigned):
             return tf.identity(n_past)

@@ -15,7 +15,7 @@ from sample import check_controls
 from storage import paths
 
 
-class Samples:
+class SampleWriter:
     """The model of SamplingFlags, and what is to be drawn from it.
 
     special_tokens: whether special tokens in prompts are themselves, or the characters they are written in.
@@ -93,7 +93,7 @@ class Samples:
             for _ in range(self.nsamples):
                 tasks.append((line, prompt, seen.setdefault(prompt, 0)))
                 seen[prompt] += 1
-        with appending(output, [prompt for _, prompt, _ in tasks]) as (file, n_done), tqdm(
+        with resumed_output(output, [prompt for _, prompt, _ in tasks]) as (file, n_done), tqdm(
                 total=len(tasks), initial=n_done, unit='sample', dynamic_ncols=True,
                 mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
             self.name_device()
@@ -157,7 +157,7 @@ def prompt_of(line):
 
 
 @contextlib.contextmanager
-def appending(output, prompts):
+def resumed_output(output, prompts):
     """A file for JSON lines, and how many it has; None: stdout. A last line that was cut off is removed; of a pipe or
     a device none is known.
 

@@ -58,7 +58,7 @@ def path_parts(path):
     return re.split(r'[/\\]', path)
 
 
-def find(path: str) -> str:
+def resolve_path(path: str) -> str:
     """The checkpoint at a path given by a user: a directory, a checkpoint's path, or one of its files."""
     path = paths.for_tensorflow(paths.expand(path))
     if os.path.isdir(path):
@@ -92,7 +92,7 @@ def read_best(directory):  # -> {'step', 'loss', 'name'}, or None
                          'own name') from None
 
 
-def choose(directory: str, hparams: HParams, name: str | None = None) -> str:
+def resolve_checkpoint(directory: str, hparams: HParams, name: str | None = None) -> str:
     """The checkpoint of a model or run: its newest, or the one of a name there, such as model-best.
 
     A name with a / is the path of any checkpoint, as find takes it: so a run of another code base, which has neither
@@ -100,12 +100,12 @@ def choose(directory: str, hparams: HParams, name: str | None = None) -> str:
     it holds a model of these sizes; a graph of sizes that are not a model's could be of any size itself.
     """
     path = paths.child(directory, name, '--checkpoint') if name and not os.path.dirname(name) else name or directory
-    prefix = find(path)
+    prefix = resolve_path(path)
     weights_reader(prefix, hparams)
     return prefix
 
 
-def source(run_directory: str, model_directory: str, restore_from: str) -> tuple[str, bool]:
+def resume_source(run_directory: str, model_directory: str, restore_from: str) -> tuple[str, bool]:
     """The checkpoint that a run begins with, and whether training has written it (the model's has no steps).
 
     restore_from: latest (the run's newest, else the model's), fresh (the model's), or what `find` takes.
@@ -113,8 +113,8 @@ def source(run_directory: str, model_directory: str, restore_from: str) -> tuple
     if restore_from == 'latest':
         trained = latest(run_directory)
     else:
-        trained = None if restore_from == 'fresh' else find(restore_from)
-    return trained or find(model_directory), bool(trained)
+        trained = None if restore_from == 'fresh' else resolve_path(restore_from)
+    return trained or resolve_path(model_directory), bool(trained)
 
 
 def model_variables(scope='model'):
@@ -184,7 +184,7 @@ def load(session, prefix, sources):
                         {tensor: reader.get_tensor(name) for name, (tensor, _) in some.items()})
 
 
-def describe(model_name: str, models_dir: str = 'models') -> tuple[str, HParams, encoder.Encoder]:
+def load_sizes_and_vocabulary(model_name: str, models_dir: str = 'models') -> tuple[str, HParams, encoder.Encoder]:
     """The directory of a model or run, its sizes and its vocabulary. Raises InputError where they do not fit."""
     directory = paths.model_dir(model_name, models_dir)
     hparams = load_hparams(os.path.join(directory, 'hparams.json'))

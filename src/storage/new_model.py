@@ -29,7 +29,7 @@ def create(directory: str, hparams: HParams, seed: int | None = None):
         session.run(tf.global_variables_initializer())
         with checkpoint.writing(prefix):
             tf.train.Saver(checkpoint.model_variables()).save(session, prefix, write_state=False)
-    describe_new(directory, hparams)
+    write_model_files(directory, hparams)
 
 
 def write(directory: str, hparams: HParams, weights: Iterable[tuple[str, np.ndarray]]):
@@ -47,7 +47,7 @@ def write(directory: str, hparams: HParams, weights: Iterable[tuple[str, np.ndar
             del shard  # while the next is read
         session.run(tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=shards, destination_prefix=prefix,
                                                   delete_old_dirs=False))
-    describe_new(directory, hparams)
+    write_model_files(directory, hparams)
 
 
 def in_shards(weights):  # -> dicts of {name: array}, of SHARD_BYTES or a single array
@@ -77,7 +77,7 @@ def write_shard(session, prefix, values):  # -> prefix
     return prefix
 
 
-def describe_new(directory, hparams):
+def write_model_files(directory, hparams):
     """Writes hparams.json, and the file `checkpoint` that names NEW_CHECKPOINT."""
     with paths.replacing(os.path.join(directory, 'hparams.json')) as file:
         json.dump(hparams.values(), file)

@@ -50,7 +50,7 @@ class NotSaved(InputError):
 def check_start(run_directory: str, model_directory: str, restore_from: str, hparams: HParams):
     """Raises InputError unless what a run begins with holds a model of these sizes. To be called before its graph is
     built, which could be of any size itself."""
-    prefix, trained = checkpoint.source(run_directory, model_directory, restore_from)
+    prefix, trained = checkpoint.resume_source(run_directory, model_directory, restore_from)
     sizes = os.path.join(os.path.dirname(prefix), 'hparams.json')
     require(not (trained and os.path.exists(sizes)) or load_hparams(sizes) == hparams,
             f'{prefix} was trained from a model of other sizes than {model_directory}; give the --model_name that it '
@@ -155,7 +155,7 @@ class Run:
         self.say = say
         last = checkpoint.latest(self.directory)
         self.clear_up()
-        prefix, trained = checkpoint.source(self.directory, self.model_directory, restore_from)
+        prefix, trained = checkpoint.resume_source(self.directory, self.model_directory, restore_from)
         if last and os.path.realpath(prefix) == os.path.realpath(last):
             prefix = last  # by whatever path
         if trained:

@@ -21,7 +21,7 @@ import model
 from command_line import interrupts
 from errors import InputError, require
 from generation import generator
-from load_dataset import encoded, fingerprint, load_dataset
+from load_dataset import encode_to_npz, fingerprint, load_dataset
 from storage import checkpoint, paths, run_folder
 from storage.npz import release
 from training import optimizer
@@ -128,7 +128,7 @@ class Data:
         sources = [flags.dataset] + [flags.val_dataset] * bool(flags.val_every and flags.val_dataset)
         if worker.size > 1:  # text is encoded once, and what comes of it is in memory once on each machine
             directory = paths.run_dir(flags.run_name, flags.checkpoint_dir)
-            sources = worker.once(lambda: encoded(enc, sources, directory, flags.combine, flags.encoding,
+            sources = worker.once(lambda: encode_to_npz(enc, sources, directory, flags.combine, flags.encoding,
                                                   flags.special_tokens))
         worker.agree(lambda: self.load(*sources))
         worker.check_same(lambda: {'the dataset (its fingerprint)': fingerprint(
@@ -205,7 +205,7 @@ class Trainer:
         self.flags, self.worker, self.session, self.signals = flags, worker, session, signals
         worker.check_same(lambda: {f'--{name}': value for name, value in dataclasses.asdict(flags).items()})
         self.model_dir, self.hparams, self.enc = worker.agree(
-            lambda: checkpoint.describe(flags.model_name, flags.models_dir))
+            lambda: checkpoint.load_sizes_and_vocabulary(flags.model_name, flags.models_dir))
         directory = paths.run_dir(flags.run_name, flags.checkpoint_dir)
         self.lock = run_folder.Lock(directory)
         with interrupts.ending(self.lock.release):
