@@ -1,10 +1,11 @@
 """The documents' commands run, and the flags, files, links and versions that they name exist.
 
-Shell commands stand in fenced blocks marked `sh`, Python in `python`, and nothing in indented blocks. All blocks
-run in the order of DOCUMENTS, in one copy of the project, since later blocks use files of earlier ones. A block
-marked `text` right after a block of commands shows their output: each of its lines must match a printed line,
-with other numbers, and anything for `…`. Text that a model wrote is not compared: the lines below
-`=== SAMPLE n ===`, and the field `text` of a JSON line.
+Shell commands stand in fenced blocks marked `sh`, Python in `python`, and nothing in indented blocks. All
+blocks run in the order of DOCUMENTS, in one copy of the project, since later blocks use files of earlier ones.
+A block marked `text` right after a block of commands shows their output: each of its lines must match a
+printed line, with other numbers, and anything for `…`. Text that a model wrote is not compared: the lines
+below `=== SAMPLE n ===`, and the field `text` of a JSON line.
+"""
 import contextlib
 import dataclasses
 import glob
@@ -208,7 +209,7 @@ def quicker(command):
 
 
 def run(command, capfd, ran):  # -> its output
-    """Runs a command, unless `ran` has its output; of `make`, each command of the recipe but those that install."""
+    """Runs a command unless `ran` has its output; of `make`, the commands of its recipe that do not install."""
     command = quicker(command)
     words = shlex.split(command)
     if words[0] == 'make':
