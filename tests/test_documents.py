@@ -1,7 +1,7 @@
 """The documents' commands run, and the flags, files, links and versions that they name exist.
 
-Shell commands stand in fenced blocks marked `sh`, Python in `python`, and nothing in indented blocks. All
-blocks run in the order of DOCUMENTS, in one copy of the project, since later blocks use files of earlier ones.
+Shell commands stand in fenced blocks marked `sh`, Python in `python`, and nothing in indented blocks. Blocks
+run in the order of DOCUMENTS, in one copy of the project, since later blocks use files of earlier ones.
 A block marked `text` right after a block of commands shows their output: each of its lines must match a
 printed line, with other numbers, and anything for `…`. Text that a model wrote is not compared: the lines
 below `=== SAMPLE n ===`, and the field `text` of a JSON line.
@@ -209,7 +209,7 @@ def quicker(command):
 
 
 def run(command, capfd, ran):  # -> its output
-    """Runs a command unless `ran` has its output; of `make`, the commands of its recipe that do not install."""
+    """Runs a command unless `ran` has its output; of `make`, the commands of its recipe, without installs."""
     command = quicker(command)
     words = shlex.split(command)
     if words[0] == 'make':
@@ -328,16 +328,18 @@ def anchors(document):
             for heading in re.findall(r'^#+ (.*)', read(document), re.MULTILINE)}
 
 
+FOLDERS = ('', 'src', 'tests', 'benchmarks')  # that a document's names of files may begin in
+
+
 @pytest.mark.parametrize('document', DOCUMENTS)
-def test_make_targets_and_scripts_that_are_named_exist(document):
-    spans = re.findall(r'`([^`\n]+)`', read(document))
+def test_make_targets_and_files_that_are_named_exist(document):
     targets = set(re.findall(r'^([\w-]+):', read('Makefile'), re.MULTILINE))
-    for span in spans:
+    for span in re.findall(r'`([^`\n]+)`', read(document)):
         first, *words = span.split() or ['']
         if first == 'make':
             assert {word for word in words if '=' not in word and word.isidentifier()} <= targets, span
-        elif first.startswith('./'):
-            assert os.path.exists(os.path.join(ROOT, first)), span
+        elif re.fullmatch(r'(\./)?[\w/-]+\.(py|sh)', first):
+            assert any(os.path.exists(os.path.join(ROOT, folder, first)) for folder in FOLDERS), span
 
 
 # The version
