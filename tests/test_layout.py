@@ -15,7 +15,7 @@ NAMES = [os.path.relpath(path, ROOT).replace(os.sep, '/') for path in FILES]
 FOR_EVERYBODY = {'errors', 'storage.paths'}
 MODEL = {'hparams', 'model', 'encoder', 'storage', 'tensorflow', 'numpy'}
 MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and FOR_EVERYBODY
-    'download_model.py': {'command_line', 'requests', 'tqdm'},
+    'download_model.py': {'command_line', 'requests', 'tqdm', 'urllib3'},
     'encode.py': {'command_line', 'encoder', 'load_dataset', 'storage'},
     'train.py': {'command_line', 'training.trainer'},
     'train-horovod.py': {'command_line', 'training.trainer', 'training.horovod_worker'},
