@@ -13,9 +13,11 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))
 
+from command_line import cli  # before what may not be installed
+
+# isort: split
 import encoder
 import load_dataset
-from command_line import cli
 from errors import require
 from storage import paths
 from storage.npz import write_npz

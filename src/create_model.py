@@ -4,9 +4,11 @@ import math
 import sys
 import tempfile
 
+from command_line import cli  # before what may not be installed
+
+# isort: split
 import encoder
 import load_dataset
-from command_line import cli
 from errors import InputError, require
 from storage import paths
 

@@ -9,10 +9,10 @@ import sys
 import fire
 import pytest
 
-from command_line import cli
+from command_line import cli, startup
 from errors import InputError, require
 
-SRC = os.path.dirname(os.path.abspath(cli.__file__))
+SRC = os.path.dirname(os.path.dirname(os.path.abspath(cli.__file__)))
 ROOT = os.path.dirname(SRC)
 SCRIPTS = [os.path.relpath(path, ROOT) for path in sorted(glob.glob(f'{ROOT}/*.py') + glob.glob(f'{SRC}/*.py'))
            if os.access(path, os.X_OK)]
@@ -259,7 +259,7 @@ def raising(error):
     (FileNotFoundError(2, 'No such file or directory', 'some.txt'),
      'script.py: error: some.txt: No such file or directory\n'),
     (PermissionError(13, 'Permission denied', 'a\nb'), 'script.py: error: a b: Permission denied\n'),
-    (MemoryError('1 TiB'), 'script.py: error: there is not enough memory (1 TiB); give smaller numbers, first of all a '
+    (MemoryError('1 TiB'), 'script.py: error: not enough memory (1 TiB); give smaller numbers, first of all a '
                            '--batch_size\n'),
     (OSError(28, 'No space left on device'), 'script.py: error: writing: No space left on device\n'),
 ])
@@ -368,7 +368,8 @@ def test_takes_gives_the_help_of_the_dataclass(capsys):
 
 def test_a_reader_that_goes_away_ends_the_script_quietly(tmp_path):
     endless = tmp_path / 'endless.py'
-    endless.write_text('import cli\ndef endless():\n    while True:\n        print("y" * 70)\ncli.run(endless)\n')
+    endless.write_text('from command_line import cli\n'
+                       'def endless():\n    while True:\n        print("y" * 70)\ncli.run(endless)\n')
     process = subprocess.Popen([sys.executable, str(endless)], env={**os.environ, 'PYTHONPATH': SRC}, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == 'y' * 70 + '\n'
@@ -424,7 +425,7 @@ def test_a_package_that_we_do_not_ask_for_keeps_its_traceback(bare):
 
 def test_tensorflow_starts_without_a_line_on_the_terminal(tmp_path):
     adds = tmp_path / 'adds.py'
-    adds.write_text('import cli\ncli.load_tensorflow()\nimport tensorflow.compat.v1 as tf\n'
+    adds.write_text('from command_line import cli\ncli.load_tensorflow()\nimport tensorflow.compat.v1 as tf\n'
                     'with tf.Graph().as_default(), tf.Session() as session:\n'
                     '    v = tf.get_variable("v", [2, 3], initializer=tf.ones_initializer(), use_resource=True)\n'
                     '    session.run(tf.global_variables_initializer())\n'
@@ -436,7 +437,7 @@ def test_tensorflow_starts_without_a_line_on_the_terminal(tmp_path):
 
 
 def test_what_is_written_to_stderr_meanwhile_is_caught_and_given_back(capfd):
-    lines = cli.caught_stderr(lambda: os.write(2, b'one\ntwo\xff\n'))
+    lines = startup.capture_stderr(lambda: os.write(2, b'one\ntwo\xff\n'))
     os.write(2, b'three\n')
     assert lines == ['one\n', 'two\ufffd\n']
     assert capfd.readouterr().err == 'three\n'
@@ -444,14 +445,14 @@ def test_what_is_written_to_stderr_meanwhile_is_caught_and_given_back(capfd):
 
 def test_stderr_is_led_back_after_an_exception(capfd):
     with pytest.raises(KeyError):
-        cli.caught_stderr(lambda: {}['absent'])
+        startup.capture_stderr(lambda: {}['absent'])
     os.write(2, b'here again\n')
     assert capfd.readouterr().err == 'here again\n'
 
 
 def test_only_unusual_lines_of_the_start_are_shown(capfd, monkeypatch):
-    monkeypatch.setattr(cli, 'find_devices', lambda: os.write(2, b'I0000 port.cc:153] oneDNN custom operations\n'
-                                                                 b'E0000 gpu.cc:9] the driver is too old\n'))
+    monkeypatch.setattr(startup, 'devices', lambda: os.write(2, b'I0000 port.cc:153] oneDNN custom operations\n'
+                                                              b'E0000 gpu.cc:9] the driver is too old\n'))
     cli.load_tensorflow()
     assert capfd.readouterr().err == 'E0000 gpu.cc:9] the driver is too old\n'
 
@@ -460,15 +461,21 @@ NO_DRIVER = ("E0000 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA e
              'I0000 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU will not be used.\n')
 
 
+def set_devices(monkeypatch, gpus):
+    def devices(kind=None):
+        os.write(2, b'' if kind else b'I0000 port.cc:153] usual\n' + NO_DRIVER.encode())
+        return gpus
+    monkeypatch.setattr(startup, 'devices', devices)
+
+
 @pytest.fixture(params=['/dev/nvidia0', '/proc/driver/nvidia', 'nvidia-smi'])
 def gpu(request, monkeypatch):
     """A machine that shows a GPU in one way, which TensorFlow does not find."""
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-    monkeypatch.setattr(cli.glob, 'glob', lambda pattern: fnmatch.filter([request.param], pattern))
-    monkeypatch.setattr(cli.os.path, 'exists', lambda path: path == request.param)
-    monkeypatch.setattr(cli.shutil, 'which', lambda name: name if name == request.param else None)
-    monkeypatch.setattr(cli, 'gpus', list)
-    monkeypatch.setattr(cli, 'find_devices', lambda: os.write(2, b'I0000 port.cc:153] usual\n' + NO_DRIVER.encode()))
+    monkeypatch.setattr(startup.glob, 'glob', lambda pattern: fnmatch.filter([request.param], pattern))
+    monkeypatch.setattr(startup.os.path, 'exists', lambda path: path == request.param)
+    monkeypatch.setattr(startup.shutil, 'which', lambda name: name if name == request.param else None)
+    set_devices(monkeypatch, [])
 
 
 def test_why_a_gpu_that_is_there_is_not_found_is_told(gpu, capfd):
@@ -483,7 +490,7 @@ def test_why_a_gpu_that_is_there_is_not_found_is_told(gpu, capfd):
 def test_nothing_is_told_where_no_gpu_is_wanted_or_one_is_found(gpu, capfd, monkeypatch, value, computes, gpus):
     if value is not None:
         monkeypatch.setenv('CUDA_VISIBLE_DEVICES', value)
-    monkeypatch.setattr(cli, 'gpus', lambda: gpus)
+    set_devices(monkeypatch, gpus)
     cli.load_tensorflow(computes)
     assert capfd.readouterr().err == ''
 
@@ -531,11 +538,11 @@ def test_a_mistaken_command_is_told_in_one_line(capsys, argv, message):
 
 @pytest.mark.parametrize('word', ['--help', '-h'])
 def test_help_lists_the_commands(capsys, word):
-    cli.run(COMMANDS, [word])
-    assert capsys.readouterr() == (
-        'script.py COMMAND [flags]; script.py COMMAND --help lists the flags of one\n\n'
-        '  first  Does the first thing.\n  2nd    Does the second thing.\n', '')
-    assert calls == []
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(COMMANDS, [word])
+    assert stopped.value.code == 0 and calls == []
+    said = ''.join(capsys.readouterr())
+    assert all(text in said for text in ('script.py COMMAND', 'first\n       Does the first thing.', '2nd', 'second'))
 
 
 def test_help_of_a_command_lists_its_flags(capsys):

@@ -50,7 +50,8 @@ TENSORFLOW_FREE = ['generation.continuation', 'encoder', 'hparams', 'storage.npz
                    'command_line.flags', 'encode', 'download_model', 'train', 'convert', 'create_model',
                    'generate_unconditional_samples', 'interactive_conditional_samples', 'evaluation.test_sets',
                    'evaluation.metrics', 'evaluate', 'export']
-CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'Corpus', 'typing.TypeVar'}
+CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'Corpus', 'typing.TypeVar',
+                   'pathlib.Path', 'pathlib.Path(__file__).resolve'}
 
 
 def tree(name):
@@ -169,8 +170,8 @@ def is_path_line(node, name):
 
 
 def is_for_scripts(node, name):
-    """What cli does where the process runs a script: until `run`, Ctrl-C ends it; what is not installed is told."""
-    return (name == 'src/command_line/cli.py' and isinstance(node, ast.If)
+    """In the process of a script, startup has Ctrl-C end it until `run`, and a missing package told."""
+    return (name == 'src/command_line/startup.py' and isinstance(node, ast.If)
             and ast.unparse(node.test).startswith('is_script()'))
 
 
@@ -286,5 +287,5 @@ def test_only_cli_trainer_and_the_worker_end_the_process(name):
     assert not called & {'exit', 'quit'}
     # At the second Ctrl-C, and where calls of Horovod do not come back.
     assert 'os._exit' not in called or name in ('src/training/trainer.py', 'src/training/horovod_worker.py')
-    assert 'sys.exit' not in called or name in ('src/command_line/cli.py', 'src/training/trainer.py',
+    assert 'sys.exit' not in called or name in ('src/command_line/startup.py', 'src/command_line/cli.py', 'src/training/trainer.py',
                                                 'src/training/horovod_worker.py')

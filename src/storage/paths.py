@@ -27,7 +27,8 @@ REMEDIES = {  # for what the system says about a file that cannot be written
     errno.EACCES: 'permit this user to write there', errno.EPERM: 'permit this user to write there',
     errno.EROFS: 'mount its file system for writing', errno.ENOENT: 'make the folder',
     errno.ENOTDIR: 'a file has the name of a folder: move it away', errno.ENOSPC: 'make room on its disk',
-    errno.EDQUOT: 'make room on its disk', errno.EFBIG: 'permit larger files there (see ulimit -f)'}
+    errno.EDQUOT: 'make room on its disk', errno.EFBIG: 'permit larger files there (see ulimit -f)',
+    errno.EIO: 'see whether its disk is in order'}
 SMALL_FILE = 1 << 26  # bytes of a file that is read whole; GPT-2's encoder.json has 2^20
 TEXT_FILE = 1 << 30  # bytes of a test set or of prompts, which are read whole too; enwik9 has 10^9
 BYTE_ORDER_MARK = '\ufeff'
