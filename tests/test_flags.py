@@ -1,5 +1,4 @@
 import dataclasses
-import inspect
 import re
 
 import pytest
@@ -68,8 +67,7 @@ def test_the_ends_of_each_range_are_accepted(name, value):
 
 @pytest.mark.parametrize('listed', [TrainFlags, SamplingFlags, ExportFlags])
 def test_every_flag_is_explained(listed):
-    explained = re.findall(r'^    (\w+): \S', inspect.getdoc(listed).partition('Args:')[2], re.MULTILINE)
-    assert explained == [field.name for field in dataclasses.fields(listed)]
+    assert all(field.metadata['help'] for field in dataclasses.fields(listed))
 
 
 @pytest.mark.parametrize('changes, message', [

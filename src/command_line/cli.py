@@ -1,6 +1,6 @@
 """Runs a script's function with the flags of the command line; a user's mistake is one line and status 2.
 
-fire calls a function before it rejects an unknown flag (python-fire issue 168), and takes `--run_name 2019` for
+fire calls a function before it rejects an unknown flag (python-fire issue 168), and makes `--run_name 2019`
 an int. So names and types are checked against the signature first, and fire gets what it cannot misread.
 """
 from command_line.startup import default_signal_handlers, fail, load_tensorflow  # noqa: F401  for scripts
@@ -35,10 +35,13 @@ def flags_from(fields: type) -> Callable[[Function], Function]:
     Unless the dataclass is kw_only, the function takes *args too, as fire passes them by position.
     """
     def decorate(function):
-        docs = [inspect.cleandoc(base.__doc__ or '').partition('Args:\n')
-                for base in reversed(fields.__mro__) if dataclasses.is_dataclass(base)]
+        helps, docs = {}, []  # a flag's help stands in its field, or in the docstring
+        for base in filter(dataclasses.is_dataclass, reversed(fields.__mro__)):
+            helps |= {field.name: field.metadata['help'] for field in dataclasses.fields(base) if field.metadata}
+            docs.append(inspect.cleandoc(base.__doc__ or '').partition('Args:\n'))
         summary = inspect.cleandoc(function.__doc__ or docs[-1][0])
-        function.__doc__ = '\n'.join([f'{summary}\n\nArgs:', *[flags for _, _, flags in docs]])
+        lines = [f'    {name}: {text}' for name, text in helps.items()]
+        function.__doc__ = '\n'.join([summary, '', 'Args:', *lines, *[text for _, _, text in docs]])
         function.__signature__ = inspect.signature(fields)
         function.__annotations__ = typing.get_type_hints(fields)
         return function
@@ -49,8 +52,8 @@ def run(function: Function | dict[str, Function], argv: list[str] | None = None)
     """Runs function(**flags) for a script or, of a dict of functions, the one that the first word names.
 
     Parameters are flags, and annotations their types: str, int, float, bool, one of these with `| None`, or
-    tuple[str, ...] for a flag that may be repeated. Those without a default may be given by position. Status: 0,
-    2 after a user's mistake, 130 after Ctrl-C; SIGTERM and SIGHUP end the process as usual.
+    tuple[str, ...] for one that may be repeated. Those without a default may be given by position. Status: 0;
+    2 after a user's mistake; 130 after Ctrl-C. SIGTERM and SIGHUP end the process as usual.
     """
     script = os.path.basename(sys.argv[0])
     argv = sys.argv[1:] if argv is None else argv
