@@ -49,50 +49,100 @@ def test_a_folder_is_tried_where_it_is_or_would_be(tmp_path, monkeypatch):
     ('mine', 'mine'), ('.hidden', '.hidden'), ('a b', 'a b'), ('2019', '2019')])
 def test_a_model_is_found_by_its_name_or_alias(models, there, asked):
     (models / there).mkdir()
-    assert paths.model_dir(asked, str(models)) == str(models / there)
+    assert paths.find_model(asked, str(models)) == str(models / there)
 
 
 def test_a_name_comes_before_its_alias(models):
     for name in ('117M', '124M'):
         (models / name).mkdir()
-    assert paths.model_dir('117M', str(models)) == str(models / '117M')
-    assert paths.model_dir('124M', str(models)) == str(models / '124M')
+    assert paths.find_model('117M', str(models)) == str(models / '117M')
+    assert paths.find_model('124M', str(models)) == str(models / '124M')
 
 
 @pytest.mark.parametrize('there, asked', [('124M', '355M'), ('124M', '345M'), ('774M', '117M'), ('a', 'A')])
 def test_no_other_model_is_taken(models, there, asked):
     (models / there).mkdir()
     with pytest.raises(InputError):
-        paths.model_dir(asked, str(models))
+        paths.find_model(asked, str(models))
 
 
 @pytest.mark.parametrize('name', ['124M', '355M', '774M', '1558M', '117M', '345M'])
 def test_for_a_released_model_that_is_missing_the_remedy_is_to_download_it(models, name):
     with pytest.raises(InputError) as raised:
-        paths.model_dir(name, str(models))
-    assert str(raised.value) == f'no model directory {models}/{name}; fetch it with ./download_model.py {name}'
+        paths.find_model(name, str(models))
+    assert str(raised.value) == (f'no model directory {models}/{name} and no run checkpoint/{name}; fetch it with '
+                                 f'./download_model.py {name}')
 
 
-def test_for_another_model_that_is_missing_the_remedy_is_to_check_or_create(models):
+def test_for_another_model_that_is_missing_the_remedy_is_to_look_or_create(models):
     with pytest.raises(InputError) as raised:
-        paths.model_dir('mine', str(models))
-    assert str(raised.value) == (f'no model directory {models}/mine; check --model_name and --models_dir, or make one '
-                                 'with src/create_model.py')
+        paths.find_model('mine', str(models), 'runs')
+    assert str(raised.value) == (f'no model directory {models}/mine and no run runs/mine; give a model, a run or a '
+                                 'path with a /, or make one with src/create_model.py')
 
 
 def test_a_file_is_no_model_directory(models):
     (models / 'mine').write_text('')
     with pytest.raises(InputError, match='no model directory'):
-        paths.model_dir('mine', str(models))
+        paths.find_model('mine', str(models))
+
+
+def test_a_run_is_found_by_its_name_too(models, tmp_path, capsys):
+    (tmp_path / 'runs' / 'novels').mkdir(parents=True)
+    (tmp_path / 'runs' / '124M').mkdir()
+    for name in ('novels', '124M'):
+        assert paths.find_model(name, str(models), str(tmp_path / 'runs')) == str(tmp_path / 'runs' / name)
+    assert paths.find_model('novels', str(tmp_path / 'runs')) == str(tmp_path / 'runs' / 'novels')
+    assert capsys.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('asked, there', [('mine', 'mine'), ('117M', '124M')])
+def test_a_model_comes_before_a_run_of_its_name_which_is_told(models, tmp_path, capsys, asked, there):
+    run = tmp_path / 'runs' / asked
+    for folder in (models / there, run):
+        folder.mkdir(parents=True)
+    assert paths.find_model(asked, str(models), str(tmp_path / 'runs'), quiet=True) == str(models / there)
+    assert capsys.readouterr() == ('', '')
+    assert paths.find_model(asked, str(models), str(tmp_path / 'runs')) == str(models / there)
+    assert capsys.readouterr() == ('', f'{asked} is the model {models / there}; the run of this name is {run}\n')
+    assert paths.find_model(str(run), str(models)) == str(run)
+    assert paths.find_model(asked, str(tmp_path / 'runs'), str(tmp_path / 'runs')) == str(run)  # as it always was
+    assert capsys.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('asked, expected', [
+    ('a/b', 'a/b'), ('a/b/', 'a/b'), ('./a', './a'), ('./a/', './a'), ('a/../c', './c'), ('{}/a', '{}/a'), ('.', None),
+    ('./', '{}'), ('a/..', '{}'), ('$HERE/a', '{}/a')])
+def test_a_path_has_a_slash_before_and_after(tmp_path, monkeypatch, asked, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HERE', str(tmp_path))
+    (tmp_path / 'a' / 'b').mkdir(parents=True)
+    (tmp_path / 'c').mkdir()
+    asked = asked.format(tmp_path)
+    if expected is None:
+        with pytest.raises(InputError, match='not a plain folder name'):
+            paths.find_model(asked)
+        return
+    path = paths.find_model(asked)
+    assert path == expected.format(tmp_path) and os.path.dirname(path)
+    assert paths.find_model(path) == path
+
+
+def test_a_path_that_is_no_folder_is_told(tmp_path):
+    (tmp_path / 'file').write_text('')
+    for name in ('file', 'none'):
+        with pytest.raises(InputError, match=f'no folder .*/{name}; give the name of a model or run, or the path'):
+            paths.find_model(str(tmp_path / name))
 
 
 @pytest.mark.parametrize('name', ['../x', 'a/b', '/etc', 'a/', '', '.', '..', 'a\0b', '\0', 'a\\b', '..\\x'])
-@pytest.mark.parametrize('find, flag', [(paths.model_dir, '--model_name'), (paths.run_dir, '--run_name')])
-def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path, find, flag, name):
-    with pytest.raises(InputError) as raised:
-        find(name, str(tmp_path))
-    assert str(raised.value).startswith(f'{flag} {name!r} is not a plain folder name')
-    assert '\n' not in str(raised.value) and '\0' not in str(raised.value)
+def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path, name):
+    finders = [(paths.run_dir, '--run_name')] + [(paths.find_model, '--model_name')] * ('/' not in name)
+    for find, flag in finders:
+        with pytest.raises(InputError) as raised:
+            find(name, str(tmp_path))
+        assert str(raised.value).startswith(f'{flag} {name!r} is not a plain folder name')
+        assert '\n' not in str(raised.value) and '\0' not in str(raised.value)
 
 
 def test_a_run_directory_need_not_exist(tmp_path):
@@ -103,7 +153,7 @@ def test_a_run_directory_need_not_exist(tmp_path):
 def test_folders_are_given_by_the_originals_names_unless_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'models' / '124M').mkdir(parents=True)
-    assert paths.model_dir('124M') == os.path.join('models', '124M')
+    assert paths.find_model('124M') == os.path.join('models', '124M')
     assert paths.run_dir('run1') == os.path.join('checkpoint', 'run1')
 
 
@@ -336,21 +386,21 @@ def test_what_is_open_for_reading_alone_is_named():
 # Characters that TensorFlow cannot read
 
 @pytest.mark.parametrize('name', ['a[1]', 'a*', 'a?', 'a\udcff'])
-@pytest.mark.parametrize('find', [paths.model_dir, paths.run_dir, paths.model_or_run])
+@pytest.mark.parametrize('find', [paths.find_model, paths.run_dir])
 def test_a_folder_whose_checkpoints_tensorflow_cannot_read_is_refused(tmp_path, find, name):
-    (tmp_path / name / name).mkdir(parents=True)
+    (tmp_path / name / 'b').mkdir(parents=True)
     for given in ((name, str(tmp_path)), ('b', str(tmp_path / name))):
         with pytest.raises(InputError) as raised:
             find(*given)
         assert f'has the character {name[1]!r}' in str(raised.value)
     with pytest.raises(InputError, match='has the character'):
-        paths.model_or_run(str(tmp_path / name))
+        paths.find_model(str(tmp_path / name))
 
 
 def test_what_stands_above_a_relative_path_may_have_any_name(tmp_path, monkeypatch):
     (tmp_path / 'a[1]' / 'models' / 'b').mkdir(parents=True)
     monkeypatch.chdir(tmp_path / 'a[1]')
-    assert paths.model_dir('b') == paths.model_or_run('models/b/') == paths.model_or_run('./models/b') == 'models/b'
+    assert paths.find_model('b') == paths.find_model('models/b/') == paths.find_model('./models/b') == 'models/b'
     monkeypatch.chdir('models/b')
     with pytest.raises(InputError, match='has the character'):
-        paths.model_or_run('./')  # whose name is known from the top alone
+        paths.find_model('./')  # whose name is known from the top alone

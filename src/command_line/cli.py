@@ -1,7 +1,7 @@
 """Runs a script's function with the flags of the command line; a user's mistake is one line and status 2.
 
-fire calls a function before it rejects an unknown flag (python-fire issue 168), and makes `--run_name 2019`
-an int. So names and types are checked against the signature first, and fire gets what it cannot misread.
+fire calls a function before it rejects an unknown flag (python-fire issue 168), and makes `--run_name 2019` an
+int. So names and types are checked against the signature first, and fire gets what it cannot misread.
 """
 from command_line.startup import default_signal_handlers, fail, load_tensorflow  # noqa: F401  for scripts
 
@@ -37,7 +37,7 @@ def flags_from(fields: type) -> Callable[[Function], Function]:
     def decorate(function):
         helps, docs = {}, []  # a flag's help stands in its field, or in the docstring
         for base in filter(dataclasses.is_dataclass, reversed(fields.__mro__)):
-            helps |= {field.name: field.metadata['help'] for field in dataclasses.fields(base) if field.metadata}
+            helps |= {flag.name: flag.metadata['help'] for flag in dataclasses.fields(base) if flag.metadata}
             docs.append(inspect.cleandoc(base.__doc__ or '').partition('Args:\n'))
         summary = inspect.cleandoc(function.__doc__ or docs[-1][0])
         lines = [f'    {name}: {text}' for name, text in helps.items()]

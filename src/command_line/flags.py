@@ -65,15 +65,15 @@ class TrainFlags(Checked):
     noise: float = flag(0.0, 'share of input tokens replaced by random ones, against overfitting')
     top_k: int = flag(40, f'of samples: {TOP_K}', 0)
     top_p: float = flag(0.0, f'of samples: {TOP_P}')
-    restore_from: str = flag('latest', "latest (the run's last checkpoint, or the model), fresh (the model), or "
-                                       'the path of a checkpoint: checkpoint/run1/model-1000, or a directory')
+    restore_from: str = flag('latest', "latest (the run's last checkpoint, or the model), fresh (the model), "
+                                       'or a checkpoint: a directory, or a path like checkpoint/run1/model-1000')
     run_name: str = flag('run1', 'names the folders of the run below checkpoint_dir and samples_dir')
     checkpoint_dir: str = flag('checkpoint', 'where runs are saved')
     samples_dir: str = flag('samples', 'where samples are written')
     sample_every: int = flag(100, 'updates between samples; 0 for none', 0)
     sample_length: int | None = flag(None, 'tokens in a sample; None for n_ctx - 1', 1)
     sample_num: int = flag(1, 'samples at a time', 0)
-    save_every: int = flag(1000, 'updates between checkpoints, which also the end, signals and errors save', 0)
+    save_every: int = flag(1000, 'updates between checkpoints; the end, signals and errors save one too', 0)
     steps: int | None = flag(None, "updates in all, with the run's earlier sessions; None for no end", 0)
     seed: int | None = flag(None, 'of data order, noise and samples; None for a new one, kept on resume', 0)
     val_dataset: str | None = flag(None, 'as dataset; None: val_every holds out the last 5% of the dataset')
