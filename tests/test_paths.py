@@ -1,10 +1,13 @@
 import errno
+import importlib
 import os
+import shutil
 import stat
 import threading
 
 import pytest
 
+from command_line import cli
 from errors import InputError
 from storage import paths
 
@@ -404,3 +407,33 @@ def test_what_stands_above_a_relative_path_may_have_any_name(tmp_path, monkeypat
     monkeypatch.chdir('models/b')
     with pytest.raises(InputError, match='has the character'):
         paths.find_model('./')  # whose name is known from the top alone
+
+
+# In the scripts
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    """models/toy, checkpoint/novels that was trained from it, and a text."""
+    from create_model import create_model
+    folder = tmp_path_factory.mktemp('home')
+    create_model('toy', 1, 2, 32, 32, models_dir=str(folder / 'models'), seed=1)
+    shutil.copytree(folder / 'models' / 'toy', folder / 'checkpoint' / 'novels')
+    (folder / 'text.txt').write_text('The sea was quiet. ' * 20)
+    return folder
+
+
+@pytest.mark.parametrize('name', ['toy', 'novels', './checkpoint/novels'])
+@pytest.mark.parametrize('script, function, argv', [
+    ('generate_unconditional_samples', 'sample_model', ['--model_name={}', '--length=2', '--nsamples=1']),
+    ('interactive_conditional_samples', 'interact_model', ['--model_name={}', '--length=2', '--prompt=The']),
+    ('evaluate', 'COMMANDS', ['perplexity', '--model_name={}', '--data=text.txt']),
+    ('convert', 'COMMANDS', ['to_hf', '{}', 'out']),
+    ('export', 'export', ['{}', 'out']),
+    ('create_model', 'create_model', ['copy', '--vocab_from={}', '--n_layer=1', '--n_embd=12', '--n_ctx=8']),
+    ('encode', 'encode', ['text.txt', 'text.npz', '--model_name={}']),
+    ('train', 'train', ['--dataset=text.txt', '--model_name={}', '--steps=1', '--sample_every=0', '--run_name=toy'])])
+def test_every_script_takes_a_model_a_run_or_a_path(home, tmp_path, monkeypatch, capsys, script, function, argv, name):
+    shutil.copytree(home, tmp_path / 'home')
+    monkeypatch.chdir(tmp_path / 'home')
+    cli.run(getattr(importlib.import_module(script), function), [word.format(name) for word in argv])
+    assert 'the run of this name' not in capsys.readouterr().err

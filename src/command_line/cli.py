@@ -183,7 +183,7 @@ def write_model(flags, write: Callable[[str, str, str | None], str]):
     """
     out = paths.expand(flags.out)
     paths.check_new(out)
-    directory = paths.model_or_run(flags.model_or_run, flags.models_dir, flags.checkpoint_dir)
+    directory = paths.find_model(flags.model_or_run, flags.models_dir, flags.checkpoint_dir)
     load_tensorflow(computes=False)
     with paths.making(out) as folder:
         prefix = write(folder, directory, flags.checkpoint)

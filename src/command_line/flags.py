@@ -9,6 +9,7 @@ PRECISIONS = ('float32', 'tf32', 'bfloat16')  # of matrix products
 WEIGHT_PRECISIONS = (*PRECISIONS, 'int8')  # of the weights that samples are drawn with
 REQUIRED = dataclasses.MISSING  # in place of a default
 TF32 = "tf32: products in TF32 on NVIDIA's GPUs from Ampere on, else float32"
+MODEL = 'a name in models_dir or checkpoint_dir, or a path with a / in it'
 TOP_K = 'draw from this many of the likeliest tokens; 0 for all'
 TOP_P = 'draw from the likeliest tokens of together this probability; 0 or 1 for all'
 CHECKPOINT = 'a checkpoint of it, such as model-best or model-1000, or the path of any; None for the newest'
@@ -41,7 +42,7 @@ class TrainFlags(Checked):
     If the run has a checkpoint, training continues exactly as if it had never stopped.
     """
     dataset: str = flag(REQUIRED, 'a text file, .npz of encode.py, directory, glob, or several, with commas')
-    model_name: str = flag('124M', 'the model to start from, a directory of models_dir')
+    model_name: str = flag('124M', f'the model or run to start from: {MODEL}')
     models_dir: str = flag('models', 'where models are')
     combine: int = flag(50000, 'small files are joined to chunks of at least this many characters', 1)
     encoding: str = flag('utf-8', 'of the text files')
@@ -108,7 +109,7 @@ class HorovodFlags(TrainFlags):
 @dataclasses.dataclass(frozen=True)
 class SamplingFlags(Checked):
     """Draws samples of a model."""
-    model_name: str = flag('124M', 'a directory of models_dir; a training run with --models_dir checkpoint')
+    model_name: str = flag('124M', f'the model or run: {MODEL}')
     seed: int | None = flag(None, 'the same gives the same samples of the same prompt; None for new ones', 0)
     nsamples: int = flag(0, 'how many, or how many for each prompt; without prompts 0 is for no end', 0)
     batch_size: int = flag(1, 'samples drawn side by side; it changes them only in bfloat16 and int8', 1)
@@ -124,6 +125,7 @@ class SamplingFlags(Checked):
     truncate: str | None = flag(None, "end a sample before this text, which often is '<|endoftext|>'")
     stop: tuple[str, ...] = flag((), 'the same; may be given several times')
     output: str | None = flag(None, 'a file for the samples, instead of the terminal')
+    checkpoint_dir: str = flag('checkpoint', 'where runs are')
 
     def __post_init__(self):
         super().__post_init__()
@@ -140,7 +142,7 @@ class SamplingFlags(Checked):
 @dataclasses.dataclass(frozen=True)
 class ExportFlags:
     """Writes a model, or a training run's, in another format."""
-    model_or_run: str = flag(REQUIRED, 'a directory of models_dir or checkpoint_dir, or the path of one')
+    model_or_run: str = flag(REQUIRED, MODEL)
     out: str = flag(REQUIRED, 'the new folder, which must not exist yet')
     models_dir: str = flag('models', 'where models are')
     checkpoint_dir: str = flag('checkpoint', 'where runs are')

@@ -85,16 +85,6 @@ def find_model(name: str, models_dir: str = 'models', checkpoint_dir: str = 'che
     return for_tensorflow(folders[0])
 
 
-def model_dir(model_name: str, models_dir: str = 'models') -> str:
-    """find_model of a model."""
-    return find_model(model_name, models_dir, models_dir)
-
-
-def model_or_run(name: str, models_dir: str = 'models', checkpoint_dir: str = 'checkpoint') -> str:
-    """find_model."""
-    return find_model(name, models_dir, checkpoint_dir)
-
-
 def descriptions(directory: str) -> list[str]:
     """The paths of a model's or run's DESCRIPTION_FILES, of the last only if it is there."""
     files = [os.path.join(directory, name) for name in DESCRIPTION_FILES]

@@ -205,7 +205,8 @@ class Trainer:
         self.flags, self.worker, self.session, self.signals = flags, worker, session, signals
         worker.check_same(lambda: {f'--{name}': value for name, value in dataclasses.asdict(flags).items()})
         self.model_dir, self.hparams, self.enc = worker.agree(
-            lambda: checkpoint.load_sizes_and_vocabulary(flags.model_name, flags.models_dir))
+            lambda: checkpoint.load_sizes_and_vocabulary(
+                paths.find_model(flags.model_name, flags.models_dir, flags.checkpoint_dir, quiet=True)))
         directory = paths.run_dir(flags.run_name, flags.checkpoint_dir)
         self.lock = run_folder.Lock(directory)
         with interrupts.ending(self.lock.release):
