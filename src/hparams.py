@@ -6,8 +6,8 @@ import os
 from errors import InputError, require
 from storage import paths
 
-# No model comes near these; a damaged or hostile file is refused before its graph is built. Ids and positions
-# are int32; GPT-3 (Brown et al. 2020, table 2.1) has 96 layers and 1.75e11 parameters.
+# A damaged or hostile file is refused before its graph is built. Ids and positions are int32; GPT-3 (Brown et al.
+# 2020, table 2.1) has 96 layers and 1.75e11 parameters.
 MAX_SIZE, MAX_LAYERS, MAX_PARAMETERS = (1 << 31) - 1, 1000, 10 ** 12
 
 
@@ -27,12 +27,11 @@ class HParams:
     def override_from_dict(self, values: dict[str, int]) -> 'HParams':
         """Sets fields from a dict. Raises InputError for an unknown field, or sizes that make no model."""
         for name, value in values.items():
-            if name not in self.values():
-                known = ', '.join(self.values())
-                raise InputError(f'unknown hyperparameter {str(name)[:40]!r}; known are {known}')
+            known = ', '.join(self.values())
+            require(name in self.values(), f'unknown hyperparameter {str(name)[:40]!r}; known are {known}')
             shown = repr(value)[:40] if isinstance(value, (int, float, str)) else type(value).__name__
-            if type(value) is not int or value <= 0:
-                raise InputError(f'hyperparameter {name} must be a whole number above 0, not {shown}')
+            valid = type(value) is int and value > 0
+            require(valid, f'hyperparameter {name} must be a whole number above 0, not {shown}')
             largest = MAX_LAYERS if name == 'n_layer' else MAX_SIZE
             require(value <= largest, f'hyperparameter {name} must be at most {largest:,}, not {shown}')
             setattr(self, name, value)
@@ -64,8 +63,7 @@ def load_hparams(path: str) -> HParams:
         values = json.loads(data)  # also with a byte-order mark
     except (ValueError, RecursionError) as error:
         raise InputError(f'{path} is not JSON ({error}); fetch or create the model again') from None
-    if not isinstance(values, dict):
-        raise InputError(f'{path} must hold an object of sizes, not {type(values).__name__}')
+    require(isinstance(values, dict), f'{path} must hold an object of sizes, not {type(values).__name__}')
     missing = sorted(HParams().values().keys() - values.keys())
     require(not missing, f'{path} lacks {", ".join(missing)}')
     try:

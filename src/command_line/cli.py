@@ -1,7 +1,7 @@
 """Runs a script's function with the flags of the command line; a user's mistake is one line and status 2.
 
-fire calls a function before it rejects an unknown flag (python-fire issue 168), and makes `--run_name 2019` an
-int. So names and types are checked against the signature first, and fire gets what it cannot misread.
+fire calls a function before it rejects an unknown flag (python-fire issue 168), and `--run_name 2019` is an int
+to it. So names and types are checked against the signature first, and fire gets what it cannot misread.
 """
 from command_line.startup import default_signal_handlers, fail, load_tensorflow  # noqa: F401  for scripts
 
@@ -30,10 +30,8 @@ Function = Callable[..., None]
 
 
 def flags_from(fields: type) -> Callable[[Function], Function]:
-    """Gives a function of **flags the signature and help of a dataclass; the function's docstring goes first.
-
-    Unless the dataclass is kw_only, the function takes *args too, as fire passes them by position.
-    """
+    """Gives a function of **flags the signature and help of a dataclass, and of *args too unless that is kw_only:
+    fire then passes them by position. The function's own docstring goes first."""
     def decorate(function):
         helps, docs = {}, []  # a flag's help stands in its field, or in the docstring
         for base in filter(dataclasses.is_dataclass, reversed(fields.__mro__)):
@@ -89,7 +87,7 @@ def run(function: Function | dict[str, Function], argv: list[str] | None = None)
 
 
 class Ended(BaseException):
-    """A signal that ends processes has come: its number."""
+    """A signal came that ends processes: its number."""
 
 
 def end(number, frame):
@@ -118,10 +116,9 @@ def checked_words(function, script, argv):
         word = words.pop(0)
         if word in ('--help', '-h'):  # whatever is wrong with other words
             return ['--help']
+        name, text = next((name for name in by_position if name not in texts), None), word
         if word[:1] == '-' and word[1:2] not in '0123456789.':  # no negative number
             name, text = split_flag(word, types, words)
-        else:
-            name, text = next((name for name in by_position if name not in texts), None), word
         if name is None:
             problems.append(f'{word!r} was not expected; flags are --name value, see {script} --help')
         elif name not in types:
@@ -162,10 +159,8 @@ def convert(name, hint, texts):
     if typing.get_origin(hint) is tuple:
         return tuple(texts)
     (text,), (kind, *optional) = texts, typing.get_args(hint) or (hint,)
-    if kind is str:
-        return text
-    if optional and text == 'None':
-        return None
+    if kind is str or (optional and text == 'None'):
+        return text if kind is str else None
     expected, largest = EXPECTED[kind], MAX_SEED if name == 'seed' else MAX_SIZE
     with contextlib.suppress(ValueError):
         value = ('false', 'true').index(text.lower()) if kind is bool else kind(text)
@@ -177,10 +172,8 @@ def convert(name, hint, texts):
 
 
 def write_model(flags, write: Callable[[str, str, str | None], str]):
-    """Makes the new folder of ExportFlags by write(folder, model's folder, checkpoint or None) -> prefix.
-
-    TensorFlow is loaded before that, and InputError raised before TensorFlow is loaded.
-    """
+    """Makes the new folder of ExportFlags by write(folder, model's folder, checkpoint or None) -> prefix, before
+    which TensorFlow is loaded. Raises InputError before that."""
     out = paths.expand(flags.out)
     paths.check_new(out)
     directory = paths.find_model(flags.model_or_run, flags.models_dir, flags.checkpoint_dir)

@@ -67,7 +67,7 @@ class TrainFlags(Checked):
     top_k: int = flag(40, f'of samples: {TOP_K}', 0)
     top_p: float = flag(0.0, f'of samples: {TOP_P}')
     restore_from: str = flag('latest', "latest (the run's last checkpoint, or the model), fresh (the model), "
-                                       'or a checkpoint: a directory, or a path like checkpoint/run1/model-1000')
+                                       'or the path of a checkpoint, like checkpoint/run1/model-1000')
     run_name: str = flag('run1', 'names the folders of the run below checkpoint_dir and samples_dir')
     checkpoint_dir: str = flag('checkpoint', 'where runs are saved')
     samples_dir: str = flag('samples', 'where samples are written')

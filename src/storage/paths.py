@@ -1,7 +1,6 @@
 """Paths of models and runs, and files and folders that get their name only when they are whole.
 
-A model's folder holds MODEL_FILES, and perhaps special_tokens.json. A run's folder has DESCRIPTION_FILES beside
-its checkpoints, so it can be used as a model.
+A run's folder has DESCRIPTION_FILES beside its checkpoints, so it can be used as a model.
 """
 import contextlib
 import errno
@@ -26,8 +25,7 @@ REMEDIES = {  # for a file that cannot be written
     errno.ENOTDIR: 'a file has the name of a folder: move it away', errno.ENOSPC: 'make room on its disk',
     errno.EDQUOT: 'make room on its disk', errno.EFBIG: 'permit larger files there (see ulimit -f)',
     errno.EIO: 'see whether its disk is in order'}
-SMALL_FILE = 1 << 26  # the most bytes of a file that is read whole; GPT-2's encoder.json has 2^20
-TEXT_FILE = 1 << 30  # of a test set or of prompts; enwik9 has 10^9
+SMALL_FILE, TEXT_FILE = 1 << 26, 1 << 30  # bytes that are read whole; encoder.json has 2^20, enwik9 10^9
 BYTE_ORDER_MARK = '\ufeff'
 BINARY_FILES = {  # first bytes: a kind that is often taken for text
     b'\x1f\x8b': 'a gzip file', b'BZh91AY&SY': 'a bzip2 file', b'\xfd7zXZ\0': 'an xz file',
@@ -71,15 +69,14 @@ def find_model(name: str, models_dir: str = 'models', checkpoint_dir: str = 'che
         if os.path.basename(path) in ('', '.', '..'):
             path = os.path.abspath(path)  # which has a name
         return for_tensorflow(path if os.path.dirname(path) else os.path.join('.', path))  # a path again
+    model, run = child(models_dir, name, '--model_name'), child(checkpoint_dir, name, '--model_name')
     other = {**ALIASES, **{new: old for old, new in ALIASES.items()}}.get(name, name)
-    model, alias = (child(models_dir, spelling, '--model_name') for spelling in (name, other))
-    run = child(checkpoint_dir, name, '--model_name')
-    folders = [path for path in (model, alias, run) if os.path.isdir(path)]
+    folders = [path for path in (model, child(models_dir, other, ''), run) if os.path.isdir(path)]
     if not folders:
-        remedy = 'give a model, a run or a path with a /, or make one with src/create_model.py'
-        if name in (*RELEASED_MODELS, *ALIASES):
-            remedy = f'fetch it with ./download_model.py {name}'
-        raise InputError(f'no model directory {model} and no run {run}; {remedy}')
+        released = name in (*RELEASED_MODELS, *ALIASES)
+        raise InputError(f'no model directory {model} and no run {run}; ' + (
+            f'fetch it with ./download_model.py {name}' if released else
+            'give a model, a run or a path with a /, or make one with src/create_model.py'))
     if folders[-1] == run and not quiet and not os.path.samefile(folders[0], run):
         print(f'{name} is the model {folders[0]}; the run of this name is {run}', file=sys.stderr)
     return for_tensorflow(folders[0])
@@ -127,10 +124,8 @@ def check_text(data: bytes, place: str = ''):
 
 @contextlib.contextmanager
 def replacing(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[typing.IO]:
-    """Opens a new file for writing, which takes the place and the permissions of `path` after the block.
-
-    The data is on the disk before the name is; on an exception nothing is left behind.
-    """
+    """Opens a new file for writing, which takes the place and the permissions of `path` after the block, when it is
+    on the disk. On an exception nothing is left behind."""
     temporary = f'{path}.{os.getpid()}.tmp'
     try:
         with open_to_write(temporary, mode, encoding) as file:
@@ -155,10 +150,7 @@ def open_to_write(target, mode, encoding):  # a path, or a descriptor, which sta
 
 @contextlib.contextmanager
 def output(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[typing.IO]:
-    """Opens a user's file for writing, as `replacing` does, at the end of links; a `stream` directly.
-
-    Not for the files of a run or model, from which a link could lead out.
-    """
+    """Opens a user's file, not one of a run, for writing: as `replacing` at the end of links, a `stream` directly."""
     target = stream(path)
     if target is None:
         with replacing(os.path.realpath(path), mode, encoding) as file:
@@ -215,10 +207,8 @@ def check_new(folder):
 
 @contextlib.contextmanager
 def making(folder: str) -> Iterator[str]:
-    """Gives the path of a new folder, which becomes `folder` after the block; on an exception nothing stays.
-
-    Raises InputError, before the block, if `folder` exists.
-    """
+    """Gives the path of a new folder, which becomes `folder` after the block; raises InputError if that exists.
+    On an exception nothing is left behind."""
     check_new(folder)
     parent, name = os.path.split(os.path.abspath(folder))
     beside = os.path.dirname(missing(folder)[-1])  # the folders above are made at the end, too
@@ -240,7 +230,5 @@ def synchronize(path: str):
     if sys.platform == 'win32' and os.path.isdir(path):
         return
     descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)  # Windows wants the latter
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.fsync(descriptor)
+    os.close(descriptor)
