@@ -6,8 +6,8 @@ import os
 from errors import InputError, require
 from storage import paths
 
-# A damaged or hostile file is refused before its graph is built. Ids and positions are int32; GPT-3 (Brown et al.
-# 2020, table 2.1) has 96 layers and 1.75e11 parameters.
+# A damaged or hostile file is refused before its graph is built. Ids and positions are int32; GPT-3 (Brown et
+# al. 2020, table 2.1) has 96 layers and 1.75e11 parameters.
 MAX_SIZE, MAX_LAYERS, MAX_PARAMETERS = (1 << 31) - 1, 1000, 10 ** 12
 
 

@@ -1,7 +1,7 @@
 """Runs a script's function with the flags of the command line; a user's mistake is one line and status 2.
 
-fire calls a function before it rejects an unknown flag (python-fire issue 168), and `--run_name 2019` is an int
-to it. So names and types are checked against the signature first, and fire gets what it cannot misread.
+fire calls a function before it rejects an unknown flag (python-fire issue 168), and guesses types (2019 is no
+text to it). So names and types are checked against the signature first, and fire gets what it cannot misread.
 """
 from command_line.startup import default_signal_handlers, fail, load_tensorflow  # noqa: F401  for scripts
 
@@ -30,8 +30,8 @@ Function = Callable[..., None]
 
 
 def flags_from(fields: type) -> Callable[[Function], Function]:
-    """Gives a function of **flags the signature and help of a dataclass, and of *args too unless that is kw_only:
-    fire then passes them by position. The function's own docstring goes first."""
+    """Gives a function of **flags the signature and help of a dataclass, after the function's own docstring.
+    If the dataclass is not kw_only, the function takes *args too: fire then passes them by position."""
     def decorate(function):
         helps, docs = {}, []  # a flag's help stands in its field, or in the docstring
         for base in filter(dataclasses.is_dataclass, reversed(fields.__mro__)):
@@ -172,8 +172,8 @@ def convert(name, hint, texts):
 
 
 def write_model(flags, write: Callable[[str, str, str | None], str]):
-    """Makes the new folder of ExportFlags by write(folder, model's folder, checkpoint or None) -> prefix, before
-    which TensorFlow is loaded. Raises InputError before that."""
+    """Makes the new folder of ExportFlags: write(folder, model's folder, checkpoint or None) returns the prefix.
+    TensorFlow is loaded before that. Raises InputError if the new folder exists or the model does not."""
     out = paths.expand(flags.out)
     paths.check_new(out)
     directory = paths.find_model(flags.model_or_run, flags.models_dir, flags.checkpoint_dir)

@@ -14,8 +14,8 @@ from command_line import interrupts
 USUAL = ('All log messages before absl::InitializeLog', ' port.cc:', ' cpu_feature_guard.cc:',
          'rebuild TensorFlow with the appropriate', 'TF-TRT Warning')
 ABOUT_CUDA = (' cudart_stub.cc:', ' cuda_platform.cc:')
-NO_GPU = '''TensorFlow finds no GPU, though this machine has one or its driver: see that nvidia-smi lists it (a \
-container needs --gpus all), and pip install 'tensorflow[and-cuda]'; CUDA_VISIBLE_DEVICES=-1 is for the CPU
+NO_GPU = '''TensorFlow finds no GPU, though this machine has one or its driver: see that nvidia-smi lists it \
+(a container needs --gpus all), and pip install 'tensorflow[and-cuda]'; CUDA_VISIBLE_DEVICES=-1 is for the CPU
 '''
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -56,8 +56,8 @@ def default_signal_handlers():
 
 
 def load_tensorflow(computes: bool = True):
-    """Imports TensorFlow and has it find its devices. Prints the unusual lines of its start; those about CUDA are
-    unusual if the script computes and TensorFlow misses a GPU that is there."""
+    """Imports TensorFlow and has it find its devices. Prints the unusual lines of its start; lines about CUDA
+    are unusual if the script computes and TensorFlow misses a GPU that is there."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')  # no I lines; warnings remain
     logging.getLogger('tensorflow').addFilter(lambda record: 'deprecated' not in record.getMessage())
     with default_signal_handlers():

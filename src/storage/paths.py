@@ -63,20 +63,18 @@ def find_model(name: str, models_dir: str = 'models', checkpoint_dir: str = 'che
     line on stderr then tells the path, unless quiet.
     """
     if os.path.dirname(name):
-        path = os.path.normpath(expand(name))
+        path = expand(name).rstrip('/' + os.sep)
         if not os.path.isdir(path):
             raise InputError(f'no folder {name}; give the name of a model or run, or the path of its folder')
-        if os.path.basename(path) in ('', '.', '..'):
-            path = os.path.abspath(path)  # which has a name
-        return for_tensorflow(path if os.path.dirname(path) else os.path.join('.', path))  # a path again
+        return for_tensorflow(os.path.abspath(path) if os.path.basename(path) in ('.', '..') else path)
     model, run = child(models_dir, name, '--model_name'), child(checkpoint_dir, name, '--model_name')
     other = {**ALIASES, **{new: old for old, new in ALIASES.items()}}.get(name, name)
     folders = [path for path in (model, child(models_dir, other, ''), run) if os.path.isdir(path)]
     if not folders:
-        released = name in (*RELEASED_MODELS, *ALIASES)
-        raise InputError(f'no model directory {model} and no run {run}; ' + (
-            f'fetch it with ./download_model.py {name}' if released else
-            'give a model, a run or a path with a /, or make one with src/create_model.py'))
+        remedy = 'give a model, a run or a path with a /, or make one with src/create_model.py'
+        if name in (*RELEASED_MODELS, *ALIASES):
+            remedy = f'fetch it with ./download_model.py {name}'
+        raise InputError(f'no model directory {model} and no run {run}; {remedy}')
     if folders[-1] == run and not quiet and not os.path.samefile(folders[0], run):
         print(f'{name} is the model {folders[0]}; the run of this name is {run}', file=sys.stderr)
     return for_tensorflow(folders[0])
@@ -124,8 +122,8 @@ def check_text(data: bytes, place: str = ''):
 
 @contextlib.contextmanager
 def replacing(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[typing.IO]:
-    """Opens a new file for writing, which takes the place and the permissions of `path` after the block, when it is
-    on the disk. On an exception nothing is left behind."""
+    """Opens a new file for writing. After the block it is written to the disk, and takes the place and the
+    permissions of `path`. On an exception nothing is left behind."""
     temporary = f'{path}.{os.getpid()}.tmp'
     try:
         with open_to_write(temporary, mode, encoding) as file:
@@ -150,7 +148,8 @@ def open_to_write(target, mode, encoding):  # a path, or a descriptor, which sta
 
 @contextlib.contextmanager
 def output(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[typing.IO]:
-    """Opens a user's file, not one of a run, for writing: as `replacing` at the end of links, a `stream` directly."""
+    """Opens a user's file, but none of a run, for writing: a `stream` directly, others as `replacing` does,
+    at the end of links."""
     target = stream(path)
     if target is None:
         with replacing(os.path.realpath(path), mode, encoding) as file:
@@ -207,8 +206,8 @@ def check_new(folder):
 
 @contextlib.contextmanager
 def making(folder: str) -> Iterator[str]:
-    """Gives the path of a new folder, which becomes `folder` after the block; raises InputError if that exists.
-    On an exception nothing is left behind."""
+    """Gives the path of a new folder, which becomes `folder` after the block. On an exception nothing is left
+    behind. Raises InputError if `folder` exists."""
     check_new(folder)
     parent, name = os.path.split(os.path.abspath(folder))
     beside = os.path.dirname(missing(folder)[-1])  # the folders above are made at the end, too
@@ -227,8 +226,7 @@ def making(folder: str) -> Iterator[str]:
 
 def synchronize(path: str):
     """Has the system write a file or directory to the disk; no directory on Windows, which opens none."""
-    if sys.platform == 'win32' and os.path.isdir(path):
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)  # Windows wants the latter
-    os.fsync(descriptor)
-    os.close(descriptor)
+    if sys.platform != 'win32' or os.path.isfile(path):
+        descriptor = os.open(path, os.O_RDWR if os.path.isfile(path) else os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
