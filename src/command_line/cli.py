@@ -3,7 +3,7 @@
 fire calls a function before it rejects an unknown flag (python-fire issue 168), and guesses types (2019 is no
 text to it). So names and types are checked against the signature first, and fire gets what it cannot misread.
 """
-from command_line.startup import default_signal_handlers, fail, load_tensorflow  # noqa: F401  for scripts
+from command_line.startup import fail, load_tensorflow  # first: a missing package is then told
 
 # isort: split
 import contextlib
@@ -21,6 +21,7 @@ from collections.abc import Callable
 import fire
 
 from command_line import interrupts
+from command_line.interrupts import default_signal_handlers  # noqa: F401  for scripts
 from errors import InputError
 from storage import paths
 
@@ -38,10 +39,9 @@ def flags_from(fields: type) -> Callable[[Function], Function]:
             helps |= {flag.name: flag.metadata['help'] for flag in dataclasses.fields(base) if flag.metadata}
             docs.append(inspect.cleandoc(base.__doc__ or '').partition('Args:\n'))
         summary = inspect.cleandoc(function.__doc__ or docs[-1][0])
-        lines = [f'    {name}: {text}' for name, text in helps.items()]
-        function.__doc__ = '\n'.join([summary, '', 'Args:', *lines, *[text for _, _, text in docs]])
-        function.__signature__ = inspect.signature(fields)
-        function.__annotations__ = typing.get_type_hints(fields)
+        lines = [f'    {name}: {text}' for name, text in helps.items()] + [text for _, _, text in docs]
+        function.__doc__ = '\n'.join([summary, '', 'Args:', *lines])
+        function.__signature__, function.__annotations__ = inspect.signature(fields), typing.get_type_hints(fields)
         return function
     return decorate
 
@@ -49,9 +49,8 @@ def flags_from(fields: type) -> Callable[[Function], Function]:
 def run(function: Function | dict[str, Function], argv: list[str] | None = None):
     """Runs function(**flags) for a script or, of a dict of functions, the one that the first word names.
 
-    Parameters are flags, and annotations their types: str, int, float, bool, one of these with `| None`, or
-    tuple[str, ...] for one that may be repeated. Those without a default may be given by position. Status: 0;
-    2 after a user's mistake; 130 after Ctrl-C. SIGTERM and SIGHUP end the process as usual.
+    Annotations are types: str, int, float, bool, one of these with `| None`, or tuple[str, ...] for a flag
+    that may be repeated. A parameter without a default may be given by position. InputError is status 2.
     """
     script = os.path.basename(sys.argv[0])
     argv = sys.argv[1:] if argv is None else argv
@@ -97,13 +96,12 @@ def end(number, frame):
 def set_encoding(stream: typing.TextIO, errors: str):
     """Sets a standard stream's error handler; one that is no terminal is UTF-8 on Windows too."""
     if isinstance(stream, io.TextIOWrapper):  # a replaced one need not be
-        piped = sys.platform == 'win32' and not stream.isatty()
-        stream.reconfigure(encoding='utf-8' if piped else None, errors=errors)
+        encoding = 'utf-8' if sys.platform == 'win32' and not stream.isatty() else None
+        stream.reconfigure(encoding=encoding, errors=errors)
 
 
 def nearest(name, known, dashes=''):
-    names = difflib.get_close_matches(name, known, n=1)
-    return f'did you mean {dashes}{names[0]}?' if names else ''
+    return ''.join(f'did you mean {dashes}{close}?' for close in difflib.get_close_matches(name, known, n=1))
 
 
 def checked_words(function, script, argv):
@@ -172,8 +170,7 @@ def convert(name, hint, texts):
 
 
 def write_model(flags, write: Callable[[str, str, str | None], str]):
-    """Makes the new folder of ExportFlags: write(folder, model's folder, checkpoint or None) returns the prefix.
-    TensorFlow is loaded before that. Raises InputError if the new folder exists or the model does not."""
+    """Makes the folder of ExportFlags by write(folder, model's folder, checkpoint) -> prefix, or InputError."""
     out = paths.expand(flags.out)
     paths.check_new(out)
     directory = paths.find_model(flags.model_or_run, flags.models_dir, flags.checkpoint_dir)

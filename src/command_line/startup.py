@@ -50,17 +50,12 @@ if is_script():  # during the imports that follow, Ctrl-C would print a tracebac
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def default_signal_handlers():
-    """Has signals end a script during the block, in which C++ calls Python and drops its exceptions."""
-    return interrupts.handling(dict.fromkeys(interrupts.SIGNALS if is_script() else (), signal.SIG_DFL))
-
-
 def load_tensorflow(computes: bool = True):
     """Imports TensorFlow and has it find its devices. Prints the unusual lines of its start; lines about CUDA
     are unusual if the script computes and TensorFlow misses a GPU that is there."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')  # no I lines; warnings remain
     logging.getLogger('tensorflow').addFilter(lambda record: 'deprecated' not in record.getMessage())
-    with default_signal_handlers():
+    with interrupts.default_signal_handlers():
         lines = capture_stderr(devices)
     gpu_missed = computes and gpu_is_visible() and not devices('GPU')
     usual = USUAL if gpu_missed else USUAL + ABOUT_CUDA
