@@ -31,17 +31,17 @@ Function = Callable[..., None]
 
 
 def flags_from(fields: type) -> Callable[[Function], Function]:
-    """Gives a function of **flags the signature and help of a dataclass, after the function's own docstring.
-    If the dataclass is not kw_only, the function takes *args too: fire then passes them by position."""
+    """Gives a function of *args and **flags the signature and help of a dataclass, after its own docstring."""
     def decorate(function):
-        helps, docs = {}, []  # a flag's help stands in its field, or in the docstring
+        helps, docs = {}, []  # the help of a flag is in its field, or in the docstring
         for base in filter(dataclasses.is_dataclass, reversed(fields.__mro__)):
             helps |= {flag.name: flag.metadata['help'] for flag in dataclasses.fields(base) if flag.metadata}
             docs.append(inspect.cleandoc(base.__doc__ or '').partition('Args:\n'))
         summary = inspect.cleandoc(function.__doc__ or docs[-1][0])
         lines = [f'    {name}: {text}' for name, text in helps.items()] + [text for _, _, text in docs]
         function.__doc__ = '\n'.join([summary, '', 'Args:', *lines])
-        function.__signature__, function.__annotations__ = inspect.signature(fields), typing.get_type_hints(fields)
+        function.__signature__ = inspect.signature(fields)
+        function.__annotations__ = typing.get_type_hints(fields)
         return function
     return decorate
 
@@ -54,7 +54,7 @@ def run(function: Function | dict[str, Function], argv: list[str] | None = None)
     """
     script = os.path.basename(sys.argv[0])
     argv = sys.argv[1:] if argv is None else argv
-    set_encoding(sys.stdout, 'replace')  # a terminal that cannot show a character is no reason to stop
+    set_encoding(sys.stdout, 'replace')  # of characters that a terminal cannot show
     try:
         with interrupts.handling({'SIGINT': signal.default_int_handler, 'SIGTERM': end, 'SIGHUP': end}):
             if isinstance(function, dict):
@@ -170,7 +170,7 @@ def convert(name, hint, texts):
 
 
 def write_model(flags, write: Callable[[str, str, str | None], str]):
-    """Makes the folder of ExportFlags by write(folder, model's folder, checkpoint) -> prefix, or InputError."""
+    """Makes the folder of ExportFlags by write(folder, model's folder, checkpoint); or InputError."""
     out = paths.expand(flags.out)
     paths.check_new(out)
     directory = paths.find_model(flags.model_or_run, flags.models_dir, flags.checkpoint_dir)

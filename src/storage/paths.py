@@ -28,11 +28,11 @@ REMEDIES = {  # for a file that cannot be written
 SMALL_FILE, TEXT_FILE = 1 << 26, 1 << 30  # bytes that are read whole; encoder.json has 2^20, enwik9 10^9
 BYTE_ORDER_MARK = '\ufeff'
 BINARY_FILES = {  # first bytes: a kind that is often taken for text
-    b'\x1f\x8b': 'a gzip file', b'BZh91AY&SY': 'a bzip2 file', b'\xfd7zXZ\0': 'an xz file',
+    b'\x1f\x8b': 'a gzip file', b'BZh91AY&SY': 'a bzip2 file', b'\xfd7zXZ\0': 'an xz file', b'%PDF-': 'a PDF',
     b'(\xb5/\xfd': 'a zstd file', b"7z\xbc\xaf'\x1c": 'a 7-Zip file', b'Rar!\x1a\7': 'a RAR file',
-    b'PK\3\4': 'a zip file (as .docx, .xlsx, .odt, .epub and .npz are)', b'%PDF-': 'a PDF',
-    b'\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1': 'an Office file (.doc, .xls)', b'PAR1\x15': 'a Parquet file',
-    b'SQLite format 3\0': 'a database', b'\x89PNG\r\n': 'a picture', b'\xff\xd8\xff': 'a picture'}
+    b'PK\3\4': 'a zip file (as .docx, .xlsx, .odt, .epub and .npz are)', b'PAR1\x15': 'a Parquet file',
+    b'\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1': 'an Office file (.doc, .xls)', b'SQLite format 3\0': 'a database',
+    b'\x89PNG\r\n': 'a picture', b'\xff\xd8\xff': 'a picture'}
 
 
 def expand(path: str) -> str:
@@ -59,8 +59,8 @@ def for_tensorflow(path: str) -> str:
 def find_model(name: str, models_dir: str = 'models', checkpoint_dir: str = 'checkpoint', quiet=False) -> str:
     """The folder of a model or run, given by its name, or by a path with a / in it. Raises InputError.
 
-    117M and 345M find 124M and 355M, and the reverse. A model comes before a run of the same name, of which a
-    line on stderr then tells the path, unless quiet.
+    117M and 345M find 124M and 355M, and the reverse. If a model hides a run of the same name, a line on
+    stderr tells the run's path, unless quiet.
     """
     if os.path.dirname(name):
         path = expand(name).rstrip('/' + os.sep)
@@ -122,8 +122,7 @@ def check_text(data: bytes, place: str = ''):
 
 @contextlib.contextmanager
 def replacing(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[typing.IO]:
-    """Opens a new file for writing. After the block it is written to the disk, and takes the place and the
-    permissions of `path`. On an exception nothing is left behind."""
+    """Opens a new file, which takes the place and permissions of `path` after the block, once on the disk."""
     temporary = f'{path}.{os.getpid()}.tmp'
     try:
         with open_to_write(temporary, mode, encoding) as file:
@@ -148,8 +147,7 @@ def open_to_write(target, mode, encoding):  # a path, or a descriptor, which sta
 
 @contextlib.contextmanager
 def output(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[typing.IO]:
-    """Opens a user's file, but none of a run, for writing: a `stream` directly, others as `replacing` does,
-    at the end of links."""
+    """Opens a user's file, none of a run: a `stream` directly, others as `replacing`, at the end of links."""
     target = stream(path)
     if target is None:
         with replacing(os.path.realpath(path), mode, encoding) as file:
@@ -206,8 +204,7 @@ def check_new(folder):
 
 @contextlib.contextmanager
 def making(folder: str) -> Iterator[str]:
-    """Gives the path of a new folder, which becomes `folder` after the block. On an exception nothing is left
-    behind. Raises InputError if `folder` exists."""
+    """Gives a new folder, which becomes `folder` after the block. Raises InputError if `folder` exists."""
     check_new(folder)
     parent, name = os.path.split(os.path.abspath(folder))
     beside = os.path.dirname(missing(folder)[-1])  # the folders above are made at the end, too
