@@ -85,7 +85,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.over = threading.Event()
 
     def gets(self, name):  # -> their headers
-        return [headers for method, path, headers in self.seen if method == 'GET' and path.endswith(f'/{name}')]
+        return [headers for method, path,
+                headers in self.seen if method == 'GET' and path.endswith(f'/{name}')]
 
 
 @pytest.fixture
@@ -102,7 +103,8 @@ def settings(monkeypatch):
     monkeypatch.setenv('NO_PROXY', '*')
     monkeypatch.delenv('GPT2_BASE_URL', raising=False)
     monkeypatch.setattr(download_model, 'BACKOFF', 0)
-    monkeypatch.setattr(download_model, 'KNOWN', {name: known_of(name) for name in ('encoder.json', 'vocab.bpe')})
+    monkeypatch.setattr(download_model, 'KNOWN',
+                        {name: known_of(name) for name in ('encoder.json', 'vocab.bpe')})
 
 
 def known_of(name, sure=True):
@@ -226,7 +228,8 @@ def test_two_versions_are_not_mixed_by_a_server_that_ignores_if_range(server, fo
     break_off(server, folder, monkeypatch)
     new = FILES[BIG][::-1]
     server.files[BIG], server.etag = new, '"2"'
-    server.script[BIG] = [reply(206, new[CUT:], ETag='"2"', Content_Range=f'bytes {CUT}-{len(new) - 1}/{len(new)}')]
+    server.script[BIG] = [reply(206, new[CUT:], ETag='"2"',
+                                Content_Range=f'bytes {CUT}-{len(new) - 1}/{len(new)}')]
     download(server, folder)
     assert_complete(server, folder)
 
@@ -260,7 +263,8 @@ def test_server_without_ranges_that_always_breaks_is_left(server, folder):
 
 
 @pytest.mark.parametrize('content_range', [
-    f'bytes {CUT - 1}-10239/10240', f'bytes {CUT}-10238/10240', f'bytes {CUT}-10239/*', f'bytes {CUT}-9999/10000',
+    f'bytes {CUT - 1}-10239/10240', f'bytes {CUT}-10238/10240', f'bytes {CUT}-10239/*',
+    f'bytes {CUT}-9999/10000',
     'pages 1-2', None,
 ])
 def test_content_range_that_does_not_match_starts_from_zero(server, folder, content_range):
@@ -342,7 +346,8 @@ def test_redirect_is_followed(server, folder):
     assert_complete(server, folder)
 
 
-@pytest.mark.parametrize('target', ['file:///etc/hostname', 'ftp://127.0.0.1/x', 'http://[', 'http://127.0.0.1:99999/'])
+@pytest.mark.parametrize('target',
+                         ['file:///etc/hostname', 'ftp://127.0.0.1/x', 'http://[', 'http://127.0.0.1:99999/'])
 def test_redirect_elsewhere_is_refused(server, folder, target):
     server.script[BIG] = [reply(302, Location=target)] * 9
     assert 'it must be http or https' in refused(server, folder)
@@ -386,7 +391,8 @@ def drip(handler, *parts):  # -> the number of bytes that were taken; sends with
 
 def endless(status=200, chunked=False, **headers):
     def answer(handler):
-        reply(status, Content_Length=None, **headers, **({'Transfer_Encoding': 'chunked'} if chunked else {}))(handler)
+        reply(status, Content_Length=None, **headers,
+              **({'Transfer_Encoding': 'chunked'} if chunked else {}))(handler)
         block = bytes(1 << 16)
         drip(handler, *([b'10000\r\n', block, b'\r\n'] if chunked else [block]))
     return answer
@@ -409,7 +415,8 @@ def test_data_without_end_is_refused(server, folder, monkeypatch, name):
     assert not (folder / f'{name}.part').exists()
 
 
-@pytest.mark.parametrize('name, length', [('hparams.json', 10**9), ('vocab.bpe', 10**9), (BIG, 10**12), (BIG, 10**17)])
+@pytest.mark.parametrize('name, length',
+                         [('hparams.json', 10**9), ('vocab.bpe', 10**9), (BIG, 10**12), (BIG, 10**17)])
 def test_an_announced_length_out_of_proportion_is_refused(server, folder, monkeypatch, name, length):
     server.script[name] = [reply(200, b'x', Content_Length=length)] * 9
     monkeypatch.setattr(download_model, 'KNOWN', {})
@@ -566,7 +573,8 @@ def test_another_sum_that_is_sure_is_refused_and_kept_aside(server, folder, know
     sum_ = hashlib.sha256(FILES[BIG][::-1]).hexdigest()
     message = refused(server, folder)
     assert f'SHA-256 is {sum_}, of the released file {expected}' in message
-    assert asides(folder) == {f'{BIG}.sha256-{sum_[:16]}': FILES[BIG][::-1]} and next(iter(asides(folder))) in message
+    assert asides(folder) == {f'{BIG}.sha256-{sum_[:16]}': FILES[BIG][::-1]}
+    assert next(iter(asides(folder))) in message
     assert len(server.gets(BIG)) == 1 and not list(folder.glob('*.part*'))
 
 
@@ -592,7 +600,8 @@ def test_another_length_that_is_sure_is_refused_before_it_comes(server, folder, 
 
 def test_chunks_that_are_more_than_the_released_file_are_not_taken(server, folder, know):
     know(BIG)
-    server.script[BIG] = [reply(200, chunked(FILES[BIG] + b'x'), Content_Length=None, Transfer_Encoding='chunked')]
+    server.script[BIG] = [reply(200, chunked(FILES[BIG] + b'x'), Content_Length=None,
+                                Transfer_Encoding='chunked')]
     assert 'more than 10240 bytes came' in refused(server, folder)
     assert len(server.gets(BIG)) == 1 and not (folder / f'{BIG}.part').exists()
 
@@ -658,7 +667,8 @@ def test_folder_that_cannot_be_written(server, tmp_path):
 
 
 def run_script(server, folder):
-    return subprocess.run([sys.executable, os.path.abspath(download_model.__file__), 'mine', '--base_url', server.url],
+    return subprocess.run([sys.executable, os.path.abspath(download_model.__file__), 'mine', '--base_url',
+                           server.url],
                           cwd=folder, capture_output=True, text=True, timeout=60)
 
 

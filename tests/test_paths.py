@@ -21,8 +21,10 @@ def models(tmp_path):
 # Folders that cannot be written
 
 @pytest.mark.parametrize('number, remedy', [
-    (errno.EACCES, 'permit this user'), (errno.EPERM, 'permit this user'), (errno.EROFS, 'mount its file system'),
-    (errno.ENOSPC, 'make room'), (errno.EDQUOT, 'make room'), (errno.EIO, 'see whether its disk is in order')])
+    (errno.EACCES, 'permit this user'), (errno.EPERM, 'permit this user'),
+    (errno.EROFS, 'mount its file system'),
+    (errno.ENOSPC, 'make room'), (errno.EDQUOT, 'make room'),
+    (errno.EIO, 'see whether its disk is in order')])
 def test_what_to_do_about_a_folder_fits_the_reason(tmp_path, monkeypatch, number, remedy):
     def refuse(path, *arguments):
         raise OSError(number, os.strerror(number), path)
@@ -40,7 +42,8 @@ def test_a_folder_is_tried_where_it_is_or_would_be(tmp_path, monkeypatch):
     assert os.listdir() == []
     (tmp_path / 'file').write_text('')
     (tmp_path / 'link').symlink_to('nowhere')
-    for name, remedy in (('file/a/b', 'move it away'), ('link', 'make the folder'), ('link/a', 'make the folder')):
+    for name, remedy in (('file/a/b', 'move it away'), ('link', 'make the folder'),
+                         ('link/a', 'make the folder')):
         with pytest.raises(InputError, match=remedy):
             paths.check_writable(name, '--out')
 
@@ -48,7 +51,8 @@ def test_a_folder_is_tried_where_it_is_or_would_be(tmp_path, monkeypatch):
 # Names of models and runs
 
 @pytest.mark.parametrize('there, asked', [
-    ('124M', '124M'), ('124M', '117M'), ('117M', '124M'), ('117M', '117M'), ('355M', '345M'), ('345M', '355M'),
+    ('124M', '124M'), ('124M', '117M'), ('117M', '124M'), ('117M', '117M'), ('355M', '345M'),
+    ('345M', '355M'),
     ('mine', 'mine'), ('.hidden', '.hidden'), ('a b', 'a b'), ('2019', '2019')])
 def test_a_model_is_found_by_its_name_or_alias(models, there, asked):
     (models / there).mkdir()
@@ -73,15 +77,15 @@ def test_no_other_model_is_taken(models, there, asked):
 def test_for_a_released_model_that_is_missing_the_remedy_is_to_download_it(models, name):
     with pytest.raises(InputError) as raised:
         paths.find_model(name, str(models))
-    assert str(raised.value) == (f'no model directory {models}/{name} and no run checkpoint/{name}; fetch it with '
-                                 f'./download_model.py {name}')
+    assert str(raised.value) == (f'no model directory {models}/{name} and no run checkpoint/{name}; '
+                                 f'fetch it with ./download_model.py {name}')
 
 
 def test_for_another_model_that_is_missing_the_remedy_is_to_look_or_create(models):
     with pytest.raises(InputError) as raised:
         paths.find_model('mine', str(models), 'runs')
-    assert str(raised.value) == (f'no model directory {models}/mine and no run runs/mine; give a model, a run or a '
-                                 'path with a /, or make one with src/create_model.py')
+    assert str(raised.value) == (f'no model directory {models}/mine and no run runs/mine; give a model, a run '
+                                 'or a path with a /, or make one with src/create_model.py')
 
 
 def test_a_file_is_no_model_directory(models):
@@ -107,14 +111,17 @@ def test_a_model_comes_before_a_run_of_its_name_which_is_told(models, tmp_path, 
     assert paths.find_model(asked, str(models), str(tmp_path / 'runs'), quiet=True) == str(models / there)
     assert capsys.readouterr() == ('', '')
     assert paths.find_model(asked, str(models), str(tmp_path / 'runs')) == str(models / there)
-    assert capsys.readouterr() == ('', f'{asked} is the model {models / there}; the run of this name is {run}\n')
+    assert capsys.readouterr() == ('',
+                                   f'{asked} is the model {models / there}; the run of this name is {run}\n')
     assert paths.find_model(str(run), str(models)) == str(run)
-    assert paths.find_model(asked, str(tmp_path / 'runs'), str(tmp_path / 'runs')) == str(run)  # as it always was
+    assert paths.find_model(asked, str(tmp_path / 'runs'),
+                            str(tmp_path / 'runs')) == str(run)  # as it always was
     assert capsys.readouterr() == ('', '')
 
 
 @pytest.mark.parametrize('asked, expected', [
-    ('a/b', 'a/b'), ('a/b/', 'a/b'), ('./a', './a'), ('./a/', './a'), ('a/../c', 'a/../c'), ('{}/a', '{}/a'), ('.', None),
+    ('a/b', 'a/b'), ('a/b/', 'a/b'), ('./a', './a'), ('./a/', './a'), ('a/../c', 'a/../c'), ('{}/a', '{}/a'),
+    ('.', None),
     ('./', '{}'), ('a/..', '{}'), ('$HERE/a', '{}/a')])
 def test_a_path_has_a_slash_before_and_after(tmp_path, monkeypatch, asked, expected):
     monkeypatch.chdir(tmp_path)
@@ -134,7 +141,8 @@ def test_a_path_has_a_slash_before_and_after(tmp_path, monkeypatch, asked, expec
 def test_a_path_that_is_no_folder_is_told(tmp_path):
     (tmp_path / 'file').write_text('')
     for name in ('file', 'none'):
-        with pytest.raises(InputError, match=f'no folder .*/{name}; give the name of a model or run, or the path'):
+        with pytest.raises(InputError,
+                           match=f'no folder .*/{name}; give the name of a model or run, or the path'):
             paths.find_model(str(tmp_path / name))
 
 
@@ -200,7 +208,8 @@ def test_on_an_exception_all_is_as_it_was(tmp_path, error, old):
     with pytest.raises(error), paths.replacing(str(target)) as file:
         file.write('half')
         raise error()
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == ({} if old is None else {'file': old})
+    expected = {} if old is None else {'file': old}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == expected
 
 
 def test_a_failing_rename_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -215,7 +224,8 @@ def test_a_failing_rename_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_the_data_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     done = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, 'fsync', lambda file: (done.append(('fsync', os.fstat(file).st_size)), fsync(file)))
+    monkeypatch.setattr(os, 'fsync',
+                        lambda file: (done.append(('fsync', os.fstat(file).st_size)), fsync(file)))
     monkeypatch.setattr(os, 'replace', lambda *names: (done.append('replace'), replace(*names)))
     with paths.replacing(str(tmp_path / 'file')) as file:
         file.write('seven x')
@@ -229,7 +239,8 @@ def test_a_folder_that_is_not_there_is_an_error_naming_the_path(tmp_path):
 
 
 def test_the_files_of_a_model_are_the_seven_released():
-    assert sorted(paths.MODEL_FILES) == ['checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001',
+    assert sorted(paths.MODEL_FILES) == ['checkpoint', 'encoder.json', 'hparams.json',
+                                         'model.ckpt.data-00000-of-00001',
                                          'model.ckpt.index', 'model.ckpt.meta', 'vocab.bpe']
 
 
@@ -335,7 +346,8 @@ def test_into_a_pipe_is_written_straight(tmp_path):
     (tmp_path / 'link').symlink_to('pipe')
     read = []
     for name in ('pipe', 'link'):
-        reader = threading.Thread(target=lambda name=name: read.append((tmp_path / name).read_bytes()), daemon=True)
+        reader = threading.Thread(target=lambda name=name: read.append((tmp_path / name).read_bytes()),
+                                  daemon=True)
         reader.start()
         with paths.output(str(tmp_path / name)) as file:
             file.write('häl')
@@ -431,8 +443,10 @@ def home(tmp_path_factory):
     ('export', 'export', ['{}', 'out']),
     ('create_model', 'create_model', ['copy', '--vocab_from={}', '--n_layer=1', '--n_embd=12', '--n_ctx=8']),
     ('encode', 'encode', ['text.txt', 'text.npz', '--model_name={}']),
-    ('train', 'train', ['--dataset=text.txt', '--model_name={}', '--steps=1', '--sample_every=0', '--run_name=toy'])])
-def test_every_script_takes_a_model_a_run_or_a_path(home, tmp_path, monkeypatch, capsys, script, function, argv, name):
+    ('train', 'train',
+     ['--dataset=text.txt', '--model_name={}', '--steps=1', '--sample_every=0', '--run_name=toy'])])
+def test_every_script_takes_a_model_a_run_or_a_path(home, tmp_path, monkeypatch, capsys, script, function,
+                                                    argv, name):
     shutil.copytree(home, tmp_path / 'home')
     monkeypatch.chdir(tmp_path / 'home')
     cli.run(getattr(importlib.import_module(script), function), [word.format(name) for word in argv])

@@ -122,7 +122,7 @@ def check_text(data: bytes, place: str = ''):
 
 @contextlib.contextmanager
 def replacing(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[typing.IO]:
-    """Opens a new file, which takes the place and permissions of `path` after the block, once on the disk."""
+    """Opens a new file. After the block, once on the disk, it takes the place and permissions of `path`."""
     temporary = f'{path}.{os.getpid()}.tmp'
     try:
         with open_to_write(temporary, mode, encoding) as file:
