@@ -393,7 +393,7 @@ def test_a_reader_that_goes_away_ends_the_script_quietly(tmp_path):
 
 @pytest.fixture
 def bare(tmp_path):
-    """Runs a copy of the project by this Python with only the packages of a folder; gives status and output."""
+    """Runs a copy of the project by this Python with only the packages of a folder; gives status, output."""
     home = tmp_path / 'gpt-2'
     shutil.copytree(SRC, home / 'src', ignore=shutil.ignore_patterns('__pycache__'))
     for path in [*glob.glob(f'{ROOT}/*.py'), f'{ROOT}/requirements.txt']:

@@ -46,7 +46,7 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/interactive_conditional_samples.py': {'command_line', 'generation.samples'},
 }
 TENSORFLOW_FREE = ['generation.continuation', 'encoder', 'hparams', 'storage.npz', 'storage.paths', 'storage.run_state',
-                   'training.windows', 'load_dataset', 'errors', 'command_line.interrupts', 'command_line.cli',
+                   'training.windows', 'load_dataset', 'errors', 'command_line.interrupts', 'command_line.startup', 'command_line.cli',
                    'command_line.flags', 'encode', 'download_model', 'train', 'convert', 'create_model',
                    'generate_unconditional_samples', 'interactive_conditional_samples', 'evaluation.test_sets',
                    'evaluation.metrics', 'evaluate', 'export']

@@ -84,8 +84,8 @@ def test_for_a_released_model_that_is_missing_the_remedy_is_to_download_it(model
 def test_for_another_model_that_is_missing_the_remedy_is_to_look_or_create(models):
     with pytest.raises(InputError) as raised:
         paths.find_model('mine', str(models), 'runs')
-    assert str(raised.value) == (f'no model directory {models}/mine and no run runs/mine; give a model, a run '
-                                 'or a path with a /, or make one with src/create_model.py')
+    assert str(raised.value) == (f'no model directory {models}/mine and no run runs/mine; give a model, a '
+                                 'run or a path with a /, or make one with src/create_model.py')
 
 
 def test_a_file_is_no_model_directory(models):

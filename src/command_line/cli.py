@@ -31,7 +31,7 @@ Function = Callable[..., None]
 
 
 def flags_from(fields: type) -> Callable[[Function], Function]:
-    """Gives a function of *args, **flags the signature of a dataclass, and its help after its own docstring."""
+    """Gives a function of *args, **flags the signature and, after its docstring, the help of a dataclass."""
     def decorate(function):
         helps, docs = {}, []  # the help of a flag is in its field, or in the docstring
         for base in filter(dataclasses.is_dataclass, reversed(fields.__mro__)):

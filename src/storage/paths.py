@@ -149,12 +149,9 @@ def open_to_write(target, mode, encoding):  # a path, or a descriptor, which sta
 def output(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[typing.IO]:
     """Opens a user's file, none of a run: a `stream` directly, others as `replacing`, at the end of links."""
     target = stream(path)
-    if target is None:
-        with replacing(os.path.realpath(path), mode, encoding) as file:
-            yield file
-        return
+    opener: typing.Any = replacing if target is None else open_to_write
     try:
-        with open_to_write(target, mode, encoding) as file:
+        with opener(os.path.realpath(path) if target is None else target, mode, encoding) as file:
             yield file
     except OSError as error:
         error.filename = error.filename or path
