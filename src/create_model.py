@@ -4,9 +4,11 @@ import math
 import sys
 import tempfile
 
+from command_line import cli  # before what may not be installed
+
+# isort: split
 import encoder
 import load_dataset
-from command_line import cli
 from errors import InputError, require
 from storage import paths
 
@@ -16,7 +18,8 @@ LARGEST_VOCABULARY = 1 << 24  # for so many tokens memory is taken, whatever the
 
 def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 768, n_ctx: int = 1024,
                  models_dir: str = 'models', vocab_from: str | None = None, train_vocab: int | None = None,
-                 corpus: str | None = None, encoding: str = 'utf-8', seed: int | None = None):
+                 corpus: str | None = None, encoding: str = 'utf-8', seed: int | None = None,
+                 checkpoint_dir: str = 'checkpoint'):
     """Makes models_dir/name, a model of these sizes initialized as the paper's, to be trained with train.py.
 
     Args:
@@ -26,12 +29,14 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
         n_embd: width of the hidden state.
         n_ctx: the longest sequence, in tokens.
         models_dir: where models are.
-        vocab_from: a model of models_dir whose vocabulary is copied, instead of the 256 bytes and <|endoftext|>.
+        vocab_from: copy the vocabulary of this model or run (its name, or its path, with a / in it), instead of the
+            256 bytes and <|endoftext|>.
         train_vocab: learn a vocabulary of so many tokens from the corpus instead; 257 to about 50,000.
         corpus: the text for train_vocab: a file, a directory, a quoted glob, or several of these with commas between.
             From <|endoftext|> in it nothing is learned.
         encoding: of the corpus.
         seed: of the random weights; None for new ones.
+        checkpoint_dir: where runs are.
     """
     require(train_vocab is None or vocab_from is None, '--train_vocab and --vocab_from both say what the vocabulary '
                                                        'is; give one of them')
@@ -47,8 +52,9 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
                                                               'n_layer': n_layer})
         special = None
         if vocab_from is not None:
-            encoder.get_encoder(vocab_from, models_dir)  # what cannot be used is refused
-            vocabulary, merges, special = encoder.load_vocabulary(paths.model_dir(vocab_from, models_dir))
+            source = paths.find_model(vocab_from, models_dir, checkpoint_dir)
+            encoder.get_encoder(source)  # what cannot be used is refused
+            vocabulary, merges, special = encoder.load_vocabulary(source)
         elif train_vocab is not None:
             vocabulary, merges = trained_vocabulary(train_vocab, corpus, encoding)
         else:

@@ -268,9 +268,9 @@ def check_surrogates(text: str, seen: int = 0):
 
 
 def get_encoder(model_name: str, models_dir: str = 'models') -> Encoder:
-    """The Encoder of a model's encoder.json, vocab.bpe and, where it has one, special_tokens.json; InputError
+    """The Encoder of a model's or run's encoder.json, vocab.bpe and, where it has one, special_tokens.json; InputError
     if they are missing or damaged."""
-    directory = paths.model_dir(model_name, models_dir)
+    directory = paths.find_model(model_name, models_dir)
     vocabulary, merges, special = load_vocabulary(directory)
     return Encoder(vocabulary, merges, names=[os.path.join(directory, name) for name in VOCABULARY_FILES],
                    special=special)

@@ -50,9 +50,9 @@ class Flags:
 
     Args:
         data: a file, a directory, a quoted glob, or several of these with commas between.
-        model_name: a directory of models_dir.
+        model_name: the name of a model or run, or its path, with a / in it.
         models_dir: where models are.
-        run_name: evaluate a training run instead, a directory of checkpoint_dir.
+        run_name: the name of a training run instead.
         checkpoint_dir: where runs are.
         checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of any;
             without it the newest.
@@ -247,11 +247,11 @@ def text_figures(name, flags, documents_of, lines=False):
 def evaluation(flags, unit):
     """The model of the flags, loaded, and a function that shows progress on stderr."""
     cli.load_tensorflow()
-    name, directory = ((flags.model_name, flags.models_dir) if flags.run_name is None
-                       else (flags.run_name, flags.checkpoint_dir))
+    models_dir = flags.models_dir if flags.run_name is None else flags.checkpoint_dir
+    directory = paths.find_model(flags.run_name or flags.model_name, models_dir, flags.checkpoint_dir)
     with cli.default_signal_handlers():
         from evaluation import likelihood
-        model = likelihood.Likelihood(name, directory, flags.checkpoint, precision=flags.precision,
+        model = likelihood.Likelihood(directory, flags.models_dir, flags.checkpoint, precision=flags.precision,
                                       batch_size=flags.batch_size, context=flags.context)
     with tqdm(unit=f' {unit}', desc='evaluating', dynamic_ncols=True, disable=None) as bar:
         def progress(done, total):
@@ -264,9 +264,11 @@ def evaluation(flags, unit):
 
 def paper_column(flags, model):  # -> number of a column of TABLE_3, or None
     """Where the model is a released one: by its name and its sizes, and not a run or a checkpoint of one's own."""
-    name = paths.ALIASES.get(flags.model_name, flags.model_name)
+    name = os.path.basename(os.path.normpath(flags.model_name))
+    name = paths.ALIASES.get(name, name)
     h = model.hparams
-    released = (flags.run_name is None and flags.checkpoint is None and (h.n_vocab, h.n_ctx) == (50257, 1024)
+    released = (os.path.basename(model.prefix) == 'model.ckpt' and flags.checkpoint is None  # no run
+                and (h.n_vocab, h.n_ctx) == (50257, 1024)
                 and RELEASED_SIZES.get(name) == (h.n_layer, h.n_head, h.n_embd))
     return list(RELEASED_SIZES).index(name) if released else None
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # where half of the scripts are
 
-from command_line import cli
+from command_line import cli, startup
 
 SECONDS = 60  # that anything may take
 FORK, SPAWN = (multiprocessing.get_context(method) for method in ('fork', 'spawn'))
@@ -53,7 +53,7 @@ def import_tensorflow():
         from generation import samples  # noqa: F401
         from training import trainer  # noqa: F401
         kernels.MIN_FUSED_ELEMENTS = 1 << 60  # no kernels: compiling them would take most of the time
-    cli.caught_stderr(load)
+    startup.capture_stderr(load)
 
 
 # Attempts, and how they end

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from command_line import cli
+from command_line import cli, startup
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -106,7 +106,7 @@ def test_a_process_that_fails_is_a_row_and_no_end(check_gpu, capsys):
 def test_without_a_gpu_nothing_is_checked(check_gpu, monkeypatch, capsys):
     import tensorflow as tf
     monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind=None: [])
-    monkeypatch.setattr(cli, 'gpu_is_visible', lambda: False)
+    monkeypatch.setattr(startup, 'gpu_is_visible', lambda: False)
     with pytest.raises(SystemExit) as stopped:
         cli.run(check_gpu[0].check_gpu, [])
     said = capsys.readouterr()

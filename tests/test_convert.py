@@ -483,7 +483,7 @@ def test_a_model_or_run_is_found_by_name_or_path(home, run, tmp_path, given, fla
 @pytest.mark.parametrize('given, flags, message', [
     ('absent', {}, 'no model directory'), ('{}/absent', {}, 'no folder'), ('..', {}, 'not a plain folder name'),
     ('mine', {'checkpoint': 'model-8'}, 'no checkpoint'), ('toy', {'checkpoint': '{}/none/model-8'}, 'no checkpoint'),
-    ('both', {}, 'both is both a model and a run; give the path of one, ')])
+    ('both', {}, 'no {}/models/both/hparams.json')])
 def test_what_is_no_model_is_refused(home, run, tmp_path, given, flags, message):
     models = shutil.copytree(home[0] / 'models', tmp_path / 'models')
     for parent in (models, tmp_path / 'checkpoint'):
@@ -492,7 +492,7 @@ def test_what_is_no_model_is_refused(home, run, tmp_path, given, flags, message)
     with pytest.raises(InputError) as raised:
         to_hf(given.format(tmp_path), str(tmp_path / 'out'), models_dir=str(models),
               checkpoint_dir=str(tmp_path / 'checkpoint'), **flags)
-    assert message in str(raised.value)
+    assert message.format(tmp_path) in str(raised.value)
     assert sorted(os.listdir(tmp_path)) == ['checkpoint', 'models']
 
 

@@ -517,9 +517,11 @@ def test_a_released_model_is_known_by_its_name_and_sizes(name, column):
         hparams = model.default_hparams().override_from_dict({'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd})
         context, prefix = 1024, f'models/{name}/model.ckpt'
     assert evaluate.paper_column(flags, Loaded) == column
-    for others in ({'run_name': 'run1'}, {'checkpoint': 'model-5'}, {'model_name': 'mine'}):
+    for others in ({'checkpoint': 'model-5'}, {'model_name': 'mine'}):
         assert evaluate.paper_column(evaluate.Flags(**{'data': 'x', 'model_name': name, **others}), Loaded) is None
-    Loaded.hparams.n_ctx = 512
+    Loaded.prefix = f'checkpoint/{name}/model-5'
+    assert evaluate.paper_column(flags, Loaded) is None
+    Loaded.prefix, Loaded.hparams.n_ctx = f'models/{name}/model.ckpt', 512
     assert evaluate.paper_column(flags, Loaded) is None
 
 

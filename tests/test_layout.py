@@ -15,7 +15,7 @@ NAMES = [os.path.relpath(path, ROOT).replace(os.sep, '/') for path in FILES]
 FOR_EVERYBODY = {'errors', 'storage.paths'}
 MODEL = {'hparams', 'model', 'encoder', 'storage', 'tensorflow', 'numpy'}
 MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and FOR_EVERYBODY
-    'download_model.py': {'command_line', 'requests', 'tqdm'},
+    'download_model.py': {'command_line', 'requests', 'tqdm', 'urllib3'},
     'encode.py': {'command_line', 'encoder', 'load_dataset', 'storage'},
     'train.py': {'command_line', 'training.trainer'},
     'train-horovod.py': {'command_line', 'training.trainer', 'training.horovod_worker'},
@@ -47,11 +47,12 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/interactive_conditional_samples.py': {'command_line', 'generation.samples'},
 }
 TENSORFLOW_FREE = ['generation.continuation', 'encoder', 'hparams', 'storage.npz', 'storage.paths', 'storage.run_state',
-                   'training.windows', 'load_dataset', 'errors', 'command_line.interrupts', 'command_line.cli',
+                   'training.windows', 'load_dataset', 'errors', 'command_line.interrupts', 'command_line.startup', 'command_line.cli',
                    'command_line.flags', 'encode', 'download_model', 'train', 'convert', 'create_model',
                    'generate_unconditional_samples', 'interactive_conditional_samples', 'evaluation.test_sets',
                    'evaluation.metrics', 'evaluate', 'export']
-CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'Corpus', 'typing.TypeVar'}
+CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'Corpus', 'typing.TypeVar',
+                   'pathlib.Path', 'pathlib.Path(__file__).resolve'}
 
 
 def tree(name):
@@ -170,8 +171,8 @@ def is_path_line(node, name):
 
 
 def is_for_scripts(node, name):
-    """What cli does where the process runs a script: until `run`, Ctrl-C ends it; what is not installed is told."""
-    return (name == 'src/command_line/cli.py' and isinstance(node, ast.If)
+    """In the process of a script, startup has Ctrl-C end it until `run`, and a missing package told."""
+    return (name == 'src/command_line/startup.py' and isinstance(node, ast.If)
             and ast.unparse(node.test).startswith('is_script()'))
 
 
@@ -287,5 +288,5 @@ def test_only_cli_trainer_and_the_worker_end_the_process(name):
     assert not called & {'exit', 'quit'}
     # At the second Ctrl-C, and where calls of Horovod do not come back.
     assert 'os._exit' not in called or name in ('src/training/trainer.py', 'src/training/horovod_worker.py')
-    assert 'sys.exit' not in called or name in ('src/command_line/cli.py', 'src/training/trainer.py',
+    assert 'sys.exit' not in called or name in ('src/command_line/startup.py', 'src/command_line/cli.py', 'src/training/trainer.py',
                                                 'src/training/horovod_worker.py')

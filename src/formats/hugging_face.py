@@ -58,7 +58,7 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
 
     checkpoint_name: see checkpoint.choose. Raises InputError for what is missing, damaged or does not fit.
     """
-    _, hparams, enc = checkpoint.load_sizes_and_vocabulary(os.path.basename(directory), os.path.dirname(directory))
+    _, hparams, enc = checkpoint.load_sizes_and_vocabulary(directory)
     prefix = checkpoint.resolve_checkpoint(directory, hparams, checkpoint_name)
     reader = checkpoint.weights_reader(prefix, hparams)
     vocabulary, merges, _ = encoder.load_vocabulary(directory)

@@ -27,7 +27,7 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
     is for clients: what loads the model does not look there.
     checkpoint_name: see checkpoint.choose. Raises InputError for what is missing, damaged or does not fit.
     """
-    _, hparams, enc = checkpoint.load_sizes_and_vocabulary(os.path.basename(directory), os.path.dirname(directory))
+    _, hparams, enc = checkpoint.load_sizes_and_vocabulary(directory)
     prefix = checkpoint.resolve_checkpoint(directory, hparams, checkpoint_name)
     with tf.Graph().as_default(), tf.Session(config=new_model.without_gpu()) as session:
         kernels.disable_xla()  # TensorFlow Serving's XLA is off unless it is asked for

@@ -24,10 +24,11 @@ class SampleWriter:
     def __init__(self, flags, unconditional: bool, special_tokens: bool = False):
         controls = {name: getattr(flags, name) for name in ('temperature', 'top_k', 'top_p', 'repetition_penalty')}
         check_controls(length=1 if flags.length is None else flags.length, **controls)
-        self.model = generator.load(flags.model_name, flags.models_dir, flags.checkpoint, flags.precision)
+        directory = paths.find_model(flags.model_name, flags.models_dir, flags.checkpoint_dir)
+        self.model = generator.load(directory, flags.models_dir, flags.checkpoint, flags.precision)
         self.enc, n_ctx = self.model.enc, self.model.hparams.n_ctx
         require(self.enc.eot is not None or not unconditional,
-                f'{paths.model_dir(flags.model_name, flags.models_dir)}/encoder.json lacks {encoder.EOT}, or '
+                f'{directory}/encoder.json lacks {encoder.EOT}, or '
                 'another token that ends a text, with which unconditional samples begin')
         self.special_tokens = special_tokens
         self.seed, self.nsamples, self.batch_size = flags.seed, flags.nsamples, flags.batch_size

@@ -186,9 +186,9 @@ def load(session, prefix, sources):
 
 def load_sizes_and_vocabulary(model_name: str, models_dir: str = 'models') -> tuple[str, HParams, encoder.Encoder]:
     """The directory of a model or run, its sizes and its vocabulary. Raises InputError where they do not fit."""
-    directory = paths.model_dir(model_name, models_dir)
+    directory = paths.find_model(model_name, models_dir)
     hparams = load_hparams(os.path.join(directory, 'hparams.json'))
-    enc = encoder.get_encoder(model_name, models_dir)
+    enc = encoder.get_encoder(directory)
     require(enc.n_vocab <= hparams.n_vocab, f'{directory}: encoder.json has ids up to {enc.n_vocab - 1}, but '
                                             f'hparams.json says n_vocab is {hparams.n_vocab}')
     return directory, hparams, enc

@@ -205,10 +205,11 @@ class Trainer:
         self.flags, self.worker, self.session, self.signals = flags, worker, session, signals
         worker.check_same(lambda: {f'--{name}': value for name, value in dataclasses.asdict(flags).items()})
         self.model_dir, self.hparams, self.enc = worker.agree(
-            lambda: checkpoint.load_sizes_and_vocabulary(flags.model_name, flags.models_dir))
+            lambda: checkpoint.load_sizes_and_vocabulary(
+                paths.find_model(flags.model_name, flags.models_dir, flags.checkpoint_dir, quiet=True)))
         directory = paths.run_dir(flags.run_name, flags.checkpoint_dir)
         self.lock = run_folder.Lock(directory)
-        with interrupts.ending(self.lock.release):
+        with interrupts.default_signal_handlers(self.lock.release):
             worker.once(lambda: run_folder.check_start(
                 directory, self.model_dir, flags.restore_from, self.hparams))
         worker.check_same(lambda: {'hparams.json': self.hparams.values(),
@@ -233,7 +234,7 @@ class Trainer:
         """Everything up to the first update: data, graph, the variables' values, log."""
         flags, worker = self.flags, self.worker
         self.data = Data(flags, self.enc, self.hparams, worker)
-        with interrupts.ending(self.lock.release):
+        with interrupts.default_signal_handlers(self.lock.release):
             self.build()
             self.run = run_folder.Run(self.lock.directory, self.model_dir)
             # Not the weights, which are about to be loaded: what random numbers need would stay allocated.
