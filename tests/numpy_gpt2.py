@@ -12,17 +12,14 @@ def layer_norm(x, gain, bias):
 
 
 def attention(x, w_qkv, b_qkv, w_out, b_out, n_head):
-    """One head after the other, one query after the other: nothing to mask, as nothing later is looked at."""
+    """One query after the other: nothing to mask, as nothing later is looked at. n tokens, H heads, D head size."""
     n, width = x.shape
-    size = width // n_head
-    q, k, v = np.split(x @ w_qkv + b_qkv, 3, axis=1)
-    result = np.zeros_like(x)
-    for head in range(n_head):
-        columns = slice(head * size, (head + 1) * size)
-        for i in range(n):
-            scores = k[:i + 1, columns] @ q[i, columns] / np.sqrt(size)
-            result[i, columns] = softmax(scores) @ v[:i + 1, columns]
-    return result @ w_out + b_out
+    q, k, v = np.split((x @ w_qkv + b_qkv).reshape(n, 3 * n_head, width // n_head), 3, axis=1)  # [n, H, D]
+    result = np.zeros_like(q)
+    for i in range(n):
+        scores = np.einsum('hd,jhd->hj', q[i], k[:i + 1]) / np.sqrt(width // n_head)
+        result[i] = np.einsum('hj,jhd->hd', softmax(scores), v[:i + 1])
+    return result.reshape(n, width) @ w_out + b_out
 
 
 def logits(weights, tokens, n_head):
