@@ -5,18 +5,19 @@ import pytest
 
 
 class Scored:
-    """Two toy models that are evaluated: their folder, sizes and weights; each is loaded once for the same flags."""
+    """Two toy models that are evaluated: their folder, sizes and weights; each is loaded once for the same
+    flags."""
 
     def __init__(self, folder):
+        import reference
         import toy
         from tiny_vocab import ENGLISH
 
         import encoder
         from evaluation import likelihood
-        import reference
         self.folder, self.enc, self.weights = str(folder), {}, {}
         self.sizes = {'random': toy.hparams(n_ctx=32), 'trained': toy.hparams(n_ctx=24, n_head=2, n_layer=3)}
-        for name, hp in self.sizes.items():
+        for name in self.sizes:
             toy.write_vocab(folder / name)
             self.enc[name] = encoder.get_encoder(name, self.folder)
         self.weights['random'] = toy.weights(self.sizes['random'])

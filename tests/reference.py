@@ -5,7 +5,8 @@ import pytest
 import toy
 
 
-def numpy_model(hp, values):  # -> a function: list of n tokens -> float64 [n, n_vocab], log-probabilities of the next
+def numpy_model(hp, values):
+    """A function of n tokens -> float64 [n, n_vocab], the log-probabilities of the next token."""
     def log_probabilities(tokens):
         return np.log(numpy_gpt2.softmax(numpy_gpt2.logits(values, list(tokens), hp.n_head)))
     return log_probabilities
@@ -24,9 +25,11 @@ def transformers_model(hp, values):
     return log_probabilities
 
 
-def first_seen(i, n, context, stride, first):  # -> index of the first token that the model sees before token i of n
-    """The first span ends after `context` predictions, or at `first`; each further span ends `stride` later, or with
-    the text."""
+def first_seen(i, n, context, stride, first):
+    """The index of the first token that the model sees before token i of n.
+
+    The first span ends after `context` predictions, or at `first`; each further span ends `stride` later,
+    or with the text."""
     end = context if first <= context else first - 1 + stride
     while end < i:
         end += stride

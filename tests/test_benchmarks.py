@@ -54,9 +54,11 @@ def check_gpu(benchmarks, monkeypatch, tmp_path):
     import random_model
 
     from fast import kernels
-    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 1 << 60)  # no kernels: compiling them would take most of the time
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS',
+                        1 << 60)  # no kernels: compiling them would take most of the time
     pids = itertools.count()
-    for name, value in {'SIZE': 'toy', 'SEQUENCE': 32, 'UPDATES': 1, 'LIMITS': {'float32': 1e-4, 'bfloat16': 5e-2},
+    for name, value in {'SIZE': 'toy', 'SEQUENCE': 32, 'UPDATES': 1,
+                        'LIMITS': {'float32': 1e-4, 'bfloat16': 5e-2},
                         'SMALL': {'n_layer': 1, 'n_head': 2, 'n_embd': 32, 'n_ctx': 32}}.items():
         monkeypatch.setattr(check_gpu, name, value)
     monkeypatch.setattr(random_model, 'make', lambda *arguments: next(random_model.write(*arguments)))
@@ -113,6 +115,7 @@ def test_without_a_gpu_nothing_is_checked(check_gpu, monkeypatch, capsys):
     assert (stopped.value.code, said.out, said.err.count('\n')) == (2, '', 1) and 'no GPU' in said.err
 
 
-@pytest.mark.skipif(not (shutil.which('mpirun') and importlib.util.find_spec('horovod')), reason='Horovod is missing')
+@pytest.mark.skipif(not (shutil.which('mpirun') and importlib.util.find_spec('horovod')),
+                    reason='Horovod is missing')
 def test_two_processes_make_the_gradients_of_one(check_gpu):
     assert check_gpu[1]('CPU').gradients_of_two() < 1e-5

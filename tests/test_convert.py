@@ -89,7 +89,8 @@ def change(folder, name, **values):
     """Sets fields of a JSON file; None removes them."""
     with open(folder / name) as file:
         content = {**json.load(file), **values}
-    (folder / name).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    (folder / name).write_text(json.dumps({key: value for key,
+                                           value in content.items() if value is not None}))
 
 
 def read_back(folder, tmp_path):  # -> {name: array}
@@ -102,7 +103,8 @@ def refusal(folder, tmp_path):
     with pytest.raises(InputError) as raised:
         from_hf(str(folder), 'back', models_dir=str(tmp_path / 'models'))
     assert '\n' not in str(raised.value)
-    assert not os.path.exists(tmp_path / 'models') and [n for n in os.listdir(tmp_path) if n.startswith('.')] == []
+    assert not os.path.exists(tmp_path / 'models')
+    assert [name for name in os.listdir(tmp_path) if name.startswith('.')] == []
     return str(raised.value)
 
 
@@ -127,8 +129,10 @@ def test_config_says_what_readers_of_the_format_look_for(home):
     config = json.loads((home[0] / 'hf' / 'config.json').read_text())
     eot = hp.n_vocab - 1
     assert config == {
-        'model_type': 'gpt2', 'architectures': ['GPT2LMHeadModel'], 'vocab_size': hp.n_vocab, 'n_positions': 96,
-        'n_ctx': 96, 'n_embd': 32, 'n_head': 4, 'n_layer': 2, 'n_inner': None, 'activation_function': 'gelu_new',
+        'model_type': 'gpt2', 'architectures': ['GPT2LMHeadModel'], 'vocab_size': hp.n_vocab,
+        'n_positions': 96,
+        'n_ctx': 96, 'n_embd': 32, 'n_head': 4, 'n_layer': 2, 'n_inner': None,
+        'activation_function': 'gelu_new',
         'layer_norm_epsilon': 1e-5, 'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False,
         'add_cross_attention': False, 'tie_word_embeddings': True, 'bos_token_id': eot, 'eos_token_id': eot,
         'torch_dtype': 'float32'}
@@ -150,7 +154,8 @@ def test_a_vocabulary_without_an_end_of_text_has_none(home, tmp_path):
     transformers = peer()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
     assert len(tokenizer) == home[1].n_vocab
-    assert tokenizer(ENGLISH)['input_ids'] == encoder.get_encoder('toy', str(tmp_path / 'models')).encode(ENGLISH)
+    assert tokenizer(ENGLISH)['input_ids'] == encoder.get_encoder('toy',
+                                                                  str(tmp_path / 'models')).encode(ENGLISH)
 
 
 # What reads it
@@ -181,7 +186,8 @@ def test_transformers_continues_with_the_same_tokens(home, continuation):
     assert drawn[0, len(prompt):].tolist() == expected
     with torch.no_grad():
         logits = gpt2.double()(torch.tensor([prompt + expected])).logits[0].numpy()
-    np.testing.assert_allclose(logits, numpy_gpt2.logits(home[2], prompt + expected, home[1].n_head), atol=1e-9)
+    np.testing.assert_allclose(logits, numpy_gpt2.logits(home[2], prompt + expected, home[1].n_head),
+                               atol=1e-9)
 
 
 def test_transformers_tokenizer_gives_the_same_ids(home):
@@ -223,7 +229,8 @@ def test_a_model_with_ids_that_have_no_text_is_taken_and_comes_back(tmp_path):
         assert tokenizer(text)['input_ids'] == enc.encode(text)
     prompt = enc.encode('The keeper of the lighthouse')
     assert not enc.decoder.keys() >= set(numpy_gpt2.greedy(values, prompt, hp.n_head, 40))  # of all ids
-    expected = generator.load('padded', str(directory.parent)).complete([prompt], [[1]], length=40, temperature=0)[0]
+    expected = generator.load('padded', str(directory.parent)).complete([prompt], [[1]], length=40,
+                                                                        temperature=0)[0]
     drawn = gpt2.generate(**tokenizer('The keeper of the lighthouse', return_tensors='pt'), do_sample=False,
                           max_new_tokens=40, pad_token_id=enc.eot)
     assert drawn[0, len(prompt):].tolist() == expected.tokens
@@ -253,7 +260,8 @@ def test_in_several_files_of_data_it_is_the_same(home, tmp_path, monkeypatch):
     assert_bits(read_back(home[0] / 'hf', tmp_path), home[2])
     names = os.listdir(tmp_path / 'models' / 'back')
     assert len([name for name in names if '.data-' in name]) > 4
-    assert {name for name in names if '.data-' not in name} == {name for name in MODEL_FILES if '.data-' not in name}
+    others = {name for name in names if '.data-' not in name}
+    assert others == {name for name in MODEL_FILES if '.data-' not in name}
     prefix = checkpoint.resolve_path(str(tmp_path / 'models' / 'back'))
     with toy.session() as s:
         model.weights(home[1])
@@ -277,8 +285,9 @@ def test_what_transformers_saves_is_read(home, tmp_path):
     assert [enc.encode(text) for text in TEXTS] == [ours.encode(text) for text in TEXTS]
 
 
-@pytest.mark.parametrize('prefix', ['', 'transformer.', 'module.', 'module.transformer.', '_orig_mod.transformer.'])
-@pytest.mark.parametrize('transposed', [False, True])
+@pytest.mark.parametrize('prefix, transposed', [
+    ('', False), ('', True), ('transformer.', True), ('module.', False), ('module.transformer.', True),
+    ('_orig_mod.transformer.', False)])
 def test_names_and_layouts_found_in_the_wild_are_read(home, folder, tmp_path, prefix, transposed):
     found = tensors(home[2], prefix, transposed=transposed)
     for layer in range(2):
@@ -305,11 +314,13 @@ def shard(folder, found):
     os.unlink(folder / 'model.safetensors')
     where = {name: f'model-{number % 3 + 1:05d}-of-00003.safetensors' for number, name in enumerate(found)}
     for path in set(where.values()):
-        safetensors.numpy.save_file({name: found[name] for name in found if where[name] == path}, folder / path)
+        safetensors.numpy.save_file({name: found[name] for name in found if where[name] == path},
+                                    folder / path)
     (folder / 'model.safetensors.index.json').write_text(json.dumps({'metadata': {}, 'weight_map': where}))
 
 
-@pytest.mark.parametrize('sizes', [{'n_layer': 1, 'n_embd': 24, 'n_head': 3, 'n_ctx': 7}, {'n_layer': 3, 'n_head': 1},
+@pytest.mark.parametrize('sizes', [{'n_layer': 1, 'n_embd': 24, 'n_head': 3, 'n_ctx': 7},
+                                   {'n_layer': 3, 'n_head': 1},
                                    {'n_embd': 8, 'n_head': 8}])
 def test_other_sizes_go_there_and_back(tmp_path, sizes):
     _, values = toy.write_model(tmp_path / 'all' / 'odd', toy.hparams(n_vocab=len(tiny_bpe()[0]), **sizes))
@@ -471,18 +482,22 @@ def run(home, tmp_path):
 @pytest.mark.parametrize('given, flags, factor', [
     ('mine', {}, 2), ('toy', {}, 1), ('{}/checkpoint/mine', {}, 2), ('{}/checkpoint/mine/', {}, 2),
     ('mine', {'checkpoint': 'model-7'}, 2), ('mine', {'checkpoint': 'model-best'}, None),
-    ('toy', {'checkpoint': '{}/checkpoint/mine'}, 2), ('toy', {'checkpoint': '{}/checkpoint/mine/model-best'}, None)])
+    ('toy', {'checkpoint': '{}/checkpoint/mine'}, 2),
+    ('toy', {'checkpoint': '{}/checkpoint/mine/model-best'}, None)])
 def test_a_model_or_run_is_found_by_name_or_path(home, run, tmp_path, given, flags, factor):
     flags = {name: value.format(tmp_path) for name, value in flags.items()}
     to_hf(given.format(tmp_path), str(tmp_path / 'out'), models_dir=str(home[0] / 'models'),
           checkpoint_dir=str(tmp_path / 'checkpoint'), **flags)
-    expected = {name: np.ones_like(value) if factor is None else value * factor for name, value in home[2].items()}
+    expected = {name: np.ones_like(value) if factor is None else value * factor for name,
+                value in home[2].items()}
     assert_bits(safetensors.numpy.load_file(tmp_path / 'out' / 'model.safetensors'), tensors(expected))
 
 
 @pytest.mark.parametrize('given, flags, message', [
-    ('absent', {}, 'no model directory'), ('{}/absent', {}, 'no folder'), ('..', {}, 'not a plain folder name'),
-    ('mine', {'checkpoint': 'model-8'}, 'no checkpoint'), ('toy', {'checkpoint': '{}/none/model-8'}, 'no checkpoint'),
+    ('absent', {}, 'no model directory'), ('{}/absent', {}, 'no folder'),
+    ('..', {}, 'not a plain folder name'),
+    ('mine', {'checkpoint': 'model-8'}, 'no checkpoint'),
+    ('toy', {'checkpoint': '{}/none/model-8'}, 'no checkpoint'),
     ('both', {}, 'both is both a model and a run; give the path of one, ')])
 def test_what_is_no_model_is_refused(home, run, tmp_path, given, flags, message):
     models = shutil.copytree(home[0] / 'models', tmp_path / 'models')
@@ -500,7 +515,7 @@ def test_what_is_no_model_is_refused(home, run, tmp_path, given, flags, message)
 
 @pytest.mark.parametrize('fields, message', [
     ({'model_type': 'llama'}, 'model_type is "llama"'), ({'model_type': None}, 'model_type is null'),
-    ({'activation_function': 'relu'}, 'activation_function is "relu", but this code computes only "gelu_new"'),
+    ({'activation_function': 'relu'}, 'activation_function is "relu", but this code computes only "gelu_'),
     ({'layer_norm_epsilon': 1e-6}, 'layer_norm_epsilon is 1e-06'),
     ({'scale_attn_weights': False}, 'scale_attn_weights is false'),
     ({'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx is true'),
@@ -508,7 +523,8 @@ def test_what_is_no_model_is_refused(home, run, tmp_path, given, flags, message)
     ({'n_inner': 64}, 'n_inner is 64, but this code computes only null or 128'),
     ({'quantization_config': {'bits': 4}}, 'quantization_config is {"bits": 4}'),
     ({'tie_word_embeddings': False}, 'lacks 1 tensors that config.json asks for, such as lm_head.weight'),
-    ({'n_embd': None, 'n_head': None}, 'lacks n_embd, n_head'), ({'n_layer': '2'}, 'n_layer must be a whole number'),
+    ({'n_embd': None, 'n_head': None}, 'lacks n_embd, n_head'),
+    ({'n_layer': '2'}, 'n_layer must be a whole number'),
     ({'n_head': 5}, 'n_embd (32) must be divisible by n_head (5)'),
     ({'n_embd': 64}, 'wpe.weight has shape [96, 32], but config.json makes it [96, 64]'),
     ({'n_positions': 97}, 'wpe.weight has shape [96, 32], but config.json makes it [97, 32]'),
@@ -523,7 +539,8 @@ def test_a_config_of_another_model_is_refused(folder, tmp_path, fields, message)
     assert message in refusal(folder, tmp_path)
 
 
-@pytest.mark.parametrize('fields', [{'n_inner': 128}, {'activation_function': 'gelu_pytorch_tanh'}, {'n_inner': None},
+@pytest.mark.parametrize('fields', [{'n_inner': 128}, {'activation_function': 'gelu_pytorch_tanh'},
+                                    {'n_inner': None},
                                     {'activation_function': None, 'layer_norm_epsilon': None}])
 def test_a_config_that_says_the_same_in_other_words_is_read(home, folder, tmp_path, fields):
     change(folder, 'config.json', **fields)
@@ -536,9 +553,11 @@ def test_a_config_that_says_the_same_in_other_words_is_read(home, folder, tmp_pa
     (lambda t: t.pop('transformer.wte.weight'), 'has 0 tensors named wte.weight'),
     (lambda t: t.update({'other.wte.weight': np.zeros(1, np.float32)}), 'has 2 tensors named wte.weight'),
     (lambda t: t.update({'score.weight': np.zeros([2, 32], np.float32)}), "such as 'score.weight'"),
-    (lambda t: t.update({'lm_head.weight': t['transformer.wte.weight'] * 2}), 'lm_head.weight is not the same as '
+    (lambda t: t.update({'lm_head.weight': t['transformer.wte.weight'] * 2}),
+     'lm_head.weight is not the same as '
                                                                               'transformer.wte.weight'),
-    (lambda t: t.update({'lm_head.weight': t['transformer.wte.weight'][:-1]}), 'lm_head.weight is not the same as'),
+    (lambda t: t.update({'lm_head.weight': t['transformer.wte.weight'][:-1]}),
+     'lm_head.weight is not the same as'),
     (lambda t: t.update({'transformer.ln_f.weight': np.ones(31, np.float32)}), 'ln_f.weight has shape [31]'),
     (lambda t: t.update({'transformer.ln_f.weight': np.ones(32)}), 'ln_f.weight is F64'),
     (lambda t: t.update({'transformer.ln_f.weight': np.ones(32, np.int8)}), 'ln_f.weight is I8'),
@@ -566,8 +585,10 @@ def header_of(length, text=b'{}'):
 
 
 @pytest.mark.parametrize('damage', [
-    lambda data: data[:-1], lambda data: data[:len(data) // 2], lambda data: data[:100], lambda data: data[:7],
-    lambda data: b'', lambda data: data + b'\0', lambda data: b'\x80\x04' + data, lambda data: header_of(2**63),
+    lambda data: data[:-1], lambda data: data[:len(data) // 2], lambda data: data[:100],
+    lambda data: data[:7],
+    lambda data: b'', lambda data: data + b'\0', lambda data: b'\x80\x04' + data,
+    lambda data: header_of(2**63),
     lambda data: header_of(2**64 - 1), lambda data: header_of(99_999_999), lambda data: header_of(2, b'xx'),
     lambda data: header_of(2, b'[]'),
     lambda data: data.replace(b'"data_offsets": [0,', b'"data_offsets": [4,', 1),
@@ -628,7 +649,8 @@ def test_json_that_is_not_what_it_should_be_is_refused(folder, tmp_path, name, c
 
 @pytest.mark.parametrize('weight_map, message', [
     ({'a': '../model.safetensors'}, 'not a plain folder name'), ({'a': '/etc/passwd'}, 'no weight_map'),
-    ({'a': '/x/y.safetensors'}, 'not a plain folder name'), ({'a': 1}, 'no weight_map'), ({}, 'no weight_map'),
+    ({'a': '/x/y.safetensors'}, 'not a plain folder name'), ({'a': 1}, 'no weight_map'),
+    ({}, 'no weight_map'),
     ([], 'no weight_map'), ({'a': 'b.safetensors'}, 'b.safetensors; copy it')])
 def test_an_index_that_names_what_it_should_not_is_refused(folder, tmp_path, weight_map, message):
     os.rename(folder / 'model.safetensors', tmp_path / 'model.safetensors')
@@ -654,7 +676,8 @@ def test_a_missing_shard_is_named(home, folder, tmp_path):
     (lambda t: t['model'].update(merges=[['a']]), 'merge 1 is not two symbols'),
     (lambda t: t['model'].update(merges=[7]), 'merge 1 is not two symbols'),
     (lambda t: t['model'].update(merges=[['a', 7]]), 'merge 1 is not two symbols'),
-    (lambda t: t['model'].update(merges={}), 'must be lists'), (lambda t: t['model'].update(vocab=[]), 'must hold'),
+    (lambda t: t['model'].update(merges={}), 'must be lists'),
+    (lambda t: t['model'].update(vocab=[]), 'must hold'),
     (lambda t: t['model'].update(merges=[['Ā', 'zzz']]), 'needs the symbol'),
     (lambda t: t.update(added_tokens=[{'id': 1}]), 'one of the special tokens has no content'),
     (lambda t: t.update(added_tokens=['x']), 'one of added_tokens is no object'),
@@ -685,7 +708,8 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 def test_what_exists_is_refused_and_kept(home, tmp_path, kind):
     for path in (tmp_path / 'out', tmp_path / 'models' / 'back'):
         path.parent.mkdir(exist_ok=True)
-        {'file': path.touch, 'empty folder': path.mkdir, 'link': lambda path=path: path.symlink_to('nowhere')}[kind]()
+        {'file': path.touch, 'empty folder': path.mkdir,
+         'link': lambda path=path: path.symlink_to('nowhere')}[kind]()
     for call in (lambda: to_hf('toy', str(tmp_path / 'out'), models_dir=str(home[0] / 'models')),
                  lambda: from_hf(str(home[0] / 'hf'), 'back', models_dir=str(tmp_path / 'models'))):
         with pytest.raises(InputError, match='exists already; choose another name'):
@@ -723,8 +747,8 @@ def test_from_the_command_line_a_mistake_is_one_line_and_status_2(home, folder, 
     with pytest.raises(SystemExit) as stopped:
         cli.run(convert.COMMANDS, ['to_hf', 'toy', str(folder), '--models_dir', str(home[0] / 'models')])
     assert stopped.value.code == 2
-    assert capsys.readouterr() == ('', f'convert.py to_hf: error: {folder} exists already; choose another name, or '
-                                       'remove it\n')
+    assert capsys.readouterr() == ('', f'convert.py to_hf: error: {folder} exists already; choose another '
+                                       'name, or remove it\n')
 
 
 def test_only_what_tensorflow_reads_must_have_a_plain_name(home, folder, tmp_path, monkeypatch):
@@ -751,7 +775,8 @@ def test_written_tensors_are_not_kept(tmp_path):
             del value
             assert sum(each() is not None for each in alive) <= 1
 
-    hugging_face.write_safetensors(tmp_path / 'x.safetensors', {f't{i}': [10, 10] for i in range(20)}, values())
+    hugging_face.write_safetensors(tmp_path / 'x.safetensors', {f't{i}': [10, 10] for i in range(20)},
+                                   values())
     found = safetensors.numpy.load_file(tmp_path / 'x.safetensors')
     assert {name: value.flat[0] for name, value in found.items()} == {f't{i}': i for i in range(20)}
 

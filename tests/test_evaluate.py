@@ -29,7 +29,8 @@ def command(scored, monkeypatch):
     def run(*argv, name='random', models_dir=scored.folder):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            cli.run(evaluate.COMMANDS, [*map(str, argv), '--model_name', name, '--models_dir', str(models_dir)])
+            argv = [*argv, '--model_name', name, '--models_dir', models_dir]
+            cli.run(evaluate.COMMANDS, list(map(str, argv)))
         return out.getvalue()
     return run
 
@@ -46,7 +47,8 @@ def losses_of(scored, texts, stride=16, name='random'):
     """Of each text after an <|endoftext|>."""
     enc, losses = scored.enc[name], []
     for text in texts:
-        losses += reference.nats(scored.numpy[name], [enc.eot, *enc.encode(text)], scored.sizes[name].n_ctx, stride)
+        losses += reference.nats(scored.numpy[name], [enc.eot, *enc.encode(text)], scored.sizes[name].n_ctx,
+                                 stride)
     return losses
 
 
@@ -72,7 +74,8 @@ def test_files_and_encoded_files_give_the_same_metrics(scored, measured, tmp_pat
 
 def test_flags_reach_the_model_and_the_metrics(scored, measured, tmp_path):
     (tmp_path / 'x.txt').write_text(TEXT)
-    tokens, flags = scored.enc['random'].encode(TEXT), ['--context', '24', '--stride', '7', '--batch_size', '2']
+    tokens, flags = scored.enc['random'].encode(TEXT), ['--context', '24', '--stride', '7', '--batch_size',
+                                                        '2']
     losses = reference.nats(scored.numpy['random'], tokens, 24, 7)
     assert_metrics(measured('perplexity', '--data', tmp_path / 'x.txt', '--boundary', 'none', *flags),
                    perplexities(losses, len(TEXT.split()), len(TEXT)))
@@ -121,7 +124,8 @@ def test_the_metrics_on_real_vocabulary_and_text(measured, tmp_path, vocabulary)
     values = {f'model/{name}': reader.get_tensor(f'model/{name}') for name in model.weight_shapes(hp)}
     tokens = [enc.eot, *enc.encode(test_sets.detokenize(original, test_sets.WIKITEXT))]
     losses = reference.nats(reference.numpy_model(hp, values), tokens, 128, 128)
-    assert_metrics(measured('wikitext2', '--data', tmp_path / 'part', '--stride', 128, name='toy', models_dir=tmp_path),
+    assert_metrics(measured('wikitext2', '--data', tmp_path / 'part', '--stride', 128, name='toy',
+                            models_dir=tmp_path),
                    perplexities(losses, len(original.split()), len(original.encode()), original.count('\n')))
 
 
@@ -147,9 +151,11 @@ def test_lambada_and_cbt_have_the_metrics_of_their_files(scored, measured, tmp_p
 
 def test_logprobs_are_json_lines_with_a_prompt(scored, command, tmp_path):
     (tmp_path / 'a.jsonl').write_text('{"text": " was right"}\n\n{"text": " café", "prompt": "x"}\n')
-    lines = [json.loads(line) for line in command('logprobs', '--data', tmp_path / 'a.jsonl', '--prompt', 'The keeper',
+    lines = [json.loads(line) for line in command('logprobs', '--data', tmp_path / 'a.jsonl', '--prompt',
+                                                  'The keeper',
                                                   '--stride', 9).splitlines()]
-    assert [(line['prompt'], line['text']) for line in lines] == [('The keeper', ' was right'), ('x', ' café')]
+    assert [(line['prompt'], line['text']) for line in lines] == [('The keeper', ' was right'),
+                                                                  ('x', ' café')]
     for line in lines:
         before = [scored.enc['random'].eot, *scored.enc['random'].encode(line['prompt'])]
         losses = reference.nats(scored.numpy['random'], [*before, *line['ids']], 32, 9, first=len(before))
@@ -173,13 +179,17 @@ def test_a_command_help_lists_its_own_flags(capsys):
     (['perplexity', '--data', '{}/empty.txt'], 'the data holds nothing to score'),
     (['perplexity', '--data', '{}/x.txt', '--boundary', 'none'], 'the data holds nothing to score'),
     (['perplexity', '--data', '{}/x.txt', '--stride', '33'], '--stride must be from 1 to the context, 32'),
-    (['perplexity', '--data', '{}/x.txt', '--context', '33'], '--context must be from 1 to n_ctx, 32, not 33'),
+    (['perplexity', '--data', '{}/x.txt', '--context', '33'],
+     '--context must be from 1 to n_ctx, 32, not 33'),
     (['perplexity', '--data', '{}/x.txt', '--context', '0'], '--context must be from 1 to n_ctx, 32, not 0'),
     (['perplexity', '--data', '{}/x.txt', '--batch_size', '0'], '--batch_size must be 1 or more, not 0'),
-    (['perplexity', '--data', '{}/x.txt', '--precision', 'float16'], '--precision must be one of float32, tf32'),
-    (['perplexity', '--data', '{}/x.txt', '--boundary', 'eot'], '--boundary must be one of endoftext, none, joined'),
+    (['perplexity', '--data', '{}/x.txt', '--precision', 'float16'],
+     '--precision must be one of float32, tf32'),
+    (['perplexity', '--data', '{}/x.txt', '--boundary', 'eot'],
+     '--boundary must be one of endoftext, none, joined'),
     (['perplexity', '--data', '{}/x.txt', '--checkpoint', 'model-9'], 'no checkpoint '),
-    (['perplexity', '--data', '{}/large.npz'], 'token id 5000 is not in the vocabulary, whose ids are 0 to 556'),
+    (['perplexity', '--data', '{}/large.npz'],
+     'token id 5000 is not in the vocabulary, whose ids are 0 to 556'),
     (['perplexity'], '--data must be given'),
     (['lambada', '--data', '{}/empty.txt'], 'the data holds no passage'),
     (['lambada', '--data', '{}/long.txt'], 'the last word '),
@@ -240,12 +250,14 @@ def test_infinity_is_null_in_json(capsys):
                                           ('1558M', 3)])
 def test_a_released_model_is_known_by_its_name_and_sizes(name, column):
     n_layer, n_head, n_embd = ((12, 12, 768), (24, 16, 1024), (36, 20, 1280), (48, 25, 1600))[column]
-    hparams = model.default_hparams().override_from_dict({'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd})
+    hparams = model.default_hparams().override_from_dict({'n_layer': n_layer, 'n_head': n_head,
+                                                          'n_embd': n_embd})
 
     def values(**flags):
         flags = evaluate.Flags(**{'data': 'x', 'model_name': name, **flags})
         return evaluate.paper_values('ptb', flags, hparams)
-    assert values() == {'perplexity per word and line end': ('PTB (PPL)', (65.85, 47.33, 40.31, 35.76)[column])}
+    assert values() == {'perplexity per word and line end': ('PTB (PPL)',
+                                                             (65.85, 47.33, 40.31, 35.76)[column])}
     for flags in ({'run_name': 'run1'}, {'checkpoint': 'model-5'}, {'model_name': 'mine'}):
         assert values(**flags) == {}
     hparams.n_ctx = 512
@@ -258,7 +270,8 @@ def test_a_released_model_is_known_by_its_name_and_sizes(name, column):
     ('ptb', 'perplexity per word and line end', 'PTB (PPL): 65.85'),
     ('1bw', 'perplexity per word and line end', '1BW (PPL): 75.2'),
     ('enwik8', 'bits per byte', 'enwik8 (BPB): 1.16'), ('text8', 'bits per byte', 'text8 (BPC): 1.17'),
-    ('lambada', 'last token: accuracy, %', 'LAMBADA (ACC): 45.99'), ('cbt', 'accuracy, %', 'CBT-NE (ACC): 83.4')])
+    ('lambada', 'last token: accuracy, %', 'LAMBADA (ACC): 45.99'),
+    ('cbt', 'accuracy, %', 'CBT-NE (ACC): 83.4')])
 def test_the_papers_values_stand_beside(capsys, command, name, expected):
     flags = evaluate.TextFlags(data='CBTest/data/cbtest_NE_valid_2500ex.txt')
     evaluate.report(command, flags, Loaded, [metrics.Metric(name, 1.5, 10, 'things'),

@@ -43,7 +43,8 @@ def test_as_kernels_and_by_blocks_of_attention(scored, monkeypatch):
     losses(tokens[:33])
     operations = scorer.session.graph.get_operations()
     assert len([op for op in operations if 'PartitionedCall' in op.type]) > 10
-    np.testing.assert_allclose(losses(tokens), reference.nats(scored.numpy['random'], tokens, 32, 32), rtol=1e-4)
+    np.testing.assert_allclose(losses(tokens), reference.nats(scored.numpy['random'], tokens, 32, 32),
+                               rtol=1e-4)
     assert len(scorer.session.graph.get_operations()) == len(operations)  # nothing is traced anew
 
 
@@ -60,7 +61,7 @@ def test_ids_without_a_text_keep_their_share_of_probability(tmp_path):
 
 def test_a_token_that_the_model_lacks_is_refused(scored):
     for tokens, wrong in (([5, 557], 557), ([-1, 5], -1)):
-        with pytest.raises(InputError, match=rf'the data holds token {wrong}, but the model\'s n_vocab is 557'):
+        with pytest.raises(InputError, match=rf'token {wrong}, but the model\'s n_vocab is 557'):
             next(scored.likelihood('random').score([metrics.ScoredSpan(tokens, 1)]))
 
 

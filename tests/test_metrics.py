@@ -111,7 +111,8 @@ def test_the_batch_size_changes_nothing(scored):
     texts = documents(*SHORT, TEXT, *SHORT, TEXT)
     expected = values(metrics.perplexity(scored.likelihood('random'), texts, 9))
     for batch_size in (1, 100):
-        assert_metrics(values(metrics.perplexity(scored.likelihood('random', batch_size=batch_size), texts, 9)),
+        assert_metrics(values(metrics.perplexity(scored.likelihood('random', batch_size=batch_size), texts,
+                                                 9)),
                        expected)
 
 
@@ -128,7 +129,8 @@ def test_a_hopeless_model_has_infinite_perplexity():
 
 # LAMBADA
 
-PASSAGES = ['The keeper trimmed the lamp, and the storm was right about the lighthouse', 'He was reading the same page',
+PASSAGES = ['The keeper trimmed the lamp, and the storm was right about the lighthouse',
+            'He was reading the same page',
             "It wasn't a good page, and he was reading the", ' '.join(TEXT.split()[:60]), 'x y',
             '"You\'ll see," she said to\nNovember']
 
@@ -201,7 +203,8 @@ def test_cbt(scored, name, tmp_path):
         likeliest.append(CHOICES.split('|')[int(np.argmax(totals))])
     others = ['king' if answer == 'fox' else 'fox' for answer in likeliest]
     for answers, accuracy in ((likeliest, 100), ([likeliest[0], *others[1:]], 25)):
-        answered = [question._replace(answer=answer) for question, answer in zip(questions, answers, strict=True)]
+        answered = [question._replace(answer=answer) for question,
+                    answer in zip(questions, answers, strict=True)]
         assert values(metrics.cbt(scored.likelihood(name), answered)) == {'accuracy, %': (accuracy, 4)}
 
 
@@ -216,7 +219,8 @@ def test_logprobs(scored, name, boundary):
         start, ids = [*([enc.eot] if boundary == 'endoftext' else []), *enc.encode(before)], enc.encode(text)
         assert (line['prompt'], line['text'], line['ids']) == (before, text, ids)
         assert line['tokens'] == [enc.decode([id]) for id in ids]
-        losses = reference.nats(scored.numpy[name], [*start, *ids], scored.sizes[name].n_ctx, 7, max(1, len(start)))
+        losses = reference.nats(scored.numpy[name], [*start, *ids], scored.sizes[name].n_ctx, 7,
+                                max(1, len(start)))
         unscored = [None] if ids and not start else []
         assert line['logprobs'][:len(unscored)] == unscored
         assert line['logprobs'][len(unscored):] == pytest.approx([-loss for loss in losses], rel=1e-5)

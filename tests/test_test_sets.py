@@ -17,9 +17,11 @@ from evaluation import test_sets
 DETOKENIZERS = {'wikitext': test_sets.WIKITEXT, 'penn': test_sets.PENN_TREEBANK, 'news': test_sets.NEWS,
                 'books': test_sets.BOOKS, 'none': test_sets.PLAIN}
 # What the rules look at, in any order, with and without spaces: where most can go wrong.
-BITS = [' ', ' ', ' ', '  ', 'a', 's', 'S', 'H', 'Mr', "n't", "'s", "'ll", "'", '"', '``', "''", '`', '.', ',',
-        '..', '...', '@-@', '@,@', '@.@', ' @-@ ', ' @,@ ', '@', '-', '1', '20', '–', '/', '\\/', '\\', '=', '<unk>',
-        '(', ')', '-LRB-', '$', 'N', '%', ';', '\n', ' \n', '\r', '\t', '\u2028', '\xa0', 'é', '日', '😀', '\0']
+BITS = [' ', ' ', ' ', '  ', 'a', 's', 'S', 'H', 'Mr', "n't", "'s", "'ll", "'", '"', '``', "''", '`', '.',
+        ',',
+        '..', '...', '@-@', '@,@', '@.@', ' @-@ ', ' @,@ ', '@', '-', '1', '20', '–', '/', '\\/', '\\', '=',
+        '<unk>', '(', ')', '-LRB-', '$', 'N', '%', ';', '\n', ' \n', '\r', '\t', '\u2028', '\xa0', 'é', '日',
+        '😀', '\0']
 
 
 def detokenize(name, text):
@@ -88,8 +90,8 @@ def test_all_of_wikitext_looks_natural_and_comes_back(wikitext):
     assert document.bytes == len(wikitext.encode())
     natural = document.content
     assert tokenize('wikitext', natural) == wikitext
-    assert natural.startswith('\n= Homarus gammarus =\n\nHomarus gammarus, known as the European lobster or common '
-                              'lobster, is a species of <unk> lobster')
+    assert natural.startswith('\n= Homarus gammarus =\n\nHomarus gammarus, known as the European lobster or '
+                              'common lobster, is a species of <unk> lobster')
     for artifact in (' @-@ ', ' ;', ' )', '( <', ' ,', " 's ", '= =', '" .'):
         assert natural.count(artifact) <= wikitext.count(artifact) / 100, artifact
     # Words are not touched: the characters are the same, apart from spaces and the @ of signs.
@@ -104,12 +106,14 @@ def test_all_of_wikitext_looks_natural_and_comes_back(wikitext):
      'Homarus gammarus, known as the "European lobster", is a lobster.\n'),
     (' = = Early life = = \n', '== Early life ==\n'), (' \n', '\n'), (' = Title = \n', '= Title =\n'),
     (' It weighs 0 @.@ 7 – 2 @.@ 2 kg ( 1 @.@ 5 – 4 @.@ 9 lb ) . \n', 'It weighs 0.7–2.2 kg (1.5–4.9 lb).\n'),
-    (' 1 @,@ 000 black @-@ and @-@ white or <unk> @-@ based ones ; \n', '1,000 black-and-white or <unk>-based ones;\n'),
+    (' 1 @,@ 000 black @-@ and @-@ white or <unk> @-@ based ones ; \n',
+     '1,000 black-and-white or <unk>-based ones;\n'),
     (" the boat 's length , the boats ' length , it doesn 't , they 'll \n",
      "the boat's length, the boats' length, it doesn't, they'll\n"),
     (' H. americanus of the U.S. and Mr. Smith , etc. and so on . Then \n',
      'H. americanus of the U.S. and Mr. Smith, etc. and so on. Then\n'),
-    (' songs ( " Mt. Olympus " ) . \n', 'songs ("Mt. Olympus").\n'), (' $ 5 and 50 % : yes ! \n', '$5 and 50%: yes!\n'),
+    (' songs ( " Mt. Olympus " ) . \n', 'songs ("Mt. Olympus").\n'),
+    (' $ 5 and 50 % : yes ! \n', '$5 and 50%: yes!\n'),
     (' in 1990 , 20 of them and / or 30 \n', 'in 1990, 20 of them and/or 30\n'),
 ])
 def test_wikitext(tokenised, natural):
@@ -139,15 +143,18 @@ def test_books():
 def test_a_text_of_bytes_or_letters_stays_as_it_is():
     text = '<page>\n  <title>A , B</title>\r\n &quot;x&quot; @-@ '
     assert test_sets.detokenize(text, test_sets.TEXTS['enwik8'].steps) == text
-    assert test_sets.detokenize(' anarchism originated as', test_sets.TEXTS['text8'].steps) == ' anarchism originated as'
+    assert test_sets.detokenize(' anarchism originated as',
+                                test_sets.TEXTS['text8'].steps) == ' anarchism originated as'
 
 
 # Test sets
 
 def test_a_document_is_counted_as_published_and_scored_as_written(tmp_path):
-    (tmp_path / 'wiki.test.tokens').write_text(' \n = Name = \n \n It is 1 @,@ 000 – café . \n', encoding='utf-8')
+    (tmp_path / 'wiki.test.tokens').write_text(' \n = Name = \n \n It is 1 @,@ 000 – café . \n',
+                                               encoding='utf-8')
     for name, data in (('wikitext2', tmp_path), ('wikitext103', tmp_path / 'wiki.test.tokens')):
-        assert fields(test_sets.documents(name, str(data))) == [('\n= Name =\n\nIt is 1,000 – café.\n', 11, 4, 45)]
+        assert fields(test_sets.documents(name, str(data))) == [('\n= Name =\n\nIt is 1,000 – café.\n', 11, 4,
+                                                                 45)]
 
 
 def test_each_sentence_of_one_billion_words_is_a_document(tmp_path):
@@ -160,7 +167,8 @@ def test_of_enwik8_the_last_five_million_bytes_are_the_test(tmp_path, monkeypatc
     monkeypatch.setattr(test_sets, 'ENWIK8_BYTES', 20)
     monkeypatch.setattr(test_sets, 'ENWIK8_TEST', 5)
     path = tmp_path / 'enwik8'
-    for data, expected in ((b'abcdefghijklmnopqrst', 'pqrst'), (b'abcdefghijklm' + '日'.encode() + b'qrst', 'qrst'),
+    for data, expected in ((b'abcdefghijklmnopqrst', 'pqrst'),
+                           (b'abcdefghijklm' + '日'.encode() + b'qrst', 'qrst'),
                            (b'shorter than 20', 'shorter than 20')):
         path.write_bytes(data)
         document, = test_sets.documents('enwik8', str(tmp_path))
@@ -170,7 +178,8 @@ def test_of_enwik8_the_last_five_million_bytes_are_the_test(tmp_path, monkeypatc
 @pytest.mark.parametrize('name', test_sets.TEXTS)
 def test_what_is_missing_is_told_with_where_to_get_it(tmp_path, name):
     for data in (tmp_path, tmp_path / 'absent'):
-        with pytest.raises(InputError, match=r'wikitext-2-v1\.zip|simple-examples|statmt|mattmahoney') as raised:
+        source = r'wikitext-2-v1\.zip|simple-examples|statmt|mattmahoney'
+        with pytest.raises(InputError, match=source) as raised:
             list(test_sets.documents(name, str(data)))
         assert str(data) in str(raised.value) and '\n' not in str(raised.value)
 
@@ -232,7 +241,8 @@ def test_files_and_arrays_are_documents(tmp_path):
     enc = get_encoder('tiny', str(tmp_path))
     (tmp_path / 'a.txt').write_bytes('\ufeffOne two\r\n<|endoftext|>\nthree<|endoftext|>\n'.encode())
     first, second = enc.encode('the old lighthouse'), enc.encode('café\n')
-    np.savez(tmp_path / 'b.npz', np.array([*first, enc.eot, enc.eot, *second], np.uint16), np.array([enc.eot]))
+    np.savez(tmp_path / 'b.npz', np.array([*first, enc.eot, enc.eot, *second], np.uint16),
+             np.array([enc.eot]))
     files = [str(tmp_path / 'a.txt'), str(tmp_path / 'b.npz')]
     documents = list(test_sets.text_documents(enc, files))
     assert [(content.tolist(), *counts) for content, *counts in fields(documents)] == [
@@ -258,11 +268,13 @@ def test_lines_of_text_and_of_json(tmp_path):
     (tmp_path / 'a.txt').write_bytes(b'one\r\n\n {"text": 1}\x0b')
     (tmp_path / 'b.jsonl').write_text('{"text": "o\\nne", "prompt": "p"}\n\n{"text": ""}')
     assert [record for _, record in records(tmp_path)] == [
-        {'text': 'one'}, {'text': ''}, {'text': ' {"text": 1}\x0b'}, {'text': 'o\nne', 'prompt': 'p'}, {'text': ''}]
+        {'text': 'one'}, {'text': ''}, {'text': ' {"text": 1}\x0b'}, {'text': 'o\nne', 'prompt': 'p'},
+        {'text': ''}]
 
 
 @pytest.mark.parametrize('line, message', [('{', 'is not JSON'), ('[1]', 'is not an object with a "text"'),
-                                           ('{"text": 1}', 'is not an object'), ('[' * 100000, 'is not JSON')])
+                                           ('{"text": 1}', 'is not an object'),
+                                           ('[' * 100000, 'is not JSON')])
 def test_bad_json_is_named(tmp_path, line, message):
     (tmp_path / 'a.jsonl').write_text(f'{{"text": ""}}\n{line}\n')
     with pytest.raises(InputError, match=rf'a\.jsonl line 2 {message}'):
@@ -276,8 +288,10 @@ def test_lambada_in_both_forms(tmp_path):
     (tmp_path / 'a.jsonl').write_text(json.dumps({'text': natural}) + '\n')
     assert list(test_sets.lambada_passages(str(tmp_path / 'a.jsonl'))) == [(natural[:-8], '\nGabriel')]
     (tmp_path / 'a.txt').write_text("`` i do n't , '' he said to gabriel\n\n")
-    assert list(test_sets.lambada_passages(str(tmp_path / 'a.txt'))) == [("`` i do n't , '' he said to", ' gabriel')]
-    assert list(test_sets.lambada_passages(str(tmp_path / 'a.txt'), tokenised=True)) == [('"i don\'t," he said to',
+    assert list(test_sets.lambada_passages(str(tmp_path / 'a.txt'))) == [("`` i do n't , '' he said to",
+                                                                          ' gabriel')]
+    assert list(test_sets.lambada_passages(str(tmp_path / 'a.txt'),
+                                           tokenised=True)) == [('"i don\'t," he said to',
                                                                                          ' gabriel')]
 
 
@@ -296,10 +310,10 @@ CHOICES = 'king|son|bird|tree|road|well|horse|boat|ring|fox'
 
 def cbt_text(questions, seed=0):
     """A file of the published format, with the answers at different places among the choices."""
-    draw, lines = random.Random(seed), []
+    draw, choices, lines = random.Random(seed), CHOICES.split('|'), []
     for _ in range(questions):
-        lines += [f"{number} The {draw.choice(CHOICES.split('|'))} did n't come , he said ." for number in range(1, 21)]
-        lines += [f"21 `` So , '' said the XXXXX , `` we go . ''\t{draw.choice(CHOICES.split('|'))}\t\t{CHOICES}", '']
+        lines += [f"{number} The {draw.choice(choices)} did n't come , he said ." for number in range(1, 21)]
+        lines += [f"21 `` So , '' said the XXXXX , `` we go . ''\t{draw.choice(choices)}\t\t{CHOICES}", '']
     return '\n'.join(lines) + '\n'
 
 
@@ -311,12 +325,15 @@ def test_questions_of_the_published_format(tmp_path):
     assert [each.answer for each in questions] == answers
     assert (questions[0].before, questions[0].after) == ('"So," said the ', ', "we go."')
     assert questions[0].candidates == CHOICES.split('|')
-    assert questions[1].context.count(" didn't come, he said.") == 20 and questions[1].context.startswith('The ')
+    assert questions[1].context.count(" didn't come, he said.") == 20
+    assert questions[1].context.startswith('The ')
 
 
 @pytest.mark.parametrize('old, new, message', [
-    ('2 The', '3 The', 'line 2 does not begin with 2 and a space'), ('XXXXX', 'X', 'line 21 is a sentence with XXXXX'),
-    ('|road|well|horse|boat|ring|fox', '|fox\t', 'line 21 is a sentence'), ('\t\t', '\t', 'line 21 is a sentence'),
+    ('2 The', '3 The', 'line 2 does not begin with 2 and a space'),
+    ('XXXXX', 'X', 'line 21 is a sentence with XXXXX'),
+    ('|road|well|horse|boat|ring|fox', '|fox\t', 'line 21 is a sentence'),
+    ('\t\t', '\t', 'line 21 is a sentence'),
     ('21 ', '20 ', 'line 21 does not begin with 21'),
     ('\tking\t', '\temperor\t', "line 21 has 10 choices, and the answer 'emperor' must be"),
     (CHOICES, 'king', "line 21 has 1 choices, and the answer 'king' must be among two or more"),
