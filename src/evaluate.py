@@ -24,10 +24,11 @@ from errors import require
 from evaluation import metrics, test_sets
 from storage import paths
 
-# Layers, heads and width of the released models.
-RELEASED_SIZES = {'124M': (12, 12, 768), '355M': (24, 16, 1024), '774M': (36, 20, 1280), '1558M': (48, 25, 1600)}
+# Layers, heads and width of the released models
+RELEASED_SIZES = {'124M': (12, 12, 768), '355M': (24, 16, 1024), '774M': (36, 20, 1280),
+                  '1558M': (48, 25, 1600)}
 PER_WORD = 'perplexity per word and line end'
-TABLE_3 = [  # command (or part of a CBT file's name), nearest metric, name in the paper, values
+TABLE_3 = [  # of the paper: command (or part of CBT's file name), nearest metric, name there, values
     ('lambada', 'last token: perplexity', 'LAMBADA (PPL)', (35.13, 15.60, 10.87, 8.63)),
     ('lambada', 'last token: accuracy, %', 'LAMBADA (ACC)', (45.99, 55.48, 60.12, 63.24)),
     ('_CN_', 'accuracy, %', 'CBT-CN (ACC)', (87.65, 92.35, 93.45, 93.30)),
@@ -50,21 +51,22 @@ class Flags:
         models_dir: where models are.
         run_name: evaluate a training run instead, a directory of checkpoint_dir.
         checkpoint_dir: where runs are.
-        checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of any;
-            without it the newest.
-        precision: of matrix products, float32, bfloat16, or tf32 (of NVIDIA's GPUs from Ampere on; else float32).
-        batch_size: spans of --context tokens side by side, and as many more as they are shorter; None for as many
-            as make 2,048 tokens. It does not change the results.
+        checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of
+            any; without it the newest.
+        precision: of matrix products, float32, bfloat16, or tf32 (of NVIDIA's GPUs from Ampere on; else
+            float32).
+        batch_size: spans of --context tokens side by side, or more shorter ones; None for 2,048 tokens. It
+            does not change the results.
         context: the most tokens that the model sees at once; None for n_ctx.
         json: print one JSON object instead of a table.
         stride: tokens that each span scores after the first; None for half of the context. The paper's is 32:
             lower perplexities, as each token has more before it, and as much slower as it is smaller.
-        boundary: endoftext (each text by itself, after an <|endoftext|>), none (each by itself; without a prompt its
-            first token is not scored), or, of documents, joined (all as one text, each followed by an <|endoftext|>,
-            which is scored).
+        boundary: endoftext (each text by itself, after an <|endoftext|>), none (each by itself; without a
+            prompt its first token is not scored), or, of documents, joined (all as one text, with an
+            <|endoftext|> after each, which is scored).
         encoding: of the text files.
-        special_tokens: in text files, <|endoftext|> separates documents, and other special tokens of the model are
-            themselves; false: they are text like any other.
+        special_tokens: in text files, <|endoftext|> separates documents, and other special tokens of the
+            model are themselves; false: they are text like any other.
         prompt: stands before each line, and is not scored; a JSON line's own "prompt" takes its place.
         detokenize: make tokenised text, that of lambada_test_plain_text.txt, natural first.
     """
@@ -135,14 +137,16 @@ def perplexity_of(name):
             results = metrics.perplexity(model, documents, flags.stride, flags.boundary, progress,
                                          lines=not test_set.bytewise)
         report(name, flags, model, results)
-    unit = 'bits per byte of the last 5 million bytes' if test_set.bytewise else 'perplexity, detokenised,'
-    command.__doc__ = f'{test_set.title}: {unit} of {" or ".join(test_set.files)}.'
+    files, unit = ' or '.join(test_set.files), 'perplexity, detokenised, of'
+    if test_set.bytewise:
+        files, unit = 'another file', f'bits per byte of the last 5 million bytes of {files}, or of all of'
+    command.__doc__ = f'{test_set.title}: {unit} {files}.'
     return cli.flags_from(TextFlags)(command)
 
 
 @cli.flags_from(LambadaFlags)
 def lambada(**values):
-    """LAMBADA: accuracy and perplexity of the last word, and of the last token, of passages (.jsonl or text)."""
+    """LAMBADA: accuracy and perplexity of the last words, and tokens, of passages (.jsonl or text)."""
     flags = LambadaFlags(**values)
     passages = list(test_sets.lambada_passages(flags.data, tokenised=flags.detokenize))
     with loaded(flags, 'passages') as (model, progress):
@@ -215,8 +219,8 @@ def paper_values(command, flags, hparams):  # -> {metric: (name in the paper, va
 def report(command, flags, model, results):
     """Prints Metrics, with those of the paper beside them where the model is a released one."""
     paper = paper_values(command, flags, model.hparams)
-    settings = {'command': command, 'data': flags.data, 'checkpoint': model.prefix, 'precision': flags.precision,
-                'context': model.context, 'boundary': flags.boundary}
+    settings = {'command': command, 'data': flags.data, 'checkpoint': model.prefix,
+                'precision': flags.precision, 'context': model.context, 'boundary': flags.boundary}
     if hasattr(flags, 'stride'):
         settings['stride'] = metrics.check_stride(model.context, flags.stride)
     rows = [dataclasses.asdict(metric) for metric in results]

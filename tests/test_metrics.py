@@ -76,11 +76,11 @@ def test_a_text_longer_than_the_context(scored, name, context, stride):
     assert_metrics(values(measured), perplexities(losses, len(text.split()), len(text)))
 
 
-def test_transformers_gives_the_same_losses(scored, name):
-    log_probabilities = reference.transformers_model(scored.sizes[name], scored.weights[name])
-    tokens = [scored.enc[name].eot, *scored.enc[name].encode(TEXT)]
+def test_transformers_gives_the_same_losses(scored):
+    log_probabilities = reference.transformers_model(scored.sizes['trained'], scored.weights['trained'])
+    tokens = [scored.enc['trained'].eot, *scored.enc['trained'].encode(TEXT)]
     losses = reference.nats(log_probabilities, tokens, 24, 7)
-    (loss, *_) = metrics.perplexity(scored.likelihood(name, context=24), documents(TEXT), 7)
+    (loss, *_) = metrics.perplexity(scored.likelihood('trained', context=24), documents(TEXT), 7)
     assert loss.value == pytest.approx(np.mean(losses), rel=1e-5)
 
 

@@ -1,11 +1,11 @@
 """Metrics of an evaluation: from a model and texts to perplexities, accuracies and log-probabilities.
 
-A text is cut into spans of up to context + 1 tokens. The model sees all tokens of a span but the last; the span
-scores the tokens that no span before it has scored. So each token is scored once, and after the first span with at
-least context - stride + 1 tokens before it.
+A text is cut into spans of up to context + 1 tokens. The model sees all tokens of a span but the last; the
+span scores the tokens that no span before it has scored. So each token is scored once, and after the first
+span with at least context - stride + 1 tokens before it.
 
-`model` is a likelihood.Likelihood. `progress` is called with how many things are done, and how many there are.
-TensorFlow is not needed here.
+`model` is a likelihood.Likelihood. `progress` is called with how many things are done, and how many there
+are.
 """
 import dataclasses
 import itertools
@@ -19,14 +19,14 @@ from errors import InputError, require
 BOUNDARIES = ('endoftext', 'none', 'joined')
 BANNED = -1e20  # the log-probability of a token that Likelihood rules out is lower
 STOP_WORDS = """
-    a an the this that these those some any each every no all both either neither such another
-    and or but nor so yet if as than because while although though unless until whether since when where
-    of in on at by to from with without for about into onto over under between through during before after above below
+    a an the this that these those some any each every no all both either neither such another above might
+    and or but nor so yet if as than because while although though unless until whether since when where below
+    of in on at by to from with without for about into onto over under between through during before after
     against among around behind beside beyond near off out up down toward towards upon within across along
     i you he she it we they me us them my your his her its our their mine yours hers ours theirs
     myself yourself himself herself itself ourselves themselves who whom whose which what
-    is am are was were be been being do does did doing have has had having will would shall should can could may might
-    must not n't 's 're 've 'll 'd 'm there here then just only very too also even still again
+    is am are was were be been being do does did doing have has had having will would shall should can could
+    may must not n't 's 're 've 'll 'd 'm there here then just only very too also even still again
 """  # of the closed classes of English, in which a passage rarely ends
 
 
@@ -46,10 +46,10 @@ class ScoredSpan:
     scored: int
 
 
-def spans(tokens: Sequence[int] | np.ndarray, context: int, stride: int, first: int = 1) -> Iterator[ScoredSpan]:
+def spans(tokens, context: int, stride: int, first: int = 1) -> Iterator[ScoredSpan]:
     """Yields spans that score tokens[first:], each token once. All spans but those at the start are full.
 
-    context: the most tokens that the model sees. stride: how many tokens each span after the first one scores.
+    context: the most tokens that the model sees. stride: how many tokens each span after the first scores.
     """
     end, last = first - 1, len(tokens) - 1
     while end < last:
@@ -61,16 +61,16 @@ def spans(tokens: Sequence[int] | np.ndarray, context: int, stride: int, first: 
 def check_stride(context: int, stride: int | None) -> int:
     """The stride, by default half of the context. Raises InputError unless it is from 1 to the context."""
     stride = max(1, context // 2) if stride is None else stride
-    require(1 <= stride <= context, f'--stride must be from 1 to the context, {context}, not {stride}: with more, '
-                                    'tokens between two spans would not be scored')
+    require(1 <= stride <= context, f'--stride must be from 1 to the context, {context}, not {stride}: with '
+                                    'more, tokens between two spans would not be scored')
     return stride
 
 
 def prefix(enc, boundary: str) -> list[int]:
     """The ids that stand before a document. Raises InputError where the vocabulary lacks the token."""
     require(boundary in BOUNDARIES, f'--boundary must be one of {", ".join(BOUNDARIES)}, not {boundary!r}')
-    require(boundary == 'none' or enc.eot is not None, f'--boundary {boundary} needs a token that ends a text, such '
-            'as <|endoftext|>, which the vocabulary lacks; use --boundary none')
+    require(boundary == 'none' or enc.eot is not None, f'--boundary {boundary} needs a token that ends a '
+            'text, which the vocabulary lacks; use --boundary none')
     return [] if boundary == 'none' else [enc.eot]
 
 
@@ -86,10 +86,10 @@ def no_progress(done, total):
 def perplexity(model, documents, stride=None, boundary='endoftext', progress=no_progress, lines=False):
     """A list of Metrics of documents (test_sets.Document): perplexities, bits per byte.
 
-    boundary: endoftext: each document stands alone, after an <|endoftext|>. none: each stands alone; its first token
-    is seen but not scored. joined: an <|endoftext|> stands first, and after each document, where it is scored.
-    lines: also count each line end as a word, as published counts do. Raises InputError for data without a token to
-    score.
+    boundary: endoftext: each document stands alone, after an <|endoftext|>. none: each stands alone; its
+    first token is not scored. joined: an <|endoftext|> stands first, and after each document, where it is
+    scored. lines: also count each line end as a word, as published counts do. Raises InputError without a
+    scored token.
     """
     stride, start = check_stride(model.context, stride), np.array(prefix(model.enc, boundary), np.int32)
     documents = [document for document in documents if document.bytes]
@@ -113,7 +113,7 @@ def perplexity(model, documents, stride=None, boundary='endoftext', progress=no_
 
 
 def ending(model, before, text, name):  # list of ids, str, str -> ScoredSpan
-    """Scores a text, after as many of the ids before it as fit. Raises InputError, with the name, for a long text."""
+    """Scores a text after as many of the ids before it as fit. Raises InputError for too long a text."""
     ids = model.enc.encode(text)
     if len(ids) > model.context:
         raise InputError(f'{name} has {len(ids)} tokens, more than --context, {model.context}')
@@ -121,11 +121,12 @@ def ending(model, before, text, name):  # list of ids, str, str -> ScoredSpan
 
 
 def lambada(model, passages, boundary='none', progress=no_progress):
-    """A list of Metrics of passages (context, last word): accuracy, perplexity of the word and of its last token.
+    """A list of Metrics of passages (context, last word): accuracy and perplexity of words and of last
+    tokens.
 
-    A word is right if each of its tokens is the likeliest; its probability is the product of theirs. Both are measured
-    again with a filter, by which the word's first token is no stop word. There a passage that ends in a stop word is
-    wrong, and has no part in the perplexity. Raises InputError where there is no passage.
+    A word is right if each of its tokens is the likeliest; its probability is the product of theirs. Both are
+    measured again with a filter, by which the word's first token is no stop word. There a passage that ends
+    in a stop word is wrong, and has no part in the perplexity. Raises InputError where there is no passage.
     """
     enc, start, passages = model.enc, prefix(model.enc, boundary), list(passages)
     require(passages, 'the data holds no passage')
@@ -154,10 +155,10 @@ def lambada(model, passages, boundary='none', progress=no_progress):
 
 
 def cbt(model, questions, boundary='none', progress=no_progress):
-    """A list of one Metric of questions (test_sets.Question): the share of them whose answer is the likeliest choice.
+    """A list of one Metric of questions (test_sets.Question): the share whose answer is the likeliest choice.
 
-    A choice counts with the rest of its sentence, given the text before it, of which the model sees the last tokens
-    that fit. Raises InputError where there is no question.
+    A choice counts with the rest of its sentence, given the text before it, of which the model sees the last
+    tokens that fit. Raises InputError where there is no question.
     """
     start, questions, right = prefix(model.enc, boundary), list(questions), 0
     require(questions, 'the data holds no question')
@@ -180,10 +181,11 @@ def choices(model, question, start):  # -> iterator of ScoredSpan
 
 
 def logprobs(model, texts, stride=None, boundary='endoftext', progress=no_progress):
-    """Yields, for each pair of a prompt and a text, a dict: the text's tokens, ids and log-probabilities, their sum.
+    """Yields a dict for each pair of a prompt and a text: the text's tokens, ids, log-probabilities, their
+    sum.
 
-    Each token is given the prompt and the tokens before it. A first token with nothing before it (boundary none, no
-    prompt) has None, and no part in the sum.
+    Each token is given the prompt and the tokens before it. A first token with nothing before it (boundary
+    none, no prompt) has None, and no part in the sum.
     """
     enc, texts = model.enc, list(texts)
     start, stride = prefix(enc, boundary), check_stride(model.context, stride)

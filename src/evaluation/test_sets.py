@@ -1,15 +1,16 @@
 r"""Published test sets: where they come from, how their files are read, and how their text is detokenized.
 
-The sets are tokenised: "the boat 's length was 1 @,@ 000 ft ( 300 m ) ." A model of natural text should not pay for
-that, so the paper (Radford et al. 2019, section 3.1) uses "invertible de-tokenizers": both texts can be restored from
-each other and have the same probability. A detokenizer here is a tuple of steps, each a bijection on all lines, so
-that it is invertible whatever its rules are; good rules only make the result look natural.
+The sets are tokenised: "the boat 's length was 1 @,@ 000 ft ( 300 m ) ." A model of natural text should not
+pay for that, so the paper (Radford et al. 2019, section 3.1) uses "invertible de-tokenizers": both texts can
+be restored from each other and have the same probability. A detokenizer here is a tuple of steps, each a
+bijection on all lines, so that it is invertible whatever its rules are; good rules only make the result look
+natural.
 
-A step is called with a line, and with whether to make it natural or to undo that. `swap`, `frame` and `quote` exchange
-two spellings, so they undo themselves. `respace` asks a rule between two characters whether a tokenizer puts a space
-there that people do not write ("boat 's" ↔ "boat's"). If so, a space there is removed, and a missing one is put there.
-The rule sees the tokenised text after the place, and the text before it without spaces. Back, the rule sees the same,
-as both ways go from right to left.
+A step is called with a line, and with whether to make it natural or to undo that. `swap`, `frame` and `quote`
+exchange two spellings, so they undo themselves. `respace` asks a rule between two characters whether a
+tokenizer puts a space there that people do not write ("boat 's" ↔ "boat's"): there a space is removed, and a
+missing one is put. The rule sees the tokenised text after the place, and the text before it without spaces.
+Both ways go from right to left, so that the rule sees the same.
 """
 import functools
 import itertools
@@ -28,17 +29,17 @@ from storage import paths
 LINE = re.compile(r'[^\n]*\n|[^\n]+')
 AHEAD, BEHIND = 6, 6  # characters that a rule sees
 CONTRACTION = re.compile(r"'(?:s|t|ll|ve|re|d|m)(?!\w)", re.IGNORECASE)  # "don't" is "don 't" in WikiText
-PENN_CONTRACTION = re.compile(r"'(?:s|ll|ve|re|d|m)(?!\w)", re.IGNORECASE)  # and "do n't" in the Penn Treebank
+PENN_CONTRACTION = re.compile(r"'(?:s|ll|ve|re|d|m)(?!\w)", re.IGNORECASE)  # "do n't" in Penn Treebank
 CLOSING, OPENING = frozenset(',;:!?)]}%′″'), frozenset('([{$£')
-ABBREVIATIONS = ('Mr', 'Mrs', 'Ms', 'Dr', 'St', 'Mt', 'Jr', 'Sr', 'Lt', 'Col', 'Gen', 'Capt', 'Sgt', 'Gov', 'Sen',
-                 'Rep', 'Rev', 'Prof', 'Inc', 'Corp', 'Co', 'Ltd', 'vs', 'No', 'etc')
+ABBREVIATIONS = ('Mr', 'Mrs', 'Ms', 'Dr', 'St', 'Mt', 'Jr', 'Sr', 'Lt', 'Col', 'Gen', 'Capt', 'Sgt', 'Gov',
+                 'Sen', 'Rep', 'Rev', 'Prof', 'Inc', 'Corp', 'Co', 'Ltd', 'vs', 'No', 'etc')
 ENWIK8_BYTES, ENWIK8_TEST = 100_000_000, 5_000_000  # text8 has as many
 
 
 # Steps
 
 def swap(pattern, first, second, line, natural):
-    """Exchanges two spellings at the places of a pattern, whose lookarounds must rule out parts of a spelling."""
+    """Exchanges two spellings at the places of a pattern; its lookarounds rule out parts of a spelling."""
     return re.sub(pattern, lambda match: second if match[0] == first else first, line)
 
 
@@ -57,15 +58,15 @@ def quote(line, natural):
     def exchanged(match):
         spelling = next(spellings)
         return {'"': spelling, spelling: '"'}.get(match[0], match[0])
-    # A mark beside another one, or beside a part of one, stays, so that the marks are the same before and after.
+    # A mark beside (a part of) another one stays, so that the marks are the same before and after.
     return re.sub(r"""(?<![`'"])(?:``|''|")(?![`'"])""", exchanged, line)
 
 
 def respace(rule, line, natural):
     """Changes the spaces of a line where rule(before, after, quotes) holds.
 
-    before: up to BEHIND characters before a place, without spaces. after: up to AHEAD characters of the tokenised text
-    after it. quotes: how many double quotation marks the line has before it.
+    before: up to BEHIND characters before a place, without spaces. after: up to AHEAD characters of the
+    tokenised text after it. quotes: how many double quotation marks the line has before it.
     """
     # Each character with the spaces before it. Spaces at the end would cost the expression n² steps.
     places = re.findall('( *)([^ ])', line.rstrip(' '))
@@ -142,16 +143,17 @@ PLAIN = ()
 NEWS = (functools.partial(respace, english),)
 PENN_TREEBANK = (frame, functools.partial(respace, penn_treebank),
                  functools.partial(swap, r'(?<!\\)\\?/', '\\/', '/'))
-WIKITEXT = (frame, functools.partial(respace, wikitext),  # @ is beside a sign that was split from words around it
+WIKITEXT = (frame, functools.partial(respace, wikitext),  # @ is beside a sign that was split from words
             functools.partial(swap, r'(?<=[\w>])(?: @-@ |-)(?=[\w<])', ' @-@ ', '-'),
             functools.partial(swap, r'(?<=[\d>])(?: @,@ |,)(?=[\d<])', ' @,@ ', ','),
             functools.partial(swap, r'(?<=[\d>])(?: @\.@ |\.)(?=[\d<])', ' @.@ ', '.'))
 BOOKS = (quote, functools.partial(swap, r'(?<!\S)(?:-LRB-|\()(?!\S)', '-LRB-', '('),
-         functools.partial(swap, r'(?<!\S)(?:-RRB-|\))(?!\S)', '-RRB-', ')'), functools.partial(respace, books))
+         functools.partial(swap, r'(?<!\S)(?:-RRB-|\))(?!\S)', '-RRB-', ')'),
+         functools.partial(respace, books))
 
 
 def detokenize(text: str, steps: tuple, natural: bool = True) -> str:
-    """The text as people write it; where natural is false, the tokenised text of a natural one. Lines end at '\\n'."""
+    """The text as people write it; where natural is false, the tokenised text of a natural one."""
     lines = text.split('\n')
     count = len(lines) if lines[-1].strip(' ') else len(lines) - 1  # nothing but spaces at the end is no line
     for step in steps if natural else reversed(steps):
@@ -162,11 +164,12 @@ def detokenize(text: str, steps: tuple, natural: bool = True) -> str:
 # Files
 
 class Document:
-    """A text, or its ids (int [n]), to be scored, and the counts of the published text, which divide its loss."""
+    """A text or its ids (int [n]) to be scored, and the counts of the published text that divide its loss."""
 
     def __init__(self, published: str, content: str | np.ndarray | None = None):
         self.content = published if content is None else content
-        self.words, self.lines, self.bytes = len(published.split()), published.count('\n'), len(published.encode())
+        self.words, self.lines = len(published.split()), published.count('\n')
+        self.bytes = len(published.encode())
 
     def ids(self, enc):  # -> int [n]
         return np.array(enc.encode(self.content), np.int32) if isinstance(self.content, str) else self.content
@@ -175,7 +178,8 @@ class Document:
 class TestSet(typing.NamedTuple):
     """A published test set. files: names, of which the first that a directory holds is read.
 
-    by_line: each line is a document. bytewise: the last ENWIK8_TEST bytes are scored, and line ends are no words.
+    by_line: each line is a document. bytewise: ENWIK8_TEST bytes at the end are scored; line ends are no
+    words.
     """
     title: str
     source: str
@@ -190,20 +194,21 @@ WIKITEXT_FILES = ('wiki.test.tokens', 'wiki.test.raw')
 TEXTS = {
     'wikitext2': TestSet('WikiText-2', WIKITEXT_SOURCE, WIKITEXT_FILES, WIKITEXT),
     'wikitext103': TestSet('WikiText-103', WIKITEXT_SOURCE, WIKITEXT_FILES, WIKITEXT),
-    'ptb': TestSet('Penn Treebank', 'simple-examples.tgz of www.fit.vutbr.cz/~imikolov/rnnlm, there data/ptb.test.txt',
+    'ptb': TestSet('Penn Treebank', 'www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz, there in data',
                    ('ptb.test.txt',), PENN_TREEBANK),
-    '1bw': TestSet('One Billion Word', 'www.statmt.org/lm-benchmark, there heldout-monolingual.tokenized.shuffled',
+    '1bw': TestSet('One Billion Word',
+                   'www.statmt.org/lm-benchmark, there heldout-monolingual.tokenized.shuffled',
                    ('news.en.heldout-00000-of-00050',), NEWS, by_line=True),
     'enwik8': TestSet('enwik8', 'mattmahoney.net/dc/enwik8.zip', ('enwik8',), bytewise=True),
     'text8': TestSet('text8', 'mattmahoney.net/dc/text8.zip', ('text8',), bytewise=True)}
-LAMBADA = TestSet('LAMBADA', 'openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl (natural text) or '
+LAMBADA = TestSet('LAMBADA', 'openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl (natural) or '
                   'zenodo.org/record/2630551, there lambada_test_plain_text.txt (tokenised)')
 CBT = TestSet("The Children's Book Test", 'CBTest.tgz, there cbtest_CN_valid_2500ex.txt or '
               'cbtest_NE_valid_2500ex.txt; see huggingface.co/datasets/cam-cst/cbt')
 
 
 def files_of(test_set: TestSet, data: str) -> list[str]:
-    """The files that `data` means. Raises InputError, with the source of the test set, where there are none."""
+    """The files that `data` means. Raises InputError, with the source of the test set, if there are none."""
     directory, remedy = paths.expand(data), f'{test_set.title} comes from {test_set.source}'
     if test_set.files and os.path.isdir(directory):
         files = [path for name in test_set.files if os.path.exists(path := os.path.join(directory, name))]
@@ -226,12 +231,12 @@ def read_utf8(path, bytewise=False):
     try:
         return data.decode('utf-8').removeprefix(paths.BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
-        raise InputError(f'{path}: not utf-8 at byte {error.start} of the text that is scored; take the file as it '
+        raise InputError(f'{path}: not utf-8 at byte {error.start} of the scored text; take the file as it '
                          'was published') from None
 
 
 def documents(name: str, data: str) -> Iterator[Document]:
-    """The documents of a test set of TEXTS in the files that `data` means, detokenised, and counted as published."""
+    """The documents of a test set of TEXTS in the files that `data` means, detokenised."""
     test_set = TEXTS[name]
     for path in files_of(test_set, data):
         text = read_utf8(path, test_set.bytewise)
@@ -243,14 +248,14 @@ def text_documents(enc, files: list[str], encoding='utf-8', special_tokens=True)
     """The documents of files that training reads, encoded as for training."""
     for parts in load_dataset.iter_chunks(enc, files, 1, encoding, special_tokens=special_tokens):
         chunk = np.concatenate(list(parts))
-        for tokens in np.split(chunk, np.flatnonzero(chunk == enc.eot)):  # each but the first begins with enc.eot
+        for tokens in np.split(chunk, np.flatnonzero(chunk == enc.eot)):  # with enc.eot, but the first
             tokens = tokens[tokens != enc.eot]
             if len(tokens):
                 yield Document(enc.decode(tokens), tokens)
 
 
 def records(files: list[str]) -> Iterator[tuple[str, dict]]:
-    """The place and the object of each JSON line (in .jsonl and .json), or {'text': line} of each other line."""
+    """The place and the object of each JSON line (in .jsonl, .json), or {'text': line} of each other line."""
     for path in files:
         is_json = path.lower().endswith(('.jsonl', '.json'))
         for number, line in enumerate(LINE.findall(read_utf8(path)), 1):
@@ -261,14 +266,14 @@ def records(files: list[str]) -> Iterator[tuple[str, dict]]:
                 try:
                     record = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    raise InputError(f'{place} is not JSON ({error}); each line is an object with a "text"') from None
+                    raise InputError(f'{place} is not JSON ({error}); give an object with a "text"') from None
                 require(isinstance(record, dict) and isinstance(record.get('text'), str),
                         f'{place} is not an object with a "text" that is a string')
             yield place, record
 
 
 def lambada_passages(data: str, tokenised: bool = False) -> Iterator[tuple[str, str]]:
-    """The passages of LAMBADA, lines or JSON objects: the context, and the last word with the space before it."""
+    """The passages of LAMBADA: the context, and the last word with the space before it."""
     for place, record in records(files_of(LAMBADA, data)):
         text = detokenize(record['text'].strip(), BOOKS if tokenised else PLAIN)
         words = text.split()
@@ -279,7 +284,7 @@ def lambada_passages(data: str, tokenised: bool = False) -> Iterator[tuple[str, 
 
 
 class Question(typing.NamedTuple):
-    """Twenty sentences, a sentence before and after its gap (and after XXXXX, the gap again), choices, the answer."""
+    """Twenty sentences, a sentence before and after its gap (XXXXX is the gap again), choices, the answer."""
     context: str
     before: str
     after: str
@@ -290,15 +295,15 @@ class Question(typing.NamedTuple):
 def cbt_questions(data: str) -> Iterator[Question]:
     """The questions of files of the Children's Book Test, detokenised. Raises InputError for another format.
 
-    It is: lines '1 …' to '20 …', then '21 … XXXXX …', a tab, the answer, two tabs, the choices with | between.
+    It is: lines '1 …' to '20 …', then '21 … XXXXX …', a tab, the answer, two tabs, choices with | between.
     """
     for path in files_of(CBT, data):
         sentences = []
         for number, line in enumerate(read_utf8(path).split('\n'), 1):
             place, start = f'{path} line {number}', f'{len(sentences) + 1} '
             if line.strip():
-                require(line.startswith(start), f'{place} does not begin with {start}and a space; lines are numbered '
-                                                'from 1 to 21')
+                require(line.startswith(start),
+                        f'{place} does not begin with {start}and a space; lines are numbered from 1 to 21')
                 sentences.append(line.removeprefix(start).removesuffix('\r'))
             if len(sentences) == 21:
                 yield question(sentences, place)
@@ -315,4 +320,5 @@ def question(sentences, place):  # list of 21 str, str -> Question
     require(len(candidates) > 1 and answer in candidates,
             f'{place} has {len(candidates)} choices, and the answer {answer!r} must be among two or more')
     before, _, after = detokenize(fields[0], BOOKS).partition('XXXXX')
-    return Question(' '.join(detokenize(sentence, BOOKS) for sentence in context), before, after, candidates, answer)
+    context = ' '.join(detokenize(sentence, BOOKS) for sentence in context)
+    return Question(context, before, after, candidates, answer)
