@@ -134,8 +134,8 @@ def perplexity_of(name):
         flags = TextFlags(**values)
         documents = list(test_sets.documents(name, flags.data))
         with loaded(flags, 'tokens') as (model, progress):
-            results = metrics.perplexity(model, documents, flags.stride, flags.boundary, progress,
-                                         lines=not test_set.bytewise)
+            options = (flags.stride, flags.boundary, progress)
+            results = metrics.perplexity(model, documents, *options, lines=not test_set.bytewise)
         report(name, flags, model, results)
     files, unit = ' or '.join(test_set.files), 'perplexity, detokenised, of'
     if test_set.bytewise:
@@ -188,12 +188,12 @@ COMMANDS: dict[str, cli.Function] = {
 def loaded(flags, unit):
     """Gives the Likelihood that the flags name, and a function that shows progress on stderr."""
     cli.load_tensorflow()
-    name, directory = flags.model_name, flags.models_dir
+    place = (flags.model_name, flags.models_dir)
     if flags.run_name is not None:
-        name, directory = flags.run_name, flags.checkpoint_dir
+        place = (flags.run_name, flags.checkpoint_dir)
     with cli.default_signal_handlers():
         from evaluation import likelihood
-        model = likelihood.Likelihood(name, directory, flags.checkpoint, precision=flags.precision,
+        model = likelihood.Likelihood(*place, flags.checkpoint, precision=flags.precision,
                                       batch_size=flags.batch_size, context=flags.context)
     with tqdm(unit=f' {unit}', desc='evaluating', dynamic_ncols=True, disable=None) as bar:
         def progress(done, total):
@@ -229,7 +229,7 @@ def report(command, flags, model, results):
             row['paper_name'], row['paper'] = paper[row['name']]
     if flags.json:
         for row in rows:
-            row['value'] = row['value'] if math.isfinite(row['value']) else None
+            row['value'] = row['value'] if math.isfinite(row['value']) else None  # JSON has no infinity
         print(json.dumps({**settings, 'figures': rows}, ensure_ascii=False))
         return
     print(', '.join(f'{name} {value}' for name, value in settings.items()))

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from errors import InputError, require
+from errors import require
 
 BOUNDARIES = ('endoftext', 'none', 'joined')
 BANNED = -1e20  # the log-probability of a token that Likelihood rules out is lower
@@ -61,8 +61,7 @@ def spans(tokens, context: int, stride: int, first: int = 1) -> Iterator[ScoredS
 def check_stride(context: int, stride: int | None) -> int:
     """The stride, by default half of the context. Raises InputError unless it is from 1 to the context."""
     stride = max(1, context // 2) if stride is None else stride
-    require(1 <= stride <= context, f'--stride must be from 1 to the context, {context}, not {stride}: with '
-                                    'more, tokens between two spans would not be scored')
+    require(1 <= stride <= context, f'--stride must be from 1 to the context, {context}, not {stride}')
     return stride
 
 
@@ -115,8 +114,7 @@ def perplexity(model, documents, stride=None, boundary='endoftext', progress=no_
 def ending(model, before, text, name):  # list of ids, str, str -> ScoredSpan
     """Scores a text after as many of the ids before it as fit. Raises InputError for too long a text."""
     ids = model.enc.encode(text)
-    if len(ids) > model.context:
-        raise InputError(f'{name} has {len(ids)} tokens, more than --context, {model.context}')
+    require(len(ids) <= model.context, f'{name} has {len(ids)} tokens, more than --context, {model.context}')
     return ScoredSpan([*before, *ids][-model.context - 1:], len(ids))
 
 

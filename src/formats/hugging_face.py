@@ -93,7 +93,8 @@ def write_safetensors(path, shapes, values):
 
     The library wants all at once. The file is the header's length in 8 bytes, the header, and the data.
     """
-    header, end = {'__metadata__': {'format': 'pt'}}, 0  # transformers asks for this format
+    header: dict[str, dict] = {'__metadata__': {'format': 'pt'}}  # transformers asks for this format
+    end = 0
     for name, shape in shapes.items():
         start, end = end, end + 4 * math.prod(shape)
         header[name] = {'dtype': 'F32', 'shape': shape, 'data_offsets': [start, end]}
@@ -224,13 +225,13 @@ def token_text(path, token):  # str, object or None -> str or None
 def read_tokenizer(path):  # -> {symbol: id}, list of pairs of symbols, {added text: id}
     """Raises InputError unless a tokenizer.json splits and merges as GPT-2 does."""
     values = read_object(path)
-    bpe, splitter, added = (values.get(name) or {} for name in ('model', 'pre_tokenizer', 'added_tokens'))
+    bpe, splitter = (values.get(name) or {} for name in ('model', 'pre_tokenizer'))
     kinds = [part.get('type') if isinstance(part, dict) else None for part in (bpe, splitter)]
     require(kinds == ['BPE', 'ByteLevel'] and splitter.get('use_regex', True) and not values.get('normalizer')
             and not any(map(bpe.get, ('ignore_merges', 'continuing_subword_prefix', 'end_of_word_suffix'))),
             f'{path} is not the byte-level BPE of GPT-2; no other is read')
     check_prefix_space(path, splitter)
-    merges, added = bpe.get('merges'), added or []
+    merges, added = bpe.get('merges', ()), values.get('added_tokens') or []
     require(isinstance(merges, list) and isinstance(added, list), f'{path}: merges and tokens must be lists')
     pairs = [pair.split(' ') if isinstance(pair, str) else pair for pair in merges]
     for number, pair in enumerate(pairs, 1):
