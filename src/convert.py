@@ -19,7 +19,7 @@ def to_hf(*args, **flags):
 
 
 def from_hf(directory: str, name: str, models_dir: str = 'models'):
-    """Makes a model of models_dir from a folder in the format of transformers, with its weights in safetensors.
+    """Makes a model of models_dir from a folder in the format of transformers, with weights in safetensors.
 
     Args:
         directory: the folder, which holds config.json, the vocabulary and the weights.

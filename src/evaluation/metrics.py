@@ -119,8 +119,7 @@ def ending(model, before, text, name):  # list of ids, str, str -> ScoredSpan
 
 
 def lambada(model, passages, boundary='none', progress=no_progress):
-    """A list of Metrics of passages (context, last word): accuracy and perplexity of words and of last
-    tokens.
+    """A list of Metrics of passages (context, last word): accuracy, perplexity of words and last tokens.
 
     A word is right if each of its tokens is the likeliest; its probability is the product of theirs. Both are
     measured again with a filter, by which the word's first token is no stop word. There a passage that ends
@@ -179,11 +178,10 @@ def choices(model, question, start):  # -> iterator of ScoredSpan
 
 
 def logprobs(model, texts, stride=None, boundary='endoftext', progress=no_progress):
-    """Yields a dict for each pair of a prompt and a text: the text's tokens, ids, log-probabilities, their
-    sum.
+    """Yields a dict for each pair of a prompt and a text: tokens, ids and log-probabilities of the text.
 
     Each token is given the prompt and the tokens before it. A first token with nothing before it (boundary
-    none, no prompt) has None, and no part in the sum.
+    none, no prompt) has None, and no part in the total.
     """
     enc, texts = model.enc, list(texts)
     start, stride = prefix(enc, boundary), check_stride(model.context, stride)
@@ -193,7 +191,7 @@ def logprobs(model, texts, stride=None, boundary='endoftext', progress=no_progre
     values = (float(value) for _, scores in scored for value in scores.log_probabilities)
     for (prompt, text), (before, ids) in zip(texts, rows, strict=True):
         unscored = [None] if ids and not before else []
-        found = list(itertools.islice(values, len(ids) - len(unscored)))
+        log_probabilities = list(itertools.islice(values, len(ids) - len(unscored)))
         progress(1, len(texts))
         yield {'prompt': prompt, 'text': text, 'tokens': [enc.decode([id]) for id in ids], 'ids': ids,
-               'logprobs': unscored + found, 'total': math.fsum(found)}
+               'logprobs': unscored + log_probabilities, 'total': math.fsum(log_probabilities)}

@@ -3,8 +3,7 @@ r"""Published test sets: where they come from, how their files are read, and how
 The sets are tokenised: "the boat 's length was 1 @,@ 000 ft ( 300 m ) ." A model of natural text should not
 pay for that, so the paper (Radford et al. 2019, section 3.1) uses "invertible de-tokenizers": both texts can
 be restored from each other and have the same probability. A detokenizer here is a tuple of steps, each a
-bijection on all lines, so that it is invertible whatever its rules are; good rules only make the result look
-natural.
+bijection on all lines, so that it is invertible; good rules only make the result look natural.
 
 A step is called with a line, and with whether to make it natural or to undo that. `swap`, `frame` and `quote`
 exchange two spellings, so they undo themselves. `respace` asks a rule between two characters whether a
@@ -95,19 +94,14 @@ def english(before, after, quotes, contraction=CONTRACTION):
         return True
     if first == '"':
         return quotes % 2 == 1 or last in OPENING
-    if first == '.':
-        return ends_sentence(before, after)
+    if first == '.':  # not the end of an abbreviation: 'U.S.', 'J.', 'Mr.', 'e.g.'
+        abbreviated = re.search(r'(?:^|[^A-Z])[A-Z]$|\.$|\.\w$', before) or before.endswith(ABBREVIATIONS)
+        return not abbreviated and not after[1:].lstrip(' ')[:1].islower()
     if first == "'":
         return is_apostrophe(before, after, contraction)
     if first in '–/' or last in '–/':
         return is_joined(before, after)
     return first in CLOSING or last in OPENING
-
-
-def ends_sentence(before, after):
-    """Whether a full stop is a token, and not the end of an abbreviation: 'U.S.', 'J.', 'Mr.', 'e.g.'."""
-    abbreviated = re.search(r'(?:^|[^A-Z])[A-Z]$|\.$|\.\w$', before) or before.endswith(ABBREVIATIONS)
-    return not abbreviated and not after[1:].lstrip(' ')[:1].islower()
 
 
 def is_apostrophe(before, after, contraction):  # "the boat 's length", "the boats ' length"
@@ -178,8 +172,7 @@ class Document:
 class TestSet(typing.NamedTuple):
     """A published test set. files: names, of which the first that a directory holds is read.
 
-    by_line: each line is a document. bytewise: ENWIK8_TEST bytes at the end are scored; line ends are no
-    words.
+    by_line: each line is a document. bytewise: ENWIK8_TEST bytes are scored, and line ends are no words.
     """
     title: str
     source: str
@@ -248,8 +241,8 @@ def text_documents(enc, files: list[str], encoding='utf-8', special_tokens=True)
     """The documents of files that training reads, encoded as for training."""
     for parts in load_dataset.iter_chunks(enc, files, 1, encoding, special_tokens=special_tokens):
         chunk = np.concatenate(list(parts))
-        for tokens in np.split(chunk, np.flatnonzero(chunk == enc.eot)):  # with enc.eot, but the first
-            tokens = tokens[tokens != enc.eot]
+        for tokens in np.split(chunk, np.flatnonzero(chunk == enc.eot)):
+            tokens = tokens[tokens != enc.eot]  # with which all but the first begin
             if len(tokens):
                 yield Document(enc.decode(tokens), tokens)
 
