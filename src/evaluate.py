@@ -204,11 +204,11 @@ def loaded(flags, unit):
         yield model, progress
 
 
-def paper_values(command, flags, hparams):  # -> {metric: (name in the paper, value)}
+def paper_values(command, flags, model):  # -> {metric: (name in the paper, value)}
     """The nearest values of Table 3, for a released model that has its name and its sizes."""
     name, data = paths.ALIASES.get(flags.model_name, flags.model_name), os.path.basename(flags.data)
-    sizes = (hparams.n_layer, hparams.n_head, hparams.n_embd)
-    if ((hparams.n_vocab, hparams.n_ctx) != (50257, 1024) or RELEASED_SIZES.get(name) != sizes
+    h = model.hparams
+    if (RELEASED_SIZES.get(name) != (h.n_layer, h.n_head, h.n_embd) or (h.n_vocab, h.n_ctx) != (50257, 1024)
             or flags.run_name is not None or flags.checkpoint is not None):
         return {}
     column = list(RELEASED_SIZES).index(name)
@@ -218,7 +218,7 @@ def paper_values(command, flags, hparams):  # -> {metric: (name in the paper, va
 
 def report(command, flags, model, results):
     """Prints Metrics, with those of the paper beside them where the model is a released one."""
-    paper = paper_values(command, flags, model.hparams)
+    paper = paper_values(command, flags, model)
     settings = {'command': command, 'data': flags.data, 'checkpoint': model.prefix,
                 'precision': flags.precision, 'context': model.context, 'boundary': flags.boundary}
     if hasattr(flags, 'stride'):

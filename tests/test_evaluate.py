@@ -250,17 +250,19 @@ def test_infinity_is_null_in_json(capsys):
                                           ('1558M', 3)])
 def test_a_released_model_is_known_by_its_name_and_sizes(name, column):
     n_layer, n_head, n_embd = ((12, 12, 768), (24, 16, 1024), (36, 20, 1280), (48, 25, 1600))[column]
-    hparams = model.default_hparams().override_from_dict({'n_layer': n_layer, 'n_head': n_head,
-                                                          'n_embd': n_embd})
+    sizes = {'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd}
+
+    class Released(Loaded):
+        hparams = model.default_hparams().override_from_dict(sizes)
 
     def values(**flags):
         flags = evaluate.Flags(**{'data': 'x', 'model_name': name, **flags})
-        return evaluate.paper_values('ptb', flags, hparams)
+        return evaluate.paper_values('ptb', flags, Released)
     assert values() == {'perplexity per word and line end': ('PTB (PPL)',
                                                              (65.85, 47.33, 40.31, 35.76)[column])}
     for flags in ({'run_name': 'run1'}, {'checkpoint': 'model-5'}, {'model_name': 'mine'}):
         assert values(**flags) == {}
-    hparams.n_ctx = 512
+    Released.hparams.n_ctx = 512
     assert values() == {}
 
 
