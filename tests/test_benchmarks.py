@@ -39,7 +39,7 @@ def test_two_processes_of_training_are_measured_side_by_side(benchmarks, monkeyp
         assert all(next(each) > 0 for each in steps)
 
 
-@pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'int8'])
+@pytest.mark.parametrize('precision', ['float32', 'int8'])
 def test_sampling_is_measured(benchmarks, precision):
     _, sampling, directory = benchmarks
     assert next(sampling.ours(directory, precision, rows=2, tokens=3, prompt=5)) > 0
@@ -78,13 +78,14 @@ def checked(tmp_path):
 def test_a_cpu_computes_what_a_cpu_does(check_gpu, capsys):
     module, check = check_gpu
     rows = list(check('CPU').rows(gpus=1))[:8]  # the others differ in flags alone
+    del rows[6]  # the resumed run on the CPU, which is that of the device here
     kept = [module.show(*row) for row in rows]
     assert all(kept)
     table = re.findall(r'^\| (.*?) \| (.*?) \| (.*?) \|$', capsys.readouterr().out, re.MULTILINE)
     assert [name for name, *_ in table] == [name for name, *_ in rows]
-    errors = [float(figure.partition(' ')[0]) for _, figure, _ in table[:7]]
+    errors = [float(figure.partition(' ')[0]) for _, figure, _ in table[:6]]
     assert [i for i, figure in enumerate(errors) if figure] == [2, 3]  # of bfloat16
-    assert re.fullmatch(r'\d+ tokens/s, peak \d+\.\d\d GB', table[7][1])
+    assert re.fullmatch(r'\d+ tokens/s, peak \d+\.\d\d GB', table[6][1])
 
 
 def test_a_device_that_rounds_is_found_wrong(check_gpu, monkeypatch, capsys):
