@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""All benchmarks, one table: ./benchmarks/bench.py, or `make bench`. A new one is a file beside this, with rows()."""
+"""All benchmarks, one table: ./benchmarks/bench.py, or `make bench`. A benchmark is a file with rows()."""
 import encoding_speed
 import sampling_speed
 import table

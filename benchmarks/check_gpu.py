@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What a GPU computes, beside this machine's CPU, and how fast it trains: `make check-gpu`, about five minutes.
+"""Compares a GPU with this machine's CPU, and times its training: `make check-gpu`, about five minutes.
 
-Prints a Markdown table to paste into an issue. A check that fails says why, and the others follow. Written where there
-was no GPU: its tests compare a CPU with itself, and that is all that is known of it.
+Prints a Markdown table to paste into an issue. A check that fails says why, and the others follow. Written
+where there was no GPU: its tests compare a CPU with itself, and that is all that is known of it.
 """
 import contextlib
 import functools
@@ -56,7 +56,7 @@ def show(what, figure_of, limit=None):
 
 
 class Check:
-    """What is compared. Errors are root mean squares, in standard deviations of what the CPU computes in float32."""
+    """The comparisons. Errors are root mean squares, in standard deviations of the CPU's float32 values."""
 
     def __init__(self, directory, device):  # GPU, or in tests CPU
         from create_model import create_model
@@ -74,7 +74,8 @@ class Check:
             yield f'log-probabilities, {precision}: error', functools.partial(self.scores, precision), limit
             yield f'gradients, {precision}: error', functools.partial(self.gradients, precision), limit
         yield 'sampling: error of log-probabilities', self.samples, LIMITS['float32']
-        yield 'run resumed, TF_DETERMINISTIC_OPS=1: difference', functools.partial(self.resumed, self.device), 0.0
+        resumed = functools.partial(self.resumed, self.device)
+        yield 'run resumed, TF_DETERMINISTIC_OPS=1: difference', resumed, 0.0
         yield 'run resumed on the CPU: error', functools.partial(self.resumed, 'CPU'), 1e-2
         for precision, xla in itertools.product(LIMITS, (False, True)):
             yield (f'training {SIZE}, {BATCH_SIZE} × {SEQUENCE} tokens, {precision}{", --xla" * xla}',
@@ -84,7 +85,8 @@ class Check:
 
     def run(self, function, device, **arguments):
         """The value of a function below, in a process of its own."""
-        with measure.children((function, {'directory': self.directory, 'device': device, **arguments})) as (child,):
+        arguments = {'directory': self.directory, 'device': device, **arguments}
+        with measure.children((function, arguments)) as (child,):
             return child.step()
 
     @functools.cached_property
@@ -108,7 +110,8 @@ class Check:
 
     def resumed(self, second):
         """Of a run whose first half was on the device and whose second is on another one, or on the same."""
-        parts, whole = ({'name': f'{name} on {second}', 'deterministic': '1'} for name in ('resumed', 'whole'))
+        parts, whole = ({'name': f'{name} on {second}', 'deterministic': '1'}
+                        for name in ('resumed', 'whole'))
         self.run(trained, self.device, steps=2, **parts)
         return error_of_runs(*(self.run(trained, second, steps=4, **name) for name in (parts, whole)))
 
@@ -120,8 +123,8 @@ class Check:
         launcher = 'mpi' if shutil.which('mpirun') else 'gloo'
         flags = flags_of(self.directory, name='two', **GRADIENT, batch_size=2)
         done = subprocess.run([*scaling.LAUNCHERS[launcher], '2', sys.executable, 'train-horovod.py', *(
-            f'--{name}={value}' for name, value in flags.items())], cwd=measure.ROOT, capture_output=True, text=True,
-            env={**os.environ, 'NCCL_DEBUG': 'INFO'}, check=False)
+            f'--{name}={value}' for name, value in flags.items())], cwd=measure.ROOT, capture_output=True,
+            text=True, env={**os.environ, 'NCCL_DEBUG': 'INFO'}, check=False)
         if done.returncode:
             raise RuntimeError(done.stderr)
         if self.device == 'GPU' and 'NCCL INFO' not in done.stdout:
@@ -155,21 +158,22 @@ def scored(directory, device, precision):
     from evaluation import likelihood, metrics
     model = likelihood.Likelihood('small', directory, precision=precision)
     tokens = np.load(os.path.join(directory, 'tokens.npz'))['arr_0']
-    windows = metrics.windows(tokens[:1000], model.context, model.context // 2)
-    yield [value for _, scores in model.score(windows) for value in scores.log_probabilities.tolist()]
+    spans = metrics.spans(tokens[:1000], model.context, model.context // 2)
+    yield [value for _, scores in model.score(spans) for value in scores.log_probabilities.tolist()]
 
 
 def sampled(directory, device):
     begin(device)
     from generation import generator
-    rows = generator.load('small', directory).complete([[65, 66, 67]] * 2, [[1], [2]], length=100, logprobs=True)
+    rows = generator.load('small', directory).complete([[65, 66, 67]] * 2, [[1], [2]], length=100,
+                                                       logprobs=True)
     yield [value for row in rows for value in row.logprobs]
 
 
 def flags_of(directory, name, **changes):
-    return {'dataset': os.path.join(directory, 'tokens.npz'), 'model_name': 'small', 'models_dir': directory, 'seed': 1,
-            'checkpoint_dir': os.path.join(directory, 'runs'), 'run_name': name, 'sample_every': 0, 'save_every': 0,
-            'batch_size': 4, **changes}
+    return {'dataset': os.path.join(directory, 'tokens.npz'), 'model_name': 'small', 'models_dir': directory,
+            'seed': 1, 'checkpoint_dir': os.path.join(directory, 'runs'), 'run_name': name,
+            'sample_every': 0, 'save_every': 0, 'batch_size': 4, **changes}
 
 
 def trained(directory, device, name, deterministic='0', **changes):

@@ -1,4 +1,4 @@
-"""What encoding_speed.py measures, each in a process of its own: steps give seconds, and a digest of the ids."""
+"""The functions that encoding_speed.py measures, each in its own process: steps give seconds and a digest."""
 import hashlib
 import os
 import time

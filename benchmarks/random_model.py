@@ -22,8 +22,8 @@ def sizes_of(text):
 
 
 def make(directory, size, n_ctx=1024):
-    """Makes directory/size, a model whose vocabulary has bytes and then words of three letters that nothing is encoded
-    as, and directory/tokens.npz, random tokens of all ids."""
+    """Makes directory/size, a model whose vocabulary has bytes and then words of three letters that nothing
+    is encoded as, and directory/tokens.npz, random tokens of all ids."""
     with measure.children((write, {'directory': directory, 'size': size, 'n_ctx': n_ctx})) as (child,):
         child.step()
 

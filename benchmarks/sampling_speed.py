@@ -50,7 +50,7 @@ class Speeds:
     def __init__(self, directory, names, repeats):
         self.directory, self.names, self.repeats = directory, names, repeats
 
-    def of(self, *calls, **same):  # (function, precision), ... -> {(function's name, precision): median, or None}
+    def of(self, *calls, **same):  # (function, precision), … -> {(name, precision): median or None}
         some = [(function, precision) for function, precision in calls
                 if function is ours or function.__name__ in self.names]
         with measure.children(*((function, {'directory': self.directory, 'precision': precision, **same})
@@ -73,7 +73,8 @@ def single_rows(speeds):
                       (ctranslate2, 'float32'), (ctranslate2, 'int8'), rows=1, tokens=200)
     work = f'sampling {SIZE}, 200 tokens, float32: against '
     for name, least in (('ctranslate2', 1), ('transformers', None)):
-        yield table.Row(work + name, found['ours', 'float32'], found[name, 'float32'], 'tokens/s', least=least)
+        yield table.Row(work + name, found['ours', 'float32'], found[name, 'float32'], 'tokens/s',
+                        least=least)
     for precision in ('bfloat16', 'int8'):
         best = fastest(found) == (found['ours', precision], precision)
         yield table.Row(f'the same, {precision}: against ctranslate2 int8', found['ours', precision],
@@ -81,13 +82,13 @@ def single_rows(speeds):
 
 
 def batch_rows(speeds):
-    found = speeds.of((ours, 'bfloat16'), (ours, 'int8'), (transformers, 'bfloat16'), (ctranslate2, 'float32'),
-                      (ctranslate2, 'int8'), rows=8, tokens=100)
+    found = speeds.of((ours, 'bfloat16'), (ours, 'int8'), (transformers, 'bfloat16'),
+                      (ctranslate2, 'float32'), (ctranslate2, 'int8'), rows=8, tokens=100)
     speed, precision = fastest(found)
     for (name, other), least in ((('transformers', 'bfloat16'), 2), (('ctranslate2', 'float32'), 2),
                                  (('ctranslate2', 'int8'), None)):
-        yield table.Row(f'8 × 100 tokens, {precision}: against {name} {other}', speed, found[name, other], 'tokens/s',
-                        least=least)
+        yield table.Row(f'8 × 100 tokens, {precision}: against {name} {other}', speed, found[name, other],
+                        'tokens/s', least=least)
 
 
 def large_batch_rows(speeds):
@@ -105,7 +106,8 @@ def prompt_rows(speeds):
 
 def late_token_rows(directory):
     for precision in ('float32', 'int8'):
-        with measure.children((steps, {'directory': directory, 'precision': precision, 'tokens': 1010})) as (child,):
+        arguments = {'directory': directory, 'precision': precision, 'tokens': 1010}
+        with measure.children((steps, arguments)) as (child,):
             seconds = child.step()
         early, late = (1 / statistics.median(seconds[n - 10:n + 10]) for n in (100, 1000))
         yield table.Row(f'token 1,000 (peer: token 100), {precision}', late, early, 'tokens/s', least=0.85)
@@ -114,10 +116,11 @@ def late_token_rows(directory):
 def start_up_rows(directory, repeats):
     for precision in PRECISIONS:
         seconds = [measure.run_script(
-            'src/interactive_conditional_samples.py', '--models_dir', directory, '--model_name', SIZE, '--precision',
-            precision, '--prompt', 'The lighthouse', '--length', '1')[0] for _ in range(repeats)]
-        yield table.Row(f'{SIZE}: from the shell to the first token, {precision}', statistics.median(seconds), None,
-                        's')
+            'src/interactive_conditional_samples.py', '--models_dir', directory, '--model_name', SIZE,
+            '--precision', precision, '--prompt', 'The lighthouse', '--length', '1')[0]
+            for _ in range(repeats)]
+        yield table.Row(f'{SIZE}: from the shell to the first token, {precision}', statistics.median(seconds),
+                        None, 's')
 
 
 # What is measured, each in a process of its own: a step is a run, and gives its seconds
@@ -142,7 +145,8 @@ def ours(directory, precision, rows, tokens, prompt=1):
     numbers = iter(range(10 ** 9))
 
     def sample():
-        for _ in model.stream([[64] * prompt] * rows, [[next(numbers)] for _ in range(rows)], length=tokens, top_k=40):
+        for _ in model.stream([[64] * prompt] * rows, [[next(numbers)] for _ in range(rows)], length=tokens,
+                              top_k=40):
             pass
     yield from timed(sample)
 
@@ -157,7 +161,8 @@ def steps(directory, precision, tokens):
 def transformers(directory, precision, rows, tokens, prompt=1):
     import torch
     from transformers import GPT2LMHeadModel
-    model = GPT2LMHeadModel.from_pretrained(os.path.join(directory, 'peer'), dtype=getattr(torch, precision)).eval()
+    model = GPT2LMHeadModel.from_pretrained(os.path.join(directory, 'peer'),
+                                            dtype=getattr(torch, precision)).eval()
     context = torch.full([rows, prompt], 64)
 
     def sample():
@@ -173,8 +178,8 @@ def ctranslate2(directory, precision, rows, tokens, prompt=1):
                                   intra_threads=os.cpu_count())
 
     def sample():
-        model.generate_batch([['t64'] * prompt] * rows, min_length=tokens, max_length=tokens, sampling_topk=40,
-                             include_prompt_in_result=False, max_batch_size=rows)
+        model.generate_batch([['t64'] * prompt] * rows, min_length=tokens, max_length=tokens,
+                             sampling_topk=40, include_prompt_in_result=False, max_batch_size=rows)
     yield from timed(sample)
 
 
@@ -190,7 +195,8 @@ def make_peers(directory, names):
     if 'ctranslate2' in names:
         import ctranslate2
         for precision in ('float32', 'int8'):
-            ctranslate2.converters.TransformersConverter(path).convert(f'{path}-{precision}', quantization=precision)
+            ctranslate2.converters.TransformersConverter(path).convert(f'{path}-{precision}',
+                                                                       quantization=precision)
     yield
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Speed and memory of training with random weights, beside transformers' GPT2LMHeadModel.
 
-Ours is the trainer's own update, as train.py makes it with its default flags. The peer's is the usual loop of torch
-with AdamW, and has the dropout that its configuration has by default. Both train on random tokens.
+Ours is the trainer's own update, as train.py makes it with its default flags. The peer's is the usual loop of
+torch with AdamW, and has the dropout that its configuration has by default. Both train on random tokens.
 
     ./benchmarks/training_speed.py
     ./benchmarks/training_speed.py --sizes 124M,355M --batch_size 2
@@ -19,11 +19,11 @@ import table
 from command_line import cli
 
 LEAST = {'float32': 2, 'bfloat16': 3}  # times the peer's speed
-MOST = {('bfloat16', False): 3.4, ('bfloat16', True): 2.8}  # GB, by precision and memory_saving_gradients; of 124M
+MOST = {('bfloat16', False): 3.4, ('bfloat16', True): 2.8}  # GB of 124M, by precision and memory saving
 
 
-def training(sizes: str = '124M', batch_size: int = 1, sequence: int = 1024, steps: int = 5, dropout: bool = True,
-             alternate: bool = True):
+def training(sizes: str = '124M', batch_size: int = 1, sequence: int = 1024, steps: int = 5,
+             dropout: bool = True, alternate: bool = True):
     """Prints a table of tokens a second and peak memory.
 
     Args:
@@ -32,8 +32,9 @@ def training(sizes: str = '124M', batch_size: int = 1, sequence: int = 1024, ste
         sequence: tokens in a sequence.
         steps: updates that are timed, after 3 that are not.
         dropout: whether the peer trains with its default dropout of 0.1; ours has none.
-        alternate: with 124M in batches of 1, the processes of a precision are in memory together (some 16 GB) and take
-            a step in turn, so that noise hits all; else, and always with more, one is measured after the other.
+        alternate: with 124M in batches of 1, the processes of a precision are in memory together (some 16 GB)
+            and take a step in turn, so that noise hits all; else, and always with more, one is measured after
+            the other.
     """
     table.show(lambda: rows(sizes, batch_size, sequence, steps, dropout, alternate))
 
@@ -58,9 +59,12 @@ def rows(sizes='124M', batch_size=1, sequence=1024, steps=5, dropout=True, alter
 def measured(calls, steps, tokens):  # -> for each call its median of tokens/s, and its peak in GB
     with measure.children(*calls) as some:
         times = list(zip(*measure.in_turn(some, steps), strict=True))
-    results = [(tokens / statistics.median(seconds), child.peak) for child, seconds in zip(some, times, strict=True)]
+    results = [(tokens / statistics.median(seconds), child.peak)
+               for child, seconds in zip(some, times, strict=True)]
     for (function, arguments), (speed, peak), seconds in zip(calls, results, times, strict=True):
-        name = 'transformers' if function is peer else 'ours, saving memory' if arguments['saving'] else 'ours'
+        name = 'transformers'
+        if function is not peer:
+            name = 'ours, saving memory' if arguments['saving'] else 'ours'
         print(f'{arguments["size"]} {arguments["precision"]} {name}: {speed:.0f} tokens/s, '
               f'best {tokens / min(seconds):.0f}, peak {peak:.2f} GB', file=sys.stderr)
     return results
@@ -85,8 +89,9 @@ def ours(directory, size, batch_size, sequence, precision, saving, xla=False):
 
     from command_line.flags import TrainFlags
     from training import trainer
+    # Each process locks a run of its own.
     flags = TrainFlags(dataset=os.path.join(directory, 'tokens.npz'), model_name=size, models_dir=directory,
-                       checkpoint_dir=os.path.join(directory, 'runs'), run_name=str(os.getpid()),  # which locks its run
+                       checkpoint_dir=os.path.join(directory, 'runs'), run_name=str(os.getpid()),
                        batch_size=batch_size, sample_every=0, save_every=0, precision=precision,
                        memory_saving_gradients=saving, xla=xla)
     worker = trainer.Worker()

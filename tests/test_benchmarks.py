@@ -39,7 +39,7 @@ def test_two_processes_of_training_are_measured_side_by_side(benchmarks, monkeyp
         assert all(next(each) > 0 for each in steps)
 
 
-@pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'int8'])
+@pytest.mark.parametrize('precision', ['float32', 'int8'])
 def test_sampling_is_measured(benchmarks, precision):
     _, sampling, directory = benchmarks
     assert next(sampling.ours(directory, precision, rows=2, tokens=3, prompt=5)) > 0
@@ -54,9 +54,11 @@ def check_gpu(benchmarks, monkeypatch, tmp_path):
     import random_model
 
     from fast import kernels
-    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 1 << 60)  # no kernels: compiling them would take most of the time
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS',
+                        1 << 60)  # no kernels: compiling them would take most of the time
     pids = itertools.count()
-    for name, value in {'SIZE': 'toy', 'SEQUENCE': 32, 'UPDATES': 1, 'LIMITS': {'float32': 1e-4, 'bfloat16': 5e-2},
+    for name, value in {'SIZE': 'toy', 'SEQUENCE': 32, 'UPDATES': 1,
+                        'LIMITS': {'float32': 1e-4, 'bfloat16': 5e-2},
                         'SMALL': {'n_layer': 1, 'n_head': 2, 'n_embd': 32, 'n_ctx': 32}}.items():
         monkeypatch.setattr(check_gpu, name, value)
     monkeypatch.setattr(random_model, 'make', lambda *arguments: next(random_model.write(*arguments)))
@@ -76,13 +78,14 @@ def checked(tmp_path):
 def test_a_cpu_computes_what_a_cpu_does(check_gpu, capsys):
     module, check = check_gpu
     rows = list(check('CPU').rows(gpus=1))[:8]  # the others differ in flags alone
+    del rows[6]  # the resumed run on the CPU, which is that of the device here
     kept = [module.show(*row) for row in rows]
     assert all(kept)
     table = re.findall(r'^\| (.*?) \| (.*?) \| (.*?) \|$', capsys.readouterr().out, re.MULTILINE)
     assert [name for name, *_ in table] == [name for name, *_ in rows]
-    errors = [float(figure.partition(' ')[0]) for _, figure, _ in table[:7]]
+    errors = [float(figure.partition(' ')[0]) for _, figure, _ in table[:6]]
     assert [i for i, figure in enumerate(errors) if figure] == [2, 3]  # of bfloat16
-    assert re.fullmatch(r'\d+ tokens/s, peak \d+\.\d\d GB', table[7][1])
+    assert re.fullmatch(r'\d+ tokens/s, peak \d+\.\d\d GB', table[6][1])
 
 
 def test_a_device_that_rounds_is_found_wrong(check_gpu, monkeypatch, capsys):
@@ -113,6 +116,7 @@ def test_without_a_gpu_nothing_is_checked(check_gpu, monkeypatch, capsys):
     assert (stopped.value.code, said.out, said.err.count('\n')) == (2, '', 1) and 'no GPU' in said.err
 
 
-@pytest.mark.skipif(not (shutil.which('mpirun') and importlib.util.find_spec('horovod')), reason='Horovod is missing')
+@pytest.mark.skipif(not (shutil.which('mpirun') and importlib.util.find_spec('horovod')),
+                    reason='Horovod is missing')
 def test_two_processes_make_the_gradients_of_one(check_gpu):
     assert check_gpu[1]('CPU').gradients_of_two() < 1e-5

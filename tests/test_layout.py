@@ -51,8 +51,8 @@ TENSORFLOW_FREE = ['generation.continuation', 'encoder', 'hparams', 'storage.npz
                    'command_line.flags', 'encode', 'download_model', 'train', 'convert', 'create_model',
                    'generate_unconditional_samples', 'interactive_conditional_samples', 'evaluation.test_sets',
                    'evaluation.metrics', 'evaluate', 'export']
-CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'Corpus', 'typing.TypeVar',
-                   'pathlib.Path', 'pathlib.Path(__file__).resolve'}
+CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'functools.partial', 'TestSet',
+                   'perplexity_of', 'typing.TypeVar', 'pathlib.Path', 'pathlib.Path(__file__).resolve'}
 
 
 def tree(name):

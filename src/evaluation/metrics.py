@@ -1,40 +1,38 @@
-"""What is measured: texts and a model's log-probabilities → the figures of an evaluation.
+"""Metrics of an evaluation: from a model and texts to perplexities, accuracies and log-probabilities.
 
-    tokens ─windows→ Windows ─Likelihood.score→ log-probabilities ─→ Figures
+A text is cut into spans of up to context + 1 tokens. The model sees all tokens of a span but the last; the
+span scores the tokens that no span before it has scored. So each token is scored once, and after the first
+span with at least context - stride + 1 tokens before it.
 
-A window is up to context + 1 tokens: the model sees all but the last and predicts all but the first, of which those
-that no window before it had are scored. So each token is scored exactly once; and after at least context - stride + 1
-others, where so many are before it. Needs no TensorFlow; `model` is a likelihood.Likelihood, and `progress` is called
-with how many things more are done, and how many there are.
+`model` is a likelihood.Likelihood. `progress` is called with how many things are done, and how many there
+are.
 """
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from errors import require
 
 BOUNDARIES = ('endoftext', 'none', 'joined')
-Progress = Callable[[int, int], None]
-
-# Of the closed classes of English: words that rarely are what a passage ends in.
+BANNED = -1e20  # the log-probability of a token that Likelihood rules out is lower
 STOP_WORDS = """
-    a an the this that these those some any each every no all both either neither such another
-    and or but nor so yet if as than because while although though unless until whether since when where
-    of in on at by to from with without for about into onto over under between through during before after above below
+    a an the this that these those some any each every no all both either neither such another above might
+    and or but nor so yet if as than because while although though unless until whether since when where below
+    of in on at by to from with without for about into onto over under between through during before after
     against among around behind beside beyond near off out up down toward towards upon within across along
     i you he she it we they me us them my your his her its our their mine yours hers ours theirs
     myself yourself himself herself itself ourselves themselves who whom whose which what
-    is am are was were be been being do does did doing have has had having will would shall should can could may might
-    must not n't 's 're 've 'll 'd 'm there here then just only very too also even still again
-"""
+    is am are was were be been being do does did doing have has had having will would shall should can could
+    may must not n't 's 're 've 'll 'd 'm there here then just only very too also even still again
+"""  # of the closed classes of English, in which a passage rarely ends
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A value, and what is behind it: `count` of `unit`."""
+    """A measured value, computed from `count` things that `unit` names."""
     name: str
     value: float
     count: int
@@ -43,200 +41,157 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True)
 class ScoredSpan:
-    """tokens: a list or array of ids, two or more; the last `scored` of them are. place: what the caller wants back."""
+    """Two or more token ids. The last `scored` of them are scored, each given those before it."""
     tokens: Sequence[int] | np.ndarray
     scored: int
-    place: object = None
 
 
-def windows(tokens: Sequence[int] | np.ndarray, context: int, stride: int, first: int = 1, place: object = None
-            ) -> Iterator[ScoredSpan]:
-    """Windows that together score tokens[first:], each token once; all but those at the start are of full length.
+def spans(tokens, context: int, stride: int, first: int = 1) -> Iterator[ScoredSpan]:
+    """Yields spans that score tokens[first:], each token once. All spans but those at the start are full.
 
-    context: the most tokens that the model sees; stride: how many a window scores after the first one.
+    context: the most tokens that the model sees. stride: how many tokens each span after the first scores.
     """
     end, last = first - 1, len(tokens) - 1
     while end < last:
         scored = min(last - end, max(stride, context - end))
         end += scored
-        yield ScoredSpan(tokens[max(0, end - context):end + 1], scored, place)
+        yield ScoredSpan(tokens[max(0, end - context):end + 1], scored)
 
 
-def check_windows(context: int, stride: int | None) -> int:
-    """The stride, by default half of the context. InputError unless it is from 1 to context: with a longer one, tokens
-    between two windows would not be scored."""
+def check_stride(context: int, stride: int | None) -> int:
+    """The stride, by default half of the context. Raises InputError unless it is from 1 to the context."""
     stride = max(1, context // 2) if stride is None else stride
-    require(1 <= stride <= context, f'--stride must be from 1 to the context, {context}, not {stride}: with more, '
-                                    'tokens between two windows would not be scored')
+    require(1 <= stride <= context, f'--stride must be from 1 to the context, {context}, not {stride}')
     return stride
 
 
 def prefix(enc, boundary: str) -> list[int]:
-    """The ids that are put before a document."""
+    """The ids that stand before a document. Raises InputError where the vocabulary lacks the token."""
     require(boundary in BOUNDARIES, f'--boundary must be one of {", ".join(BOUNDARIES)}, not {boundary!r}')
-    require(boundary == 'none' or enc.eot is not None,
-            f'--boundary {boundary} needs a token that ends a text, such as <|endoftext|>, which the '
-            'vocabulary has not; use --boundary none')
+    require(boundary == 'none' or enc.eot is not None, f'--boundary {boundary} needs a token that ends a '
+            'text, which the vocabulary lacks; use --boundary none')
     return [] if boundary == 'none' else [enc.eot]
 
 
-# Perplexity
-
-def sequences(enc, documents, boundary, counts):  # -> iterator of int32 arrays
-    """The tokens to be scored, of each document or, joined, of all; adds to counts (words, lines, bytes)."""
-    start, joined = prefix(enc, boundary), []
-    for document in documents:
-        ids = enc.encode(document.text) if document.tokens is None else document.tokens
-        if len(ids):
-            for name in counts:
-                counts[name] += getattr(document, name)
-            if boundary == 'joined':
-                joined += [ids, start]
-            else:
-                yield token_array(start, ids)
-    if joined:
-        yield token_array(start, *joined)
-
-
-def token_array(*parts):  # -> int32 [n]
-    return np.concatenate([np.asarray(each, np.int32) for each in parts])
-
-
-def perplexity(model, documents: Iterable, stride: int | None = None, boundary: str = 'endoftext',
-               progress: Progress = lambda done, total: None, lines: bool = False) -> list[Metric]:
-    """Figures of documents (corpora.Document).
-
-    boundary: 'endoftext': each document by itself, after an <|endoftext|>; 'none': each by itself, its first token not
-    scored but only seen; 'joined': all in one, each followed by an <|endoftext|>, which is scored, and the first after
-    one. lines: also count a line's end as a word, as published counts do. Raises InputError where nothing is to score.
-    """
-    stride, counts, nats = check_windows(model.context, stride), dict.fromkeys(('words', 'lines', 'bytes'), 0), 0.0
-    texts = list(sequences(model.enc, documents, boundary, counts))
-    tokens = sum(len(each) - 1 for each in texts)
-    require(tokens, 'the data holds nothing to score: no text, or with --boundary none none of two tokens')
-    for _, scores in model.score(window for each in texts for window in windows(each, model.context, stride)):
-        nats -= float(scores.log_probabilities.sum())
-        progress(len(scores.log_probabilities), tokens)
-    found = [Metric('loss per token, nats', nats / tokens, tokens, 'tokens'),
-             Metric('perplexity per token', exp(nats / tokens), tokens, 'tokens')]
-    if counts['words']:
-        found.append(Metric('perplexity per word', exp(nats / counts['words']), counts['words'], 'words'))
-    if lines:
-        units = counts['words'] + counts['lines']
-        found.append(Metric('perplexity per word and line end', exp(nats / units), units, 'words and line ends'))
-    return [*found, Metric('bits per byte', nats / math.log(2) / counts['bytes'], counts['bytes'], 'bytes')]
-
-
 def exp(x: float) -> float:
-    """Of a number that may be too large for it: a model may be arbitrarily bad."""
+    """e to the power of x; infinity where a float cannot hold it, since a model may be arbitrarily bad."""
     return math.exp(x) if x < 700 else math.inf
 
 
-# The last words of passages
+def no_progress(done, total):
+    """For callers that show no progress."""
 
-def stop_tokens(enc) -> list[int]:
-    """The tokens that are a stop word with the space before it; a vocabulary of bytes has none."""
+
+def perplexity(model, documents, stride=None, boundary='endoftext', progress=no_progress, lines=False):
+    """A list of Metrics of documents (test_sets.Document): perplexities, bits per byte.
+
+    boundary: endoftext: each document stands alone, after an <|endoftext|>. none: each stands alone; its
+    first token is not scored. joined: an <|endoftext|> stands first, and after each document, where it is
+    scored. lines: also count each line end as a word, as published counts do. Raises InputError without a
+    scored token.
+    """
+    stride, start = check_stride(model.context, stride), np.array(prefix(model.enc, boundary), np.int32)
+    documents = [document for document in documents if document.bytes]
+    texts = [document.ids(model.enc) for document in documents]
+    if boundary == 'joined' and texts:
+        texts = [np.concatenate([np.append(ids, start) for ids in texts])]
+    texts = [np.append(start, ids) for ids in texts]
+    tokens, nats = sum(len(ids) - 1 for ids in texts), 0.0
+    require(tokens, 'the data holds nothing to score: no text, or with --boundary none none of two tokens')
+    for _, scores in model.score(span for ids in texts for span in spans(ids, model.context, stride)):
+        nats -= float(scores.log_probabilities.sum())
+        progress(len(scores.log_probabilities), tokens)
+    counts = [('token', tokens, 'tokens'), ('word', sum(document.words for document in documents), 'words')]
+    if lines:
+        word_ends = counts[1][1] + sum(document.lines for document in documents)
+        counts.append(('word and line end', word_ends, 'words and line ends'))
+    n_bytes = sum(document.bytes for document in documents)
+    return [Metric('loss per token, nats', nats / tokens, tokens, 'tokens'),
+            *(Metric(f'perplexity per {name}', exp(nats / n), n, unit) for name, n, unit in counts if n),
+            Metric('bits per byte', nats / math.log(2) / n_bytes, n_bytes, 'bytes')]
+
+
+def ending(model, before, text, name):  # list of ids, str, str -> ScoredSpan
+    """Scores a text after as many of the ids before it as fit. Raises InputError for too long a text."""
+    ids = model.enc.encode(text)
+    require(len(ids) <= model.context, f'{name} has {len(ids)} tokens, more than --context, {model.context}')
+    return ScoredSpan([*before, *ids][-model.context - 1:], len(ids))
+
+
+def lambada(model, passages, boundary='none', progress=no_progress):
+    """A list of Metrics of passages (context, last word): accuracy, perplexity of words and last tokens.
+
+    A word is right if each of its tokens is the likeliest; its probability is the product of theirs. Both are
+    measured again with a filter, by which the word's first token is no stop word. There a passage that ends
+    in a stop word is wrong, and has no part in the perplexity. Raises InputError where there is no passage.
+    """
+    enc, start, passages = model.enc, prefix(model.enc, boundary), list(passages)
+    require(passages, 'the data holds no passage')
     words = {f' {word}' for word in STOP_WORDS.split()}
-    return [id for id in sorted(enc.decoder) if enc.decode([id]).lower() in words]
-
-
-def lambada(model, passages: Iterable[tuple[str, str]], boundary: str = 'none',
-            progress: Progress = lambda done, total: None) -> list[Metric]:
-    """Figures of passages (context, last word): of the word, which is right if each of its tokens is the likeliest, and
-    whose probability is that of all of them; and of its last token alone. Each also with a filter: no stop word.
-
-    The filter rules the tokens that are a stop word out as the word's first token, where alone a word begins. A
-    passage that does end in one is wrong with the filter, and left out of its perplexity. Raises InputError where there
-    is no passage.
-    """
-    passages, start, rows = list(passages), prefix(model.enc, boundary), []
-    for window, scores in model.score(last_words(model, passages, start), best=True, banned=stop_tokens(model.enc)):
-        rows.append([each for filtered in (False, True) for each in word_and_token(window, scores, filtered)])
+    stop_tokens = [id for id in sorted(enc.decoder) if enc.decode([id]).lower() in words]
+    last_words = (ending(model, [*start, *enc.encode(context)], word, f'the last word {word.strip()[:40]!r}')
+                  for context, word in passages)
+    results = {}  # name -> list of (whether the prediction is right, loss in nats)
+    for span, scores in model.score(last_words, best=True, banned=stop_tokens):
+        for suffix, first in (('', scores), (', no stop word', scores.filtered or scores)):
+            losses = -np.append(first.log_probabilities[:1], scores.log_probabilities[1:])
+            losses[losses > -BANNED] = math.inf
+            right = np.append(first.best[:1], scores.best[1:]) == span.tokens[-span.scored:]
+            results.setdefault(f'last word{suffix}', []).append((right.all(), losses.sum()))
+            results.setdefault(f'last token{suffix}', []).append((right[-1], losses[-1]))
         progress(1, len(passages))
-    require(rows, 'the data holds no passage')
-    found = []
-    for column, name in enumerate(('last word', 'last token', 'last word, no stop word', 'last token, no stop word')):
-        right, nats = zip(*(row[column] for row in rows), strict=True)
-        possible = [each for each in nats if each is not None]
-        found.append(Metric(f'{name}: accuracy, %', 100 * sum(right) / len(right), len(right), 'passages'))
-        if possible:
-            found.append(Metric(f'{name}: perplexity', exp(sum(possible) / len(possible)), len(possible), 'passages'))
-    return found
+    metrics = []
+    for name, pairs in results.items():
+        accuracy = 100 * sum(right for right, _ in pairs) / len(pairs)
+        metrics.append(Metric(f'{name}: accuracy, %', accuracy, len(pairs), 'passages'))
+        losses = [loss for _, loss in pairs if loss != math.inf]
+        if losses:
+            mean = sum(losses) / len(losses)
+            metrics.append(Metric(f'{name}: perplexity', exp(mean), len(losses), 'passages'))
+    return metrics
 
 
-def last_words(model, passages, start):
-    for context, word in passages:
-        ids = model.enc.encode(word)
-        require(len(ids) <= model.context, f'the last word {word.strip()[:40]!r} has {len(ids)} tokens, more than '
-                                           f'--context, {model.context}')
-        tokens = [*start, *model.enc.encode(context), *ids]
-        yield ScoredSpan(tokens[-model.context - 1:], len(ids))
+def cbt(model, questions, boundary='none', progress=no_progress):
+    """A list of one Metric of questions (test_sets.Question): the share whose answer is the likeliest choice.
 
-
-def word_and_token(window, scores, filtered):  # -> (right, nats) of the word, and of its last token
-    """nats is None where the filter rules the word itself out."""
-    log_probabilities, best = scores.log_probabilities.copy(), scores.best.copy()
-    if filtered and scores.filtered:
-        log_probabilities[0], best[0] = scores.filtered.log_probabilities[0], scores.filtered.best[0]
-    right = best == np.asarray(window.tokens[-window.scored:])
-    ruled_out = log_probabilities[0] < -1e20
-    return ((bool(right.all()), None if ruled_out else -log_probabilities.sum()),
-            (bool(right[-1]), None if ruled_out and len(right) == 1 else -log_probabilities[-1]))
-
-
-# The Children's Book Test
-
-def cbt(model, questions: Iterable, boundary: str = 'none', progress: Progress = lambda done, total: None
-        ) -> list[Metric]:
-    """The share of questions (corpora.Question) where of all choices the answer is likeliest: by the log-probability of
-    the choice and the rest of its sentence, given what is before, of which the last tokens that fit are seen.
-
-    Raises InputError where there is no question.
+    A choice counts with the rest of its sentence, given the text before it, of which the model sees the last
+    tokens that fit. Raises InputError where there is no question.
     """
-    questions, start, right = list(questions), prefix(model.enc, boundary), 0
-    scored = model.score(window for number, question in enumerate(questions)
-                         for window in choices(model, question, start, number))
-    for number, group in itertools.groupby(scored, lambda each: each[0].place):
-        totals = [scores.log_probabilities.sum() for _, scores in group]
-        right += questions[number].candidates[int(np.argmax(totals))] == questions[number].answer
-        progress(1, len(questions))
+    start, questions, right = prefix(model.enc, boundary), list(questions), 0
     require(questions, 'the data holds no question')
+    scored = model.score(span for question in questions for span in choices(model, question, start))
+    for question in questions:
+        pairs = itertools.islice(scored, len(question.candidates))
+        likeliest = np.argmax([scores.log_probabilities.sum() for _, scores in pairs])
+        right += question.candidates[likeliest] == question.answer
+        progress(1, len(questions))
     return [Metric('accuracy, %', 100 * right / len(questions), len(questions), 'questions')]
 
 
-def choices(model, question, start, place):  # -> iterator of Window
-    before = f'{question.context} {question.before}'
-    context = before.rstrip(' ')
-    seen = [*start, *model.enc.encode(context)]
+def choices(model, question, start):  # -> iterator of ScoredSpan
+    text = f'{question.context} {question.before}'
+    context = text.rstrip(' ')
+    before = [*start, *model.enc.encode(context)]
     for candidate in question.candidates:
-        ids = model.enc.encode(before[len(context):] + candidate + question.after.replace('XXXXX', candidate))
-        require(len(ids) <= model.context, f'a choice and the rest of its sentence have {len(ids)} tokens, more than '
-                                           f'--context, {model.context}')
-        yield ScoredSpan([*seen, *ids][-model.context - 1:], len(ids), place)
+        sentence = text[len(context):] + candidate + question.after.replace('XXXXX', candidate)
+        yield ending(model, before, sentence, 'a choice with the rest of its sentence')
 
 
-# Any text
+def logprobs(model, texts, stride=None, boundary='endoftext', progress=no_progress):
+    """Yields a dict for each pair of a prompt and a text: tokens, ids and log-probabilities of the text.
 
-def logprobs(model, texts: Iterable[tuple[str, str]], stride: int | None = None, boundary: str = 'endoftext',
-             progress: Progress = lambda done, total: None) -> Iterator[dict]:
-    """For each pair of a prompt and a text: the text's tokens, their ids and log-probabilities, each given the prompt
-    and the tokens before it, and the sum of them.
-
-    A first token with nothing before it (boundary 'none', no prompt) has None, and no part in the sum.
+    Each token is given the prompt and the tokens before it. A first token with nothing before it (boundary
+    none, no prompt) has None, and no part in the total.
     """
     enc, texts = model.enc, list(texts)
-    start, stride = prefix(enc, boundary), check_windows(model.context, stride)
-    before = [[*start, *enc.encode(prompt)] for prompt, _ in texts]
-    after = [enc.encode(text) for _, text in texts]
-    scored = model.score(window for number, (seen, ids) in enumerate(zip(before, after, strict=True))
-                         for window in windows([*seen, *ids], model.context, stride, max(1, len(seen)), number))
-    parts = itertools.groupby(scored, lambda each: each[0].place)
-    upcoming = next(parts, None)
-    for number, ((prompt, text), ids) in enumerate(zip(texts, after, strict=True)):
-        values = []
-        if upcoming and upcoming[0] == number:  # a text with nothing to score has no part
-            values = [float(x) for _, scores in upcoming[1] for x in scores.log_probabilities]
-            upcoming = next(parts, None)
+    start, stride = prefix(enc, boundary), check_stride(model.context, stride)
+    rows = [([*start, *enc.encode(prompt)], enc.encode(text)) for prompt, text in texts]
+    scored = model.score(span for before, ids in rows
+                         for span in spans([*before, *ids], model.context, stride, max(1, len(before))))
+    values = (float(value) for _, scores in scored for value in scores.log_probabilities)
+    for (prompt, text), (before, ids) in zip(texts, rows, strict=True):
+        unscored = [None] if ids and not before else []
+        log_probabilities = list(itertools.islice(values, len(ids) - len(unscored)))
         progress(1, len(texts))
         yield {'prompt': prompt, 'text': text, 'tokens': [enc.decode([id]) for id in ids], 'ids': ids,
-               'logprobs': [None] * (len(ids) - len(values)) + values, 'total': math.fsum(values)}
+               'logprobs': unscored + log_probabilities, 'total': math.fsum(log_probabilities)}

@@ -1,25 +1,23 @@
-r"""Published test sets: where they come from, how their files are read, and their detokenizers.
+r"""Published test sets: where they come from, how their files are read, and how their text is detokenized.
 
-Test sets of language models are tokenised: "the boat 's length was 1 @,@ 000 ft ( 300 m ) ." A model of natural text
-should not pay for that. The paper (Radford et al. 2019, section 3.1) uses "invertible de-tokenizers": since the text
-can be restored from what they make, the probability of the one is that of the other.
+The sets are tokenised: "the boat 's length was 1 @,@ 000 ft ( 300 m ) ." A model of natural text should not
+pay for that, so the paper (Radford et al. 2019, section 3.1) uses "invertible de-tokenizers": both texts can
+be restored from each other and have the same probability. A detokenizer here is a tuple of steps, each a
+bijection on all lines, so that it is invertible; good rules only make the result look natural.
 
-A detokenizer here is a chain of steps each of which is a bijection on all strings, so that the chain is invertible
-whatever it is given; how good its rules are decides only how natural the result looks. There are two kinds of steps.
- - A swap exchanges two spellings at places that are found by what surrounds them: '1 @,@ 000' ↔ '1,000'.
- - Spacing: between two characters that are not spaces, a rule says whether a tokenizer puts a space that people do not
-   write ("boat 's" ↔ "boat's"). Where it is so, a space is taken away if there is one, and put there if there is none.
-   The rule knows the tokenised text after that place, and the characters, but not the spaces, before it. Going from
-   right to left, the inverse knows the same, and so undoes each change.
-
-Needs no TensorFlow.
+A step is called with a line, and with whether to make it natural or to undo that. `swap`, `frame` and `quote`
+exchange two spellings, so they undo themselves. `respace` asks a rule between two characters whether a
+tokenizer puts a space there that people do not write ("boat 's" ↔ "boat's"): there a space is removed, and a
+missing one is put. The rule sees the tokenised text after the place, and the text before it without spaces.
+Both ways go from right to left, so that the rule sees the same.
 """
-import dataclasses
+import functools
 import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+import typing
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -27,77 +25,68 @@ import load_dataset
 from errors import InputError, require
 from storage import paths
 
-AHEAD, BEHIND = 6, 6  # characters that a spacing rule sees
+LINE = re.compile(r'[^\n]*\n|[^\n]+')
+AHEAD, BEHIND = 6, 6  # characters that a rule sees
 CONTRACTION = re.compile(r"'(?:s|t|ll|ve|re|d|m)(?!\w)", re.IGNORECASE)  # "don't" is "don 't" in WikiText
-PENN_CONTRACTION = re.compile(r"'(?:s|ll|ve|re|d|m)(?!\w)", re.IGNORECASE)  # and "do n't" in the Penn Treebank
+PENN_CONTRACTION = re.compile(r"'(?:s|ll|ve|re|d|m)(?!\w)", re.IGNORECASE)  # "do n't" in Penn Treebank
 CLOSING, OPENING = frozenset(',;:!?)]}%′″'), frozenset('([{$£')
-ABBREVIATIONS = ('Mr', 'Mrs', 'Ms', 'Dr', 'St', 'Mt', 'Jr', 'Sr', 'Lt', 'Col', 'Gen', 'Capt', 'Sgt', 'Gov', 'Sen',
-                 'Rep', 'Rev', 'Prof', 'Inc', 'Corp', 'Co', 'Ltd', 'vs', 'No', 'etc')
+ABBREVIATIONS = ('Mr', 'Mrs', 'Ms', 'Dr', 'St', 'Mt', 'Jr', 'Sr', 'Lt', 'Col', 'Gen', 'Capt', 'Sgt', 'Gov',
+                 'Sen', 'Rep', 'Rev', 'Prof', 'Inc', 'Corp', 'Co', 'Ltd', 'vs', 'No', 'etc')
 ENWIK8_BYTES, ENWIK8_TEST = 100_000_000, 5_000_000  # text8 has as many
 
 
-# Steps of detokenizers: each a pair of functions of a line, there and back
+# Steps
 
-def swap(pattern, first, second):
-    """Exchanges the spellings `first` and `second` at the places of a pattern that matches both, and finds both at the
-    same places: its lookarounds must rule out whatever could be part of a spelling."""
-    expression = re.compile(pattern)
-
-    def swapped(line):
-        return expression.sub(lambda match: second if match[0] == first else first, line)
-    return swapped, swapped
+def swap(pattern, first, second, line, natural):
+    """Exchanges two spellings at the places of a pattern; its lookarounds rule out parts of a spelling."""
+    return re.sub(pattern, lambda match: second if match[0] == first else first, line)
 
 
-def framed(line):
-    """Exchanges ' words ' and 'words', ' ' and ''; a line with other spaces around it stays. It is its own inverse."""
+def frame(line, natural):
+    """Exchanges ' words ' and 'words', ' ' and ''; a line with other spaces around it stays."""
     words = line.strip(' ')
     if not words:
         return {'': ' ', ' ': ''}.get(line, line)
     return {words: f' {words} ', f' {words} ': words}.get(line, line)
 
 
-def quoted(line):
-    """Exchanges '"' with '``' at the first, third, … mark of the line, with "''" at the others. Its own inverse."""
-    number = itertools.count()
+def quote(line, natural):
+    """Exchanges '"' with '``' at the first, third, … mark of the line, with "''" at the others."""
+    spellings = itertools.cycle(('``', "''"))
 
     def exchanged(match):
-        expected = ('``', "''")[next(number) % 2]
-        return {'"': expected, expected: '"'}.get(match[0], match[0])
-    # No mark or part of one stands beside: which marks there are is the same before and after.
+        spelling = next(spellings)
+        return {'"': spelling, spelling: '"'}.get(match[0], match[0])
+    # A mark beside (a part of) another one stays, so that the marks are the same before and after.
     return re.sub(r"""(?<![`'"])(?:``|''|")(?![`'"])""", exchanged, line)
 
 
-def spacing(rule):  # -> two functions of a line
-    """The step of a rule(before, after, quotes); see the module's docstring.
+def respace(rule, line, natural):
+    """Changes the spaces of a line where rule(before, after, quotes) holds.
 
-    before: up to BEHIND characters before the place, without spaces; after: up to AHEAD of the tokenised text after it;
-    quotes: how many double quotation marks the line has before it.
+    before: up to BEHIND characters before a place, without spaces. after: up to AHEAD characters of the
+    tokenised text after it. quotes: how many double quotation marks the line has before it.
     """
-    return (lambda line: respaced(line, rule, to_natural=True)), (lambda line: respaced(line, rule, to_natural=False))
-
-
-def respaced(line, rule, to_natural):
-    # Each character, with the spaces before it; at those after the last, the expression would take n² steps.
+    # Each character with the spaces before it. Spaces at the end would cost the expression n² steps.
     places = re.findall('( *)([^ ])', line.rstrip(' '))
     characters = ''.join(character for _, character in places)
     quotes = list(itertools.accumulate((character == '"' for character in characters), initial=0))
     after = ' ' * (len(line) - len(line.rstrip(' ')))
-    result = [after]
+    reversed_parts = [after]
     for i in range(len(places) - 1, -1, -1):
         space, character = places[i]
-        after = (character + after)[:AHEAD]
-        new = space
+        new, after = space, (character + after)[:AHEAD]
         if i and len(space) < 2 and rule(characters[max(0, i - BEHIND):i], after, quotes[i]):
             new = '' if space else ' '
-        result += [character, new]
-        after = ((space if to_natural else new) + after)[:AHEAD]
-    return ''.join(reversed(result))
+        reversed_parts += [character, new]
+        after = ((space if natural else new) + after)[:AHEAD]
+    return ''.join(reversed(reversed_parts))
 
 
-# Rules
+# Rules of respace
 
 def english(before, after, quotes, contraction=CONTRACTION):
-    """Where newspapers' and WikiText's tokenizers put a space that people do not write."""
+    """Where the tokenizers of newspapers and of WikiText put a space that people do not write."""
     last, first = before[-1], after[0]
     if '@' in (last, first) or (first.isalnum() and last.isalnum()):  # '@,@' is for a swap
         return False
@@ -105,303 +94,224 @@ def english(before, after, quotes, contraction=CONTRACTION):
         return True
     if first == '"':
         return quotes % 2 == 1 or last in OPENING
-    if first == '.':
-        return ends_sentence(before, after)
+    if first == '.':  # not the end of an abbreviation: 'U.S.', 'J.', 'Mr.', 'e.g.'
+        abbreviated = re.search(r'(?:^|[^A-Z])[A-Z]$|\.$|\.\w$', before) or before.endswith(ABBREVIATIONS)
+        return not abbreviated and not after[1:].lstrip(' ')[:1].islower()
     if first == "'":
-        return bool(contraction.match(after)) or possessive(before, after)
+        return is_apostrophe(before, after, contraction)
     if first in '–/' or last in '–/':
-        return joins(before, after)
+        return is_joined(before, after)
     return first in CLOSING or last in OPENING
 
 
-def possessive(before, after):
-    return before[-1] == 's' and after[1:2] in ('', ' ')  # "the boats ' length"
+def is_apostrophe(before, after, contraction):  # "the boat 's length", "the boats ' length"
+    return bool(contraction.match(after)) or (before[-1] == 's' and after[1:2] in ('', ' '))
 
 
-def ends_sentence(before, after):
-    """Whether a full stop is a token, and not the end of an abbreviation ('U.S.', 'J.', 'Mr.', 'e.g.')."""
-    following = after[1:].lstrip(' ')[:1]
-    initial = re.search(r'(?:^|[^A-Z])[A-Z]$', before)
-    return not (initial or following.islower() or before[-1] == '.' or re.search(r'\.\w$', before)
-                or before.endswith(ABBREVIATIONS))
-
-
-def joins(before, after):
-    """Whether '–' between figures, or '/' between letters or figures, is beside this place: '5 – 6' is '5–6'."""
+def is_joined(before, after):
+    """Whether '–' between digits, or '/' between letters or digits, is beside the place: '5 – 6' is '5–6'."""
     sign = after[0] if after[0] in '–/' else before[-1]
     left, right = (before[-1], after[1:].lstrip(' ')[:1]) if after[0] == sign else (before[-2:-1], after[0])
     return left.isdigit() and right.isdigit() if sign == '–' else left.isalnum() and right.isalnum()
 
 
-def wikitext_spacing(before, after, quotes):
+def wikitext(before, after, quotes):
     return before[-1] == after[0] == '=' or english(before, after, quotes)  # '= = Title = =' is '== Title =='
 
 
-def penn_spacing(before, after, quotes):
-    """Of the Penn Treebank: "was n't" is "wasn't", "do n't", "the bank 's", "$ N"."""
-    if re.match(r"n't(?!\w)", after) and before[-1].isalpha():
+def penn_treebank(before, after, quotes):
+    if re.match(r"n't(?!\w)", after) and before[-1].isalpha():  # "was n't"
         return True
     if after[0] == "'":
-        return bool(PENN_CONTRACTION.match(after)) or possessive(before, after)
+        return is_apostrophe(before, after, PENN_CONTRACTION)
     return (before[-1] in '$#' and after[0] == 'N') or after[0] == '%'
 
 
-def book_spacing(before, after, quotes):
-    return penn_spacing(before, after, quotes) or english(before, after, quotes, PENN_CONTRACTION)
+def books(before, after, quotes):
+    return penn_treebank(before, after, quotes) or english(before, after, quotes, PENN_CONTRACTION)
 
 
 # Detokenizers
 
-class Detokenizer:
-    """Steps that make tokenised text natural, and the way back. Each line, up to a '\\n', is changed by itself."""
-
-    def __init__(self, *steps):
-        self.steps = steps
-
-    def detokenize(self, text: str) -> str:
-        """The text as people write it."""
-        return self.through(text, [there for there, _ in self.steps])
-
-    def tokenize(self, text: str) -> str:
-        """What detokenize was given."""
-        return self.through(text, [back for _, back in reversed(self.steps)])
-
-    def through(self, text, functions):
-        lines = text.split('\n')
-        for number, line in enumerate(lines):
-            if number == len(lines) - 1 and not line.strip(' '):
-                continue  # what follows the last line's end is no line
-            for function in functions:
-                line = function(line)
-            lines[number] = line
-        return '\n'.join(lines)
+PLAIN = ()
+NEWS = (functools.partial(respace, english),)
+PENN_TREEBANK = (frame, functools.partial(respace, penn_treebank),
+                 functools.partial(swap, r'(?<!\\)\\?/', '\\/', '/'))
+WIKITEXT = (frame, functools.partial(respace, wikitext),  # @ is beside a sign that was split from words
+            functools.partial(swap, r'(?<=[\w>])(?: @-@ |-)(?=[\w<])', ' @-@ ', '-'),
+            functools.partial(swap, r'(?<=[\d>])(?: @,@ |,)(?=[\d<])', ' @,@ ', ','),
+            functools.partial(swap, r'(?<=[\d>])(?: @\.@ |\.)(?=[\d<])', ' @.@ ', '.'))
+BOOKS = (quote, functools.partial(swap, r'(?<!\S)(?:-LRB-|\()(?!\S)', '-LRB-', '('),
+         functools.partial(swap, r'(?<!\S)(?:-RRB-|\))(?!\S)', '-RRB-', ')'),
+         functools.partial(respace, books))
 
 
-def wikitext_detokenizer():
-    # A sign that was split from what stands on both sides of it is written with @.
-    return Detokenizer((framed, framed), spacing(wikitext_spacing),
-                       swap(r'(?<=[\w>])(?: @-@ |-)(?=[\w<])', ' @-@ ', '-'),
-                       swap(r'(?<=[\d>])(?: @,@ |,)(?=[\d<])', ' @,@ ', ','),
-                       swap(r'(?<=[\d>])(?: @\.@ |\.)(?=[\d<])', ' @.@ ', '.'))
+def detokenize(text: str, steps: tuple, natural: bool = True) -> str:
+    """The text as people write it; where natural is false, the tokenised text of a natural one."""
+    lines = text.split('\n')
+    count = len(lines) if lines[-1].strip(' ') else len(lines) - 1  # nothing but spaces at the end is no line
+    for step in steps if natural else reversed(steps):
+        lines[:count] = [step(line, natural) for line in lines[:count]]
+    return '\n'.join(lines)
 
 
-def penn_detokenizer():
-    return Detokenizer((framed, framed), spacing(penn_spacing), swap(r'(?<!\\)\\?/', '\\/', '/'))
+# Files
 
-
-def news_detokenizer():
-    return Detokenizer(spacing(english))
-
-
-def book_detokenizer():
-    """Of the Children's Book Test and of LAMBADA as first published."""
-    return Detokenizer((quoted, quoted), swap(r'(?<!\S)(?:-LRB-|\()(?!\S)', '-LRB-', '('),
-                       swap(r'(?<!\S)(?:-RRB-|\))(?!\S)', '-RRB-', ')'), spacing(book_spacing))
-
-
-def no_detokenizer():
-    return Detokenizer()
-
-
-# Corpora
-
-@dataclasses.dataclass(frozen=True)
 class Document:
-    """A text to be scored, and what of the published text its probability is divided by.
+    """A text or its ids (int [n]) to be scored, and the counts of the published text that divide its loss."""
 
-    tokens: in place of the text, ids (int [n]) of a .npz.
-    """
-    text: str | None
-    words: int
-    lines: int
-    bytes: int
-    tokens: np.ndarray | None = None
+    def __init__(self, published: str, content: str | np.ndarray | None = None):
+        self.content = published if content is None else content
+        self.words, self.lines = len(published.split()), published.count('\n')
+        self.bytes = len(published.encode())
+
+    def ids(self, enc):  # -> int [n]
+        return np.array(enc.encode(self.content), np.int32) if isinstance(self.content, str) else self.content
 
 
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-    """A published test set.
+class TestSet(typing.NamedTuple):
+    """A published test set. files: names, of which the first that a directory holds is read.
 
-    files: names that are looked for in a directory given in place of a file; source: where to get them; detokenizer:
-    makes one; by_line: each line is a document; part: of a file's bytes, those to be scored.
+    by_line: each line is a document. bytewise: ENWIK8_TEST bytes are scored, and line ends are no words.
     """
     title: str
-    files: tuple[str, ...]
     source: str
-    detokenizer: Callable[[], Detokenizer]
+    files: tuple[str, ...] = ()
+    steps: tuple = PLAIN
     by_line: bool = False
-    part: Callable[[bytes], bytes] = bytes
+    bytewise: bool = False
 
 
-def last_bytes(data: bytes) -> bytes:
-    """The test part of enwik8 and text8, by common use the last 5 of their 100 million bytes; of other files, all.
-
-    What a cut within a character leaves of it is not part of it.
-    """
-    if len(data) != ENWIK8_BYTES:
-        return data
-    start = ENWIK8_BYTES - ENWIK8_TEST
-    while 0x80 <= data[start] < 0xC0:
-        start += 1
-    return data[start:]
-
-
-WIKITEXT_FILES = ('wiki.test.tokens', 'wiki.test.raw')
 WIKITEXT_SOURCE = 'wikitext-2-v1.zip or wikitext-103-v1.zip; see huggingface.co/datasets/Salesforce/wikitext'
-CORPORA = {
-    'wikitext2': Corpus('WikiText-2', WIKITEXT_FILES, WIKITEXT_SOURCE, wikitext_detokenizer),
-    'wikitext103': Corpus('WikiText-103', WIKITEXT_FILES, WIKITEXT_SOURCE, wikitext_detokenizer),
-    'ptb': Corpus('Penn Treebank', ('ptb.test.txt',),
-                  "simple-examples.tgz of www.fit.vutbr.cz/~imikolov/rnnlm, there data/ptb.test.txt", penn_detokenizer),
-    '1bw': Corpus('One Billion Word', ('news.en.heldout-00000-of-00050',),
-                  'www.statmt.org/lm-benchmark, there heldout-monolingual.tokenized.shuffled',
-                  news_detokenizer, by_line=True),
-    'enwik8': Corpus('enwik8', ('enwik8',), 'mattmahoney.net/dc/enwik8.zip', no_detokenizer, part=last_bytes),
-    'text8': Corpus('text8', ('text8',), 'mattmahoney.net/dc/text8.zip', no_detokenizer, part=last_bytes),
-}
-LAMBADA_SOURCE = ('lambada_test.jsonl of openaipublic.blob.core.windows.net/gpt-2/data (natural text), or '
-                  'lambada_test_plain_text.txt of zenodo.org/record/2630551 (tokenised)')
-CBT_SOURCE = ('cbtest_CN_valid_2500ex.txt or cbtest_NE_valid_2500ex.txt of CBTest.tgz; see '
-              'huggingface.co/datasets/cam-cst/cbt')
+WIKITEXT_FILES = ('wiki.test.tokens', 'wiki.test.raw')
+TEXTS = {
+    'wikitext2': TestSet('WikiText-2', WIKITEXT_SOURCE, WIKITEXT_FILES, WIKITEXT),
+    'wikitext103': TestSet('WikiText-103', WIKITEXT_SOURCE, WIKITEXT_FILES, WIKITEXT),
+    'ptb': TestSet('Penn Treebank', 'www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz, there in data',
+                   ('ptb.test.txt',), PENN_TREEBANK),
+    '1bw': TestSet('One Billion Word',
+                   'www.statmt.org/lm-benchmark, there heldout-monolingual.tokenized.shuffled',
+                   ('news.en.heldout-00000-of-00050',), NEWS, by_line=True),
+    'enwik8': TestSet('enwik8', 'mattmahoney.net/dc/enwik8.zip', ('enwik8',), bytewise=True),
+    'text8': TestSet('text8', 'mattmahoney.net/dc/text8.zip', ('text8',), bytewise=True)}
+LAMBADA = TestSet('LAMBADA', 'openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl (natural) or '
+                  'zenodo.org/record/2630551, there lambada_test_plain_text.txt (tokenised)')
+CBT = TestSet("The Children's Book Test", 'CBTest.tgz, there cbtest_CN_valid_2500ex.txt or '
+              'cbtest_NE_valid_2500ex.txt; see huggingface.co/datasets/cam-cst/cbt')
 
 
-def corpus_documents(name: str, data: str) -> Iterator[Document]:
-    """The documents of a published test set in the files that `data` means, detokenised, and counted as published."""
-    corpus = CORPORA[name]
-    detokenizer = corpus.detokenizer()
-    for path in corpus_files(data, corpus.files, f'{corpus.title} comes from {corpus.source}'):
-        for part in parts(read_utf8(path, corpus.part), corpus.by_line):
-            yield counted(part, detokenizer.detokenize(part))
-
-
-def parts(text: str, by_line: bool) -> list[str]:
-    """The text, or its lines with their ends."""
-    return re.findall('[^\n]*\n|[^\n]+', text) if by_line else [text]
-
-
-def corpus_files(data: str, names: tuple[str, ...], source: str) -> list[str]:
-    """The files that `data` means; of a directory, the first of `names`. InputError, with the source, without one."""
-    path = paths.expand(data)
-    if names and os.path.isdir(path):
-        found = [os.path.join(path, name) for name in names if os.path.exists(os.path.join(path, name))]
-        require(found, f'--data {data} has no {" or ".join(names)}; {source}')
-        return found[:1]
+def files_of(test_set: TestSet, data: str) -> list[str]:
+    """The files that `data` means. Raises InputError, with the source of the test set, if there are none."""
+    directory, remedy = paths.expand(data), f'{test_set.title} comes from {test_set.source}'
+    if test_set.files and os.path.isdir(directory):
+        files = [path for name in test_set.files if os.path.exists(path := os.path.join(directory, name))]
+        require(files, f'--data {data} has no {" or ".join(test_set.files)}; {remedy}')
+        return files[:1]
     try:
         return load_dataset.find_files(data)
     except InputError as error:
-        raise InputError(f'--data: {error}. {source}') from None
+        raise InputError(f'--data: {error}. {remedy}') from None
 
 
-def read_utf8(path, part=bytes):
-    """The text of a file, or of a part of its bytes, without a byte-order mark."""
+def read_utf8(path, bytewise=False):
+    """The text of a file, or the test part of enwik8 and text8, without a byte-order mark."""
     data = paths.read_small(path, paths.TEXT_FILE, or_pipe=True)
     paths.check_text(data, f'{path}: ')
+    if bytewise and len(data) == ENWIK8_BYTES:
+        data = data[-ENWIK8_TEST:]
+        while 0x80 <= data[0] < 0xC0:  # of a character that was cut
+            data = data[1:]
     try:
-        return part(data).decode('utf-8').removeprefix(paths.BYTE_ORDER_MARK)
+        return data.decode('utf-8').removeprefix(paths.BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
-        raise InputError(f'{path}: not utf-8 at byte {error.start} of what is scored; take the file as it was published'
-                         ) from None
+        raise InputError(f'{path}: not utf-8 at byte {error.start} of the scored text; take the file as it '
+                         'was published') from None
 
 
-def counted(original, text=None):
-    """A Document of a text, with the words, line ends and bytes of the original."""
-    return Document(text=original if text is None else text, words=len(original.split()), lines=original.count('\n'),
-                    bytes=len(original.encode()))
+def documents(name: str, data: str) -> Iterator[Document]:
+    """The documents of a test set of TEXTS in the files that `data` means, detokenised."""
+    test_set = TEXTS[name]
+    for path in files_of(test_set, data):
+        text = read_utf8(path, test_set.bytewise)
+        for part in LINE.findall(text) if test_set.by_line else [text]:
+            yield Document(part, detokenize(part, test_set.steps))
 
 
-def text_documents(enc, files: list[str], encoding: str = 'utf-8', special_tokens: bool = True
-                   ) -> Iterator[Document]:
-    """The documents of what training reads, encoded as there: what lies between tokens that end a text."""
+def text_documents(enc, files: list[str], encoding='utf-8', special_tokens=True) -> Iterator[Document]:
+    """The documents of files that training reads, encoded as for training."""
     for parts in load_dataset.iter_chunks(enc, files, 1, encoding, special_tokens=special_tokens):
-        for tokens in between(np.concatenate(list(parts)), enc.eot):
-            yield dataclasses.replace(counted(enc.decode(tokens)), text=None, tokens=tokens)
+        chunk = np.concatenate(list(parts))
+        for tokens in np.split(chunk, np.flatnonzero(chunk == enc.eot)):
+            tokens = tokens[tokens != enc.eot]  # with which all but the first begin
+            if len(tokens):
+                yield Document(enc.decode(tokens), tokens)
 
 
-def between(array, separator):  # -> iterator of arrays, none empty
-    ends = (array == separator).nonzero()[0].tolist() if separator is not None else []
-    for start, end in itertools.pairwise([-1, *ends, len(array)]):
-        if end - start > 1:
-            yield array[start + 1:end]
-
-
-# Lines, LAMBADA and the Children's Book Test
-
-def records(data: str, source: str | None = None) -> Iterator[tuple[str, dict]]:
-    """The objects of JSON lines (in files .jsonl or .json), or {'text': line} for each line of other files; before each
-    the place where it stands."""
-    for path in corpus_files(data, (), source) if source else load_dataset.find_files(data):
+def records(files: list[str]) -> Iterator[tuple[str, dict]]:
+    """The place and the object of each JSON line (in .jsonl, .json), or {'text': line} of each other line."""
+    for path in files:
         is_json = path.lower().endswith(('.jsonl', '.json'))
-        for number, line in enumerate(parts(read_utf8(path), by_line=True), 1):
-            line, place = line.rstrip('\r\n'), f'{path} line {number}'
-            if not is_json:
-                yield place, {'text': line}
-            elif line.strip():
-                yield place, json_record(line, place)
+        for number, line in enumerate(LINE.findall(read_utf8(path)), 1):
+            place, record = f'{path} line {number}', {'text': line.rstrip('\r\n')}
+            if is_json and not line.strip():
+                continue
+            if is_json:
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise InputError(f'{place} is not JSON ({error}); give an object with a "text"') from None
+                require(isinstance(record, dict) and isinstance(record.get('text'), str),
+                        f'{place} is not an object with a "text" that is a string')
+            yield place, record
 
 
-def json_record(line, place):
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f'{place} is not JSON ({error}); each line is an object with a "text"') from None
-    require(isinstance(record, dict) and isinstance(record.get('text'), str),
-            f'{place} is not an object with a "text" that is a string')
-    return record
-
-
-def lambada_passages(data: str, detokenize: bool = False) -> Iterator[tuple[str, str]]:
-    """The passages of LAMBADA, a line or JSON object each: the context, and the last word with what separates it."""
-    detokenizer = book_detokenizer() if detokenize else no_detokenizer()
-    for place, record in records(data, f'LAMBADA is {LAMBADA_SOURCE}'):
-        text = detokenizer.detokenize(record['text'].strip())
+def lambada_passages(data: str, tokenised: bool = False) -> Iterator[tuple[str, str]]:
+    """The passages of LAMBADA: the context, and the last word with the space before it."""
+    for place, record in records(files_of(LAMBADA, data)):
+        text = detokenize(record['text'].strip(), BOOKS if tokenised else PLAIN)
         words = text.split()
-        if not words:
-            continue
-        require(len(words) > 1, f'{place} has a single word; a passage has words before its last')
-        context = text[:len(text) - len(words[-1])].rstrip()
-        yield context, text[len(context):]
+        if words:
+            require(len(words) > 1, f'{place} has a single word; a passage has words before its last')
+            context = text[:-len(words[-1])].rstrip()
+            yield context, text[len(context):]
 
 
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """Of the Children's Book Test: twenty sentences, the one with a gap (text before and after it), the choices and the
-    right one. A further XXXXX in `after` is the same gap."""
+class Question(typing.NamedTuple):
+    """Twenty sentences, a sentence before and after its gap (XXXXX is the gap again), choices, the answer."""
     context: str
     before: str
     after: str
-    candidates: tuple[str, ...]
+    candidates: list[str]
     answer: str
 
 
 def cbt_questions(data: str) -> Iterator[Question]:
-    """The questions of a file, detokenised: lines '1 …' to '20 …', then '21 … XXXXX …', a tab, the answer, two tabs,
-    the choices with | between. Raises InputError for another format."""
-    detokenizer = book_detokenizer()
-    for path in corpus_files(data, (), f"the Children's Book Test is {CBT_SOURCE}"):
-        lines = read_utf8(path).split('\n')
+    """The questions of files of the Children's Book Test, detokenised. Raises InputError for another format.
+
+    It is: lines '1 …' to '20 …', then '21 … XXXXX …', a tab, the answer, two tabs, choices with | between.
+    """
+    for path in files_of(CBT, data):
         sentences = []
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            place = f'{path} line {number}'
-            match = re.fullmatch(r'(\d{1,2}) (.*?)\r?', line)
-            if not match or int(match[1]) != len(sentences) + 1:
-                raise InputError(f'{place} does not begin with {len(sentences) + 1} and a space; lines are numbered '
-                                 'from 1 to 21')
-            if int(match[1]) < 21:
-                sentences.append(detokenizer.detokenize(match[2]))
-                continue
-            yield question(sentences, match[2], detokenizer, place)
-            sentences = []
+        for number, line in enumerate(read_utf8(path).split('\n'), 1):
+            place, start = f'{path} line {number}', f'{len(sentences) + 1} '
+            if line.strip():
+                require(line.startswith(start),
+                        f'{place} does not begin with {start}and a space; lines are numbered from 1 to 21')
+                sentences.append(line.removeprefix(start).removesuffix('\r'))
+            if len(sentences) == 21:
+                yield question(sentences, place)
+                sentences = []
         require(not sentences, f'{path} ends within a question, after line {len(sentences)} of 21')
 
 
-def question(sentences, line, detokenizer, place):
-    fields = line.split('\t')
+def question(sentences, place):  # list of 21 str, str -> Question
+    *context, last = sentences
+    fields = last.split('\t')
     require(len(fields) == 4 and 'XXXXX' in fields[0],
             f'{place}: line 21 is a sentence with XXXXX, tab, answer, two tabs, choices with | between')
-    candidates = tuple(fields[3].split('|'))
-    require(len(candidates) > 1 and fields[1] in candidates,
-            f'{place} has {len(candidates)} choices, and the answer {fields[1]!r} must be among two or more')
-    before, _, after = detokenizer.detokenize(fields[0]).partition('XXXXX')
-    return Question(' '.join(sentences), before, after, candidates, fields[1])
+    candidates, answer = fields[3].split('|'), fields[1]
+    require(len(candidates) > 1 and answer in candidates,
+            f'{place} has {len(candidates)} choices, and the answer {answer!r} must be among two or more')
+    before, _, after = detokenize(fields[0], BOOKS).partition('XXXXX')
+    context = ' '.join(detokenize(sentence, BOOKS) for sentence in context)
+    return Question(context, before, after, candidates, answer)
