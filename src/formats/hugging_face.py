@@ -27,7 +27,7 @@ import encoder
 import model
 from errors import InputError, require
 from hparams import HParams
-from storage import checkpoint, new_model, paths
+from storage import checkpoint, new_model, paths, vocabulary_files
 
 SAFETENSORS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 VOCABULARY_FILES = ('vocab.json', 'merges.txt')
@@ -61,10 +61,10 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
     _, hparams, enc = checkpoint.load_sizes_and_vocabulary(os.path.basename(directory), os.path.dirname(directory))
     prefix = checkpoint.resolve_checkpoint(directory, hparams, checkpoint_name)
     reader = checkpoint.weights_reader(prefix, hparams)
-    vocabulary, merges, _ = encoder.load_vocabulary(directory)
+    vocabulary, merges, _ = vocabulary_files.load_vocabulary(directory)
     without_text = sorted(set(range(hparams.n_vocab)) - enc.decoder.keys())
     vocabulary = {**vocabulary, **{NO_TEXT.format(id): id for id in without_text}}
-    encoder.write_vocabulary(folder, vocabulary, merges, names=VOCABULARY_FILES)
+    vocabulary_files.write_vocabulary(folder, vocabulary, merges, names=VOCABULARY_FILES)
     ends = {'bos_token_id': enc.eot, 'eos_token_id': enc.eot}
     never_drawn = {'suppress_tokens': without_text} if without_text else {}
     for name, values in (('config', {**config(hparams), **ends}), ('generation_config', {**ends, **never_drawn}),
@@ -127,7 +127,7 @@ def read(source: str, folder: str) -> HParams:
     require(n_vocab <= hparams.n_vocab, f'{source}: {os.path.basename(names[0])} has ids up to {n_vocab - 1}, but '
                                         f'config.json says vocab_size is {hparams.n_vocab}')
     weights = find_weights(source, hparams, tied)
-    encoder.write_vocabulary(folder, vocabulary, merges, special)
+    vocabulary_files.write_vocabulary(folder, vocabulary, merges, special)
     new_model.write(folder, hparams, ((name, weights[name].read().reshape(shape))
                                        for name, shape in model.weight_shapes(hparams).items()))
     return hparams
@@ -183,8 +183,9 @@ def read_vocabulary(source, end_id):
         require(all(map(os.path.exists, names)),
                 f'{source} has neither tokenizer.json nor {" and ".join(VOCABULARY_FILES)}: copy them from where the '
                 'model came from, if its tokens are those of byte-level BPE; no others are read')
-        vocabulary, merges = encoder.read_vocabulary(names[0]), encoder.read_merges(names[1])
-        encoder.check_vocabulary(vocabulary, names[0])
+        vocabulary = vocabulary_files.read_vocabulary(names[0])
+        merges = vocabulary_files.read_merges(names[1])
+        vocabulary_files.check_vocabulary(vocabulary, names[0])
         path = os.path.join(source, 'added_tokens.json')
         listed = read_object(path) if os.path.exists(path) else {}
         added = {token_text(path, text): id for text, id in listed.items()}
@@ -211,7 +212,7 @@ def read_special_tokens(source, vocabulary, merges, added, end_id):  # -> Specia
     spelt = {*encoder.bytes_to_unicode().values(), *map(''.join, merges)}
     end = next((text for text in (symbol, named['eos_token'], encoder.EOT)
                 if text in tokens or (text in vocabulary and text not in spelt)), None)
-    special = encoder.SpecialTokens(tokens if end is None or end in tokens else [*tokens, end], end)
+    special = vocabulary_files.SpecialTokens(tokens if end is None or end in tokens else [*tokens, end], end)
     usual = ([encoder.EOT], encoder.EOT) if encoder.EOT in vocabulary else ([], None)
     return None if special == usual else special
 
@@ -242,7 +243,7 @@ def read_tokenizer(path):  # -> {symbol: id}, list of pairs of symbols, {added t
             and not any(map(bpe.get, ('ignore_merges', 'continuing_subword_prefix', 'end_of_word_suffix'))),
             f'{path} is not the byte-level BPE of GPT-2; no other is read')
     check_prefix_space(path, splitter)
-    encoder.check_vocabulary(bpe.get('vocab'), path)
+    vocabulary_files.check_vocabulary(bpe.get('vocab'), path)
     merges, added = bpe.get('merges', ()), values.get('added_tokens') or []
     require(isinstance(merges, list) and isinstance(added, list), f'{path}: merges and added_tokens must be lists')
     merges = [tuple(pair.split(' ')) if isinstance(pair, str) else pair for pair in merges]
