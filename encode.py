@@ -20,13 +20,14 @@ from storage import paths
 from storage.npz import write_npz
 
 
-def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str = 'models', combine: int = 50000,
-           encoding: str = 'utf-8', compress: bool = False, workers: int = 1, special_tokens: bool = True):
+def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str = 'models',
+           combine: int = 50000, encoding: str = 'utf-8', compress: bool = False, workers: int = 1,
+           special_tokens: bool = True):
     """Encodes text files as a .npz of tokens, which train.py reads in place.
 
     Args:
-        in_text: a text file, a .npz, a directory (with all below it that is not hidden), a quoted glob (** for any
-            depth), or several of these with commas between
+        in_text: a text file, a .npz, a directory (with all below it that is not hidden), a quoted glob (** for
+            any depth), or several of these with commas between
         out_npz: the file to write; .npz is added where it is missing
         model_name: the model whose vocabulary to use
         models_dir: the folder of the models
@@ -54,8 +55,10 @@ def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str
     first = next(chunks, None)
     require(first is not None, f'{in_text} holds no text; nothing was written')
     os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
-    n_tokens, n_chunks = write_npz(out, itertools.chain([first], chunks), len(enc), compress, enc.fingerprint)
-    print(f'{n_tokens} tokens in {n_chunks} chunks, {os.path.getsize(out)} bytes, written to {out}', file=sys.stderr)
+    chunks = itertools.chain([first], chunks)
+    n_tokens, n_chunks = write_npz(out, chunks, len(enc), compress, enc.fingerprint)
+    size = os.path.getsize(out)
+    print(f'{n_tokens} tokens in {n_chunks} chunks, {size} bytes, written to {out}', file=sys.stderr)
 
 
 if __name__ == '__main__':

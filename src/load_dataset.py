@@ -1,9 +1,8 @@
 """Files → documents → chunks of token ids, from which training.windows.Sampler draws.
 
-A chunk is a 1-D array of token ids: documents, each followed by the id of the token that ends a text, or an array
-of a .npz, unchanged. A text file is one document, or several with <|endoftext|> (or the end of text of another
-vocabulary) between them. Chunks have the smallest type that holds the vocabulary, and arrays that are stored
-undeflated in a .npz are mapped into memory, so that data may be larger than memory.
+A chunk is a 1-D array of ids: documents, each followed by the id of the token that ends a text, or an array
+of a .npz, unchanged. A text file is one document, or several with <|endoftext|> (or the vocabulary's own end
+of text) between them. Arrays that are stored undeflated in a .npz are mapped into memory.
 
     chunks = load_dataset(enc, 'corpus/')
     Sampler(chunks, seed=1).sample(1024)    # int32 [1024]
@@ -20,7 +19,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 
@@ -45,10 +43,10 @@ SAFE_CUT = regex.compile(r'(?r)(?<=\S)(?=\s)|(?<=\p{L})(?=\P{L})|(?<=\p{N})(?=\P
 
 def load_dataset(enc, path: str, combine: int = 50000, encoding: str = 'utf-8', special_tokens: bool = True,
                  progress: bool = True) -> list[np.ndarray]:  # 1-D, integers
-    """All chunks of a text file, a .npz, a directory (with what is below it), a glob (`**` for any depth), or
-    several of these joined by commas, as in 'a.npz,b/*.txt'. Hidden files of a directory (.git) are left out.
+    """All chunks of a text file, a .npz, a directory with all below it that is not hidden, a glob (`**` for
+    any depth), or several of these joined by commas, as in 'a.npz,b/*.txt'.
 
-    Documents are gathered into one chunk until it has at least `combine` characters. special_tokens, progress: see
+    Documents are gathered into one chunk until it has `combine` characters. special_tokens, progress: see
     iter_chunks. Raises InputError if nothing matches the path, a text is not in the encoding, or a .npz holds
     anything but one-dimensional integer arrays, or ids of another vocabulary.
     """
@@ -58,17 +56,15 @@ def load_dataset(enc, path: str, combine: int = 50000, encoding: str = 'utf-8', 
 
 def encode_to_npz(enc, sources: list[str], directory: str, combine: int = 50000, encoding: str = 'utf-8',
                   special_tokens: bool = True) -> list[str]:
-    """The paths from which the chunks of each source can be mapped: the source itself if it means .npz files, else
-    a file in the directory.
-
-    That file is encoded if it is not there. Its name changes with the text files, their times and the vocabulary.
-    Such files of other sources, which earlier calls have left in the directory, are removed.
+    """For each source, a path from which its chunks can be mapped: the source itself if it means .npz files,
+    else a file in the directory, which is encoded unless it is there. The name of that file changes with the
+    text files, their times and the vocabulary. Such files of other sources are removed.
     """
-    targets = [encoded_source(enc, source, directory, combine, encoding, special_tokens) for source in sources]
+    made_by = directory, combine, encoding, special_tokens
+    targets = [encoded_source(enc, source, *made_by) for source in sources]
     used = {os.path.realpath(name) for target in targets for name in find_files(target)}
-    for path in glob.glob(f'{glob.escape(directory)}/dataset-*'):
-        is_ours = re.fullmatch(r'dataset-[0-9a-f]{16}\.npz', os.path.basename(path))
-        if is_ours and os.path.realpath(path) not in used:
+    for path in glob.glob(f'{glob.escape(directory)}/dataset-{16 * "[0-9a-f]"}.npz'):
+        if os.path.realpath(path) not in used:
             with contextlib.suppress(OSError):
                 os.unlink(path)
     return targets
@@ -90,8 +86,8 @@ def encoded_source(enc, source, directory, combine, encoding, special_tokens):  
 
 
 def fingerprint(enc, *data: list[np.ndarray], length: int = 1024) -> str:
-    """16 digits, others for another vocabulary, and in all likelihood for other data (each a list of chunks): the
-    sizes of the chunks and some windows of this length count."""
+    """16 digits, others for another vocabulary, and in all likelihood for other data (lists of chunks): their
+    sizes and some windows of this length count."""
     digest = hashlib.blake2b(enc.fingerprint.encode(), digest_size=8)
     for chunks in data:
         digest.update(f'{[len(chunk) for chunk in chunks]}'.encode())
@@ -105,16 +101,14 @@ def fingerprint(enc, *data: list[np.ndarray], length: int = 1024) -> str:
 
 
 def find_files(path: str) -> list[str]:
-    """The files that a path means; InputError if there are none.
-
-    Several paths may be joined by commas: the files of each, sorted, in the order given. A single name may itself
-    have a comma.
-    """
+    """The files of a path, or of several joined by commas, sorted for each path; InputError if one has none.
+    The name of a single file may have a comma."""
     alone = paths.expand(path)
     if ',' not in path or os.path.exists(alone) or glob.glob(alone, recursive=True):
         return files_of(alone)
-    require(all(path.split(',')), f'{path} has nothing before, between or after its commas; name a path there')
-    return [name for part in path.split(',') for name in files_of(paths.expand(part))]
+    parts = path.split(',')
+    require(all(parts), f'{path} has nothing before, between or after its commas; name a path there')
+    return [name for part in parts for name in files_of(paths.expand(part))]
 
 
 def files_of(path):  # -> sorted list of paths
@@ -126,16 +120,16 @@ def files_of(path):  # -> sorted list of paths
         return [path]
     matches = sorted(glob.glob(path, recursive=True))
     if not matches and path != path.strip():
-        raise InputError(f'nothing matches the path {path!r}, which begins or ends with a blank; leave blanks out, as '
-                         'beside commas')
-    require(matches, f'nothing matches the path {path}; name a file, a directory or a glob (quoted, so that the shell '
-            'leaves it alone)')
+        raise InputError(f'nothing matches the path {path!r}, which begins or ends with a blank; leave '
+                         'blanks out, as beside commas')
+    require(matches, f'nothing matches the path {path}; name a file, a directory or a glob (quoted, so that '
+                     'the shell leaves it alone)')
     names = list(filter(may_be_file, matches))
-    require(names, f'{path} matches only directories, pipes and devices; add /** for the files in directories')
+    require(names, f'{path} matches only directories, pipes and devices; add /** for files in directories')
     return names
 
 
-def may_be_file(path):  # a link to nothing may, so that reading it raises an error that names it
+def may_be_file(path):  # a link to nothing may: who reads it gets an error that names it
     return os.path.isfile(path) or not os.path.exists(path)
 
 
@@ -149,45 +143,44 @@ def reraise(error):
     raise error
 
 
-def read_text(path: str, encoding: str, advance: Callable[[int], None] = lambda n_bytes: None) -> Iterator[str]:
+def read_text(path: str, encoding: str, advance: Callable[[int], None] | None = None) -> Iterator[str]:
     """Yields a file's text in parts, with its line ends, without a byte-order mark.
 
-    advance: called with the number of bytes of each part. Raises InputError (without the file's name, which
-    separate_document adds) if the file is not in this encoding, or of a kind that is no text in any encoding.
+    advance: called with the number of bytes of each part. Raises InputError (to which separate_document adds
+    the file's name) if the file is not in this encoding, or of a kind that is no text.
     """
-    decoder = text_decoder(encoding)
-    n_bytes = n_characters = 0
+    decoder, n_bytes, n_characters, data = text_decoder(encoding), 0, 0, b' '
     with open(path, 'rb') as file:
-        while True:
+        while data:
             data = file.read(READ_BYTES)
             if not n_bytes:
                 paths.check_text(data)
             n_bytes += len(data)
             try:
                 text = decoder.decode(data, final=not data)
-            except UnicodeError as error:  # error.object begins with bytes that the decoder had kept
-                at = n_bytes - len(error.object) + error.start if isinstance(error, UnicodeDecodeError) else n_bytes
-                raise InputError(f'not {encoding} at byte {at} ({getattr(error, "reason", error)}); give its right '
+            except UnicodeError as error:
+                # error.object begins with the bytes that the decoder had kept from before.
+                kept = len(error.object) - error.start if isinstance(error, UnicodeDecodeError) else 0
+                reason = getattr(error, 'reason', error)
+                raise InputError(f'not {encoding} at byte {n_bytes - kept} ({reason}); give its right '
                                  'encoding with --encoding, or leave the file out') from None
             check_surrogates(text, n_characters)
             part = text if n_characters else text.removeprefix(paths.BYTE_ORDER_MARK)
             n_characters += len(text)
             if part:
                 yield part
-            if not data:
-                return
-            advance(len(data))
+            if advance:
+                advance(len(data))
 
 
 def text_decoder(encoding: str) -> codecs.IncrementalDecoder:
-    """A decoder of that encoding; InputError if Python has none, or it is no encoding of text (hex)."""
-    try:
+    """A decoder of that encoding; InputError if Python has none, or it gives no text (hex)."""
+    with contextlib.suppress(LookupError, TypeError, ValueError):
         decoder = codecs.getincrementaldecoder(encoding)()
         if isinstance(decoder.decode(b''), str):
             return decoder
-    except (LookupError, TypeError, ValueError):
-        pass
-    raise InputError(f'--encoding {encoding!r} is not an encoding of text that Python knows; try utf-8 or latin-1')
+    raise InputError(f'--encoding {encoding!r} is not an encoding of text that Python knows; try utf-8 or '
+                     'latin-1')
 
 
 # Documents
@@ -206,8 +199,8 @@ class CharacterCounter:
 
 
 def split_at(texts: Iterable[str], tokens: Collection[str]) -> Iterator[str]:  # none empty
-    """Yields the joined texts again, cut so that each of the tokens stands alone; of several at one place, the
-    longest. The texts may be cut anywhere."""
+    """Yields the joined texts, which may be cut anywhere, cut so that each of the tokens stands alone; of
+    several at one place, the longest does."""
     pattern, longest, held = special_pattern(tokens), max(map(len, tokens), default=1), ''
     for part in itertools.chain(texts, [None]):
         text = held + (part or '')
@@ -229,7 +222,7 @@ def split_at(texts: Iterable[str], tokens: Collection[str]) -> Iterator[str]:  #
 def document_parts(enc, texts, special_tokens, notes):
     """Yields a file's text in parts, special tokens as ids, and enc.eot after each document. Adds to notes.
 
-    In a file that has enc.eot's text, white space alone is no document: there may be line ends around enc.eot.
+    In a file that has enc.eot's text, white space alone is no document: lines may end around enc.eot.
     """
     blank: list[str] = []  # white space at the beginning of a document
     begun = several = False  # whether the document has more than that; whether the file has enc.eot's text
@@ -242,8 +235,7 @@ def document_parts(enc, texts, special_tokens, notes):
                 yield part
             blank, begun, several = [], False, True
         elif begun or not isinstance(part, str) or part.strip():
-            yield from blank
-            yield part
+            yield from [*blank, part]
             blank, begun = [], True
         else:
             blank.append(part)
@@ -254,7 +246,7 @@ def document_parts(enc, texts, special_tokens, notes):
 
 
 def separate_document(path: str, parts: Iterable) -> Iterator:
-    """Yields a file's parts, runs of texts cut anew by separate_texts. InputErrors get the name of the file."""
+    """Yields a file's parts, runs of texts cut anew by separate_texts. InputErrors get the file's name."""
     try:
         for are_texts, run in itertools.groupby(parts, lambda part: isinstance(part, str)):
             if are_texts:
@@ -266,7 +258,7 @@ def separate_document(path: str, parts: Iterable) -> Iterator:
 
 
 def separate_texts(texts):  # strings, none empty -> strings, none empty
-    """Yields the joined texts again, cut only where a cut changes no id. Holds the longest piece in memory."""
+    """Yields the joined texts, cut only where a cut changes no id. Holds the longest piece in memory."""
     held: list[str] = []
     for text in texts:
         cut = held and SAFE_CUT.search(held[-1][-1] + text)
@@ -283,8 +275,8 @@ def separate_texts(texts):  # strings, none empty -> strings, none empty
 
 @dataclasses.dataclass
 class Notes:
-    """Facts about the files to tell the user: counts of special tokens in texts, documents that follow others in
-    their chunk, and .npz that do not name a vocabulary."""
+    """What the user is told about the data: counts of special tokens in texts, documents that follow others
+    in their chunk, and .npz that do not name a vocabulary."""
     special: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     following: int = 0
     unchecked: list[str] = dataclasses.field(default_factory=list)
@@ -296,7 +288,8 @@ class Notes:
             are_ends = all(enc.special[token] == enc.eot for token in self.special)
             kind = 'ends of documents' if are_ends else 'special tokens'
             taken, flag, other = (kind, 'false', 'text') if special_tokens else ('text', 'true', kind)
-            yield f'{counts} in the text are taken as {taken}; --special_tokens {flag} takes them as {other}'
+            yield (f'{counts} in the text are taken as {taken}; --special_tokens {flag} takes them as '
+                   f'{other}')
         if self.following and enc.eot is None:
             yield 'No token of the vocabulary ends a text: documents run together'
         if self.unchecked:
@@ -309,15 +302,15 @@ def iter_chunks(enc, files: list[str], combine: int = 50000, encoding: str = 'ut
                 special_tokens: bool = True, parallel: bool = True) -> Iterator[Iterator[np.ndarray]]:
     """Yields the chunks of the files, each an iterator over its parts (1-D arrays, none empty).
 
-    Exhaust each before the next. Memory is bounded by the longest piece (a run of letters, digits, white space or
-    other characters), not by a file or a chunk; only the arrays of a deflated .npz are read whole, one at a time.
-    progress: whether to show on a terminal's stderr how many of the files' bytes are done, and at the end what the
-    data held. special_tokens: whether special tokens in text files are ids of their own, or text. parallel: whether
-    several cores may encode.
+    Exhaust each before the next. Memory is bounded by the longest piece (a run of letters, digits, white
+    space or others), not by a file or chunk; only arrays of a deflated .npz are read whole, one at a time.
+    progress: whether stderr shows how many bytes are done, if it is a terminal, and at the end notes on the
+    data. special_tokens: whether these, in text files, are their own ids. parallel: for batch_encoder.
     """
     text_decoder(encoding)  # an unknown encoding is refused before any work
     total, notes = sum(map(os.path.getsize, files)), Notes()
-    with tqdm(total=total, unit='B', unit_scale=True, desc='encoding', disable=None if progress else True) as bar:
+    hidden = None if progress else True  # None: if stderr is no terminal
+    with tqdm(total=total, unit='B', unit_scale=True, desc='encoding', disable=hidden) as bar:
         items = iter_items(enc, files, combine, encoding, bar.update, special_tokens, notes)
         parts = encode_items(enc, items, parallel)
         for is_end, chunk in itertools.groupby(parts, lambda part: part is None):
@@ -329,8 +322,8 @@ def iter_chunks(enc, files: list[str], combine: int = 50000, encoding: str = 'ut
 
 
 def iter_items(enc, files, combine, encoding, advance, special_tokens, notes):
-    """Yields the content of the files, in order: texts that can be encoded one by one, arrays of tokens, the ids of
-    special tokens, enc.eot after each document, and None at the end of a chunk. Adds to notes."""
+    """Yields the content of the files: texts that can be encoded one by one, arrays of tokens, ids of special
+    tokens, enc.eot after each document, and None at the end of a chunk. Adds to notes."""
     gathered = 0  # characters in the chunk so far
     for path in files:
         if path.lower().endswith('.npz'):
@@ -353,7 +346,7 @@ def iter_items(enc, files, combine, encoding, advance, special_tokens, notes):
 
 
 def check_vocabulary(enc, path, notes):
-    """Raises InputError if a .npz says that its ids are of another vocabulary. Notes one that says nothing."""
+    """Raises InputError if a .npz says that its ids are of another vocabulary; notes one that does not say."""
     vocabulary = vocabulary_of(path)
     if vocabulary is None:
         notes.unchecked.append(path)
@@ -363,8 +356,8 @@ def check_vocabulary(enc, path, notes):
 
 
 def encode_items(enc, items, parallel):
-    """Yields the items of iter_items with ids and texts as arrays, so that only arrays and None are left."""
-    dtype, encode_batch, is_bulk = token_dtype(len(enc)), bulk_encoding.encode_slowly, False
+    """Yields the items of iter_items with ids and texts as arrays: only arrays and None are left."""
+    dtype, is_bulk = token_dtype(len(enc)), False
     encode_batch = functools.partial(bulk_encoding.encode_slowly, enc)
     for group in in_groups(items):
         texts = [item for item in group if isinstance(item, str)]
@@ -379,8 +372,8 @@ def encode_items(enc, items, parallel):
 
 
 def in_groups(items):
-    """Yields lists of items that are encoded together. An array of a .npz ends its list: it may be large, and an error
-    in it comes before errors in the files after it."""
+    """Yields lists of items that are encoded together. An array of a .npz ends its list: it may be large, and
+    an error in it comes before errors in the files after it."""
     group, characters = [], 0
     for item in items:
         group.append(item)

@@ -1,7 +1,7 @@
 """Encoding of many long texts by the library gigatoken: the ids of encoder.py at some 30 times its speed.
 
 gigatoken is young. It is used only if it reproduces the vocabulary and the ids of a fixed text, and each batch
-of ids must decode to its texts again. Where it is not installed or fails, encoder.py does the same work.
+of ids must decode to its texts. Where it is not installed or fails, encoder.py does the same work.
 """
 import functools
 import json
@@ -13,14 +13,14 @@ import numpy as np
 
 MAX_VOCABULARY = 1 << 20  # gigatoken takes memory for all ids up to the largest
 MAX_CODE = 0x32000  # above the letters of Unicode 15.1
-SELF_CHECK = ("I'll we've you'RE 'tis ''s  x=1;//**\t\t<|endoftext|>\r\n\n  def f(a):\n\tл’été\x1c \x85\xa0\u3000 ½"
-              "😀👩‍👧 你好，世界。नमस्ते ภาษา e\u0301\u180e\u200b 1234567890 ①²٣" + 'ab' * 99 + ' ' * 99 + '\0')
+SELF_CHECK = ("I'll we've you'RE 'tis ''s  x=1;//**\t\t<|endoftext|>\r\n\n  def f(a):\n\tл’été\x1c \x85\xa0\u3000"
+              "½😀👩‍👧 你好，世界。नमस्ते ภาษา e\u0301\u180e\u200b 12345 ①²٣" + 'ab' * 99 + ' ' * 99 + '\0')
 
 
 def batch_encoder(enc, parallel: bool = True) -> Callable[[list[str]], list[np.ndarray]]:
     """A function that gives for each of some texts, none empty, a 1-D array of the ids that enc.encode gives.
 
-    parallel: whether gigatoken uses several cores: all, or as many as the environment's RAYON_NUM_THREADS says.
+    parallel: whether gigatoken uses all cores, or as many as the environment's RAYON_NUM_THREADS says.
     """
     tokenizer = load_tokenizer(enc)
     if tokenizer is None:
@@ -46,7 +46,7 @@ def load_tokenizer(enc):  # -> gigatoken.Tokenizer, or None where encoder.py has
         reason = 'it gives other ids'
     except Exception as error:  # gigatoken does not document which
         reason = ' '.join(str(error).split())[:200]
-    print(f'warning: gigatoken cannot encode with this vocabulary, so encoding is slower: {reason}', file=sys.stderr)
+    print(f'warning: encoding is slower, as gigatoken cannot use this vocabulary: {reason}', file=sys.stderr)
     return None
 
 
@@ -58,17 +58,17 @@ def encode_batch(enc, tokenizer, parallel, texts):  # list of str -> list of uin
     import awkward
     data = [text.encode() if has_known_characters(text) else b'' for text in texts]
     batch = tokenizer.encode_batch(data, parallel=parallel)
-    ids = np.asarray(awkward.flatten(batch))
+    ids, ends = np.asarray(awkward.flatten(batch)), np.cumsum(np.asarray(awkward.num(batch)))
     if tokenizer.decode(ids) != b''.join(data):
         print('warning: gigatoken changed a text; encoder.py encodes this batch instead', file=sys.stderr)
         return encode_slowly(enc, texts)
-    rows = np.split(ids, np.cumsum(np.asarray(awkward.num(batch)))[:-1])
-    return [row if len(row) else encode_slowly(enc, [text])[0] for row, text in zip(rows, texts, strict=True)]
+    rows = zip(texts, np.split(ids, ends[:-1]), strict=True)
+    return [row if len(row) else encode_slowly(enc, [text])[0] for text, row in rows]
 
 
 def has_known_characters(text: str) -> bool:
-    """Whether this Python's Unicode has all characters of the text. Newer ones may be letters to gigatoken, and
-    none to `regex`, or the other way round."""
+    """Whether this Python's Unicode has all characters of a text: of others, gigatoken and `regex` may differ
+    in whether they are letters."""
     if text.isascii():
         return True
     codes = np.frombuffer(text.encode('utf-32-le'), '<u4')
@@ -77,4 +77,4 @@ def has_known_characters(text: str) -> bool:
 
 @functools.cache
 def known_codes():  # -> bool [MAX_CODE + 1], the last False
-    return np.array([code < MAX_CODE and unicodedata.category(chr(code)) != 'Cn' for code in range(MAX_CODE + 1)])
+    return np.array([*(unicodedata.category(chr(code)) != 'Cn' for code in range(MAX_CODE)), False])
