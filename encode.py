@@ -26,8 +26,8 @@ def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str
     """Encodes text files as a .npz of tokens, which train.py reads in place.
 
     Args:
-        in_text: a text file, a .npz, a directory (with all below it that is not hidden), a quoted glob (** for
-            any depth), or several of these with commas between
+        in_text: a text file, a .npz, a directory (with all below it that is not hidden), a quoted glob (**
+            for any depth), or several of these with commas between
         out_npz: the file to write; .npz is added where it is missing
         model_name: the model whose vocabulary to use
         models_dir: the folder of the models

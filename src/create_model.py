@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Makes a new model directory with random weights: ./src/create_model.py NAME [flags], see --help."""
+import itertools
 import math
 import sys
 import tempfile
@@ -79,11 +80,13 @@ def learn_vocabulary(size: int, corpus: str, encoding: str = 'utf-8'):  # -> {sy
     load_dataset.text_decoder(encoding)  # an unknown encoding is refused before any work
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    texts = load_dataset.CharacterCounter(corpus_texts(files, encoding))
+    texts = corpus_texts(files, encoding)
+    first = next(texts, None)
+    require(first is not None, f'{corpus} holds no text')
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=size - 1, min_frequency=2, initial_alphabet=alphabet, show_progress=sys.stderr.isatty()))
-    require(texts.count, f'{corpus} holds no text')
+    trainer = trainers.BpeTrainer(vocab_size=size - 1, min_frequency=2, initial_alphabet=alphabet,
+                                  show_progress=sys.stderr.isatty())
+    tokenizer.train_from_iterator(itertools.chain([first], texts), trainer)
     with tempfile.TemporaryDirectory() as folder:
         vocabulary_path, merges_path = tokenizer.model.save(folder)
         vocabulary = vocabulary_files.read_vocabulary(vocabulary_path)

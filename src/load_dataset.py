@@ -186,18 +186,6 @@ def text_decoder(encoding: str) -> codecs.IncrementalDecoder:
 # Documents
 
 
-class CharacterCounter:
-    """An iterable of strings that counts the characters it has given."""
-
-    def __init__(self, texts: Iterable[str]):
-        self.texts, self.count = texts, 0
-
-    def __iter__(self):
-        for text in self.texts:
-            self.count += len(text)
-            yield text
-
-
 def split_at(texts: Iterable[str], tokens: Collection[str]) -> Iterator[str]:  # none empty
     """Yields the joined texts, which may be cut anywhere, cut so that each of the tokens stands alone; of
     several at one place, the longest does."""
@@ -227,6 +215,7 @@ def document_parts(enc, texts, special_tokens, notes):
     blank: list[str] = []  # white space at the beginning of a document
     begun = several = False  # whether the document has more than that; whether the file has enc.eot's text
     for part in split_at(texts, enc.special):
+        notes.characters += len(part)
         if part in enc.special:
             notes.special[part] += 1
             part = enc.special[part] if special_tokens else part
@@ -246,28 +235,24 @@ def document_parts(enc, texts, special_tokens, notes):
 
 
 def separate_document(path: str, parts: Iterable) -> Iterator:
-    """Yields a file's parts, runs of texts cut anew by separate_texts. InputErrors get the file's name."""
+    """Yields a file's parts, runs of texts cut anew, only where a cut changes no id. Holds the longest piece in
+    memory. InputErrors get the file's name."""
+    held: list[str] = []
     try:
-        for are_texts, run in itertools.groupby(parts, lambda part: isinstance(part, str)):
-            if are_texts:
-                yield from separate_texts(run)
-            else:
-                yield from run
+        for part in parts:
+            if not isinstance(part, str):
+                yield from [''.join(held), part] if held else [part]
+                held = []
+                continue
+            cut = held and SAFE_CUT.search(held[-1][-1] + part)
+            if cut:
+                yield ''.join([*held, part[:cut.start() - 1]])
+                held, part = [], part[cut.start() - 1:]
+            held.append(part)
+        if held:
+            yield ''.join(held)
     except InputError as error:
         raise InputError(f'{path}: {error}') from None
-
-
-def separate_texts(texts):  # strings, none empty -> strings, none empty
-    """Yields the joined texts, cut only where a cut changes no id. Holds the longest piece in memory."""
-    held: list[str] = []
-    for text in texts:
-        cut = held and SAFE_CUT.search(held[-1][-1] + text)
-        if cut:
-            yield ''.join([*held, text[:cut.start() - 1]])
-            held, text = [], text[cut.start() - 1:]
-        held.append(text)
-    if held:
-        yield ''.join(held)
 
 
 # Chunks
@@ -276,7 +261,8 @@ def separate_texts(texts):  # strings, none empty -> strings, none empty
 @dataclasses.dataclass
 class Notes:
     """What the user is told about the data: counts of special tokens in texts, documents that follow others
-    in their chunk, and .npz that do not name a vocabulary."""
+    in their chunk, and .npz that do not name a vocabulary; and how many characters have been read."""
+    characters: int = 0
     special: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     following: int = 0
     unchecked: list[str] = dataclasses.field(default_factory=list)
@@ -336,17 +322,19 @@ def iter_items(enc, files, combine, encoding, advance, special_tokens, notes):
                     yield None
             advance(os.path.getsize(path))
         else:
-            text = CharacterCounter(read_text(path, encoding, advance))
-            yield from separate_document(path, document_parts(enc, text, special_tokens, notes))
-            notes.following += bool(gathered and text.count)
-            gathered += text.count
+            before = notes.characters
+            texts = read_text(path, encoding, advance)
+            yield from separate_document(path, document_parts(enc, texts, special_tokens, notes))
+            length = notes.characters - before
+            notes.following += bool(gathered and length)
+            gathered += length
             if gathered >= combine:
                 yield None
                 gathered = 0
 
 
 def check_vocabulary(enc, path, notes):
-    """Raises InputError if a .npz says that its ids are of another vocabulary; notes one that does not say."""
+    """Raises InputError if a .npz says that its ids are of another vocabulary; notes silent ones."""
     vocabulary = vocabulary_of(path)
     if vocabulary is None:
         notes.unchecked.append(path)

@@ -17,7 +17,7 @@ from tiny_vocab import EOT, tiny_bpe
 import load_dataset
 from encoder import Encoder, bytes_to_unicode
 from errors import InputError
-from load_dataset import find_files, iter_chunks, separate_texts, split_at
+from load_dataset import find_files, iter_chunks, separate_document, split_at
 from storage import npz
 from storage.vocabulary_files import SpecialTokens
 from training.windows import Sampler
@@ -180,7 +180,7 @@ def test_texts_are_split_at_tokens_wherever_they_are_cut():
 @given(st.lists(st.one_of(TEXT, APOSTROPHES).filter(bool), max_size=6))
 def test_separate_texts_have_the_ids_of_the_whole(texts):
     enc, reference = tiny()
-    parts = list(separate_texts(texts))
+    parts = list(separate_document('a', texts))
     assert all(parts) and ''.join(parts) == ''.join(texts)
     assert [id for part in parts for id in enc.encode(part)] == reference.encode_ordinary(''.join(texts))
 
@@ -192,14 +192,14 @@ def cut(text, length):
 def test_separate_texts_of_odd_texts():
     enc, reference = tiny()
     text = ' '.join(ODD_TEXTS * 3)
-    parts = list(separate_texts(cut(text, 50)))
+    parts = list(separate_document('a', cut(text, 50)))
     assert len(parts) > 20 and max(map(len, parts)) < 150
     assert [id for part in parts for id in enc.encode(part)] == reference.encode_ordinary(text)
 
 
 @pytest.mark.parametrize('piece', ['a', '1', '-', ' ', '世'])
 def test_only_an_endless_piece_is_not_cut(piece):
-    parts = list(separate_texts([*cut('x- ' * 20, 10), *cut(piece * 100, 10), *cut(' a.' * 20, 10)]))
+    parts = list(separate_document('a', [*cut('x- ' * 20, 10), *cut(piece * 100, 10), *cut(' a.' * 20, 10)]))
     assert [part for part in parts if len(part) > 30] == [part for part in parts if piece * 70 in part]
     assert len(parts) > 5
 

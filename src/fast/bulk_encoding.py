@@ -1,7 +1,7 @@
 """Encoding of many long texts by the library gigatoken: the ids of encoder.py at some 30 times its speed.
 
-gigatoken is young. It is used only if it reproduces the vocabulary and the ids of a fixed text, and each batch
-of ids must decode to its texts. Where it is not installed or fails, encoder.py does the same work.
+gigatoken is young. It is used only if it reproduces the vocabulary and the ids of a fixed text, and each
+batch of ids must decode to its texts. Where it is not installed or fails, encoder.py does the same work.
 """
 import functools
 import json
@@ -13,8 +13,8 @@ import numpy as np
 
 MAX_VOCABULARY = 1 << 20  # gigatoken takes memory for all ids up to the largest
 MAX_CODE = 0x32000  # above the letters of Unicode 15.1
-SELF_CHECK = ("I'll we've you'RE 'tis ''s  x=1;//**\t\t<|endoftext|>\r\n\n  def f(a):\n\tл’été\x1c \x85\xa0\u3000"
-              "½😀👩‍👧 你好，世界。नमस्ते ภาษา e\u0301\u180e\u200b 12345 ①²٣" + 'ab' * 99 + ' ' * 99 + '\0')
+SELF_CHECK = ("I'll we've you'RE 'tis ''s  x=1;//**\t\t<|endoftext|>\r\n\n  def f(a):\n\tл’été\x1c \x85\xa0"
+              "\u3000½😀👩‍👧 你好，世界。नमस्ते ภาษา e\u0301\u180e\u200b 12345 ①²٣" + 'ab' * 99 + ' ' * 99 + '\0')
 
 
 def batch_encoder(enc, parallel: bool = True) -> Callable[[list[str]], list[np.ndarray]]:
