@@ -235,8 +235,8 @@ def document_parts(enc, texts, special_tokens, notes):
 
 
 def separate_document(path: str, parts: Iterable) -> Iterator:
-    """Yields a file's parts, runs of texts cut anew, only where a cut changes no id. Holds the longest piece in
-    memory. InputErrors get the file's name."""
+    """Yields a file's parts, runs of texts cut anew, only where a cut changes no id. Holds the longest piece
+    in memory. InputErrors get the file's name."""
     held: list[str] = []
     try:
         for part in parts:

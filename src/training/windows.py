@@ -1,7 +1,7 @@
 """Chunks of token ids → training windows, drawn at random; and chunks held out of training.
 
-A chunk is a 1-D array of token ids, in memory or mapped into it. Chunks are not copied and no order is stored,
-so that data may be larger than memory.
+A chunk is a 1-D array of token ids, in memory or mapped into it. No chunk is copied and no order stored, so
+that data may be larger than memory.
 
     training, validation = hold_out(chunks, 0.1)
     Sampler(training, seed=1).sample(1024)    # int32 [1024]
@@ -46,9 +46,9 @@ class Sampler:
     """Draws windows of consecutive tokens from chunks, all equally likely, each once an epoch.
 
     A chunk of n tokens has n - length + 1 windows, or, if it is shorter, one that PADDING fills up at its
-    right; a chunk of one token has none, as it has nothing to predict. An epoch is a pseudo-random permutation
-    of all windows, computed for each draw from (seed, epoch). So `position`, the number of draws so far, is
-    the whole state. Rank r of `size` takes the draws r, r + size, r + 2 size, …
+    right; a chunk of one token has none, as it has nothing to predict. An epoch is a pseudo-random
+    permutation of all windows, computed for each draw from (seed, epoch). So `position`, the number of draws
+    so far, is the whole state. Rank r of `size` takes the draws r, r + size, r + 2 size, …
 
     Attributes: seed (drawn if None is given), position (may be set), total_size (tokens in all chunks).
     Raises InputError if no chunk has two tokens.
