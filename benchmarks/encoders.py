@@ -15,10 +15,10 @@ def ours(files, models_dir, model_name):
     texts = [''.join(map(prose_and_code.read, files))]
     while True:
         enc = encoder.get_encoder(model_name, models_dir)
-        encode_batch = bulk_encoding.batch_encoder(enc)
+        bulk_encoder = bulk_encoding.BulkEncoder(enc)
 
-        def bulk(text, encode_batch=encode_batch):
-            return encode_batch([text])[0]
+        def bulk(text, bulk_encoder=bulk_encoder):
+            return bulk_encoder.encode([text])[0]
         results = [timed(encode, texts) for encode in (bulk, bulk, enc.encode)]
         seconds, digests = zip(*results, strict=True)
         check_equal('bulk_encoding and encoder.py', digests)

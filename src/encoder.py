@@ -8,8 +8,8 @@ pair of that list is left (Sennrich et al. 2016, section 3.2; Radford et al. 201
     enc.encode('Hello world')    # [15496, 995]
     enc.decode([15496, 995])     # 'Hello world'
 
-The ids are those of tiktoken's r50k_base; for characters newer than its Unicode tables, the installed `regex`
-decides what is a letter. fast/bulk_encoding.py encodes whole corpora, with the same ids.
+The ids are those of tiktoken's r50k_base; for characters newer than its Unicode tables, `regex` decides what
+is a letter. fast/bulk_encoding.py encodes whole corpora, with the same ids.
 """
 import functools
 import hashlib
@@ -33,10 +33,9 @@ CACHED_PIECES, MAX_CACHED_CHARS = 1 << 16, 64  # some 20 MB at most
 
 @functools.cache
 def bytes_to_unicode() -> dict[int, str]:
-    """A dict of 256: byte → the character that stands for it in encoder.json and vocab.bpe.
+    """A dict of 256, in the order of GPT-2's ids: byte → the character that stands for it in the two files.
 
-    Printable characters of Latin-1 stand for themselves and come first, in the order of GPT-2's ids 0 to 255.
-    The others (controls, space, soft hyphen) take the characters from U+0100 on.
+    Printable characters of Latin-1 stand for themselves; the others take the characters from U+0100 on.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in printable]
@@ -46,9 +45,8 @@ def bytes_to_unicode() -> dict[int, str]:
 class Encoder:
     """Encodes and decodes with one vocabulary; see the module's docstring.
 
-    encoder: symbol → id; bpe_merges: pairs of symbols, first to be merged first; errors: how decode treats
-    bytes that are not UTF-8, as in bytes.decode; names: of the two files, for messages; special: None for
-    <|endoftext|> alone, if the vocabulary has it.
+    encoder: symbol → id; bpe_merges: pairs of symbols, first to be merged first; errors: as in bytes.decode;
+    names: of the two files, for messages; special: None for <|endoftext|> alone, if the vocabulary has it.
     Attributes: encoder, decoder (id → symbol), bpe_ranks (pair → rank), token_bytes (id → bytes), n_vocab
     (largest id + 1), special (text of a special token → id), eot (id of the token that ends a text, or None).
     Raises InputError if the vocabulary or the merges cannot be used.
@@ -62,10 +60,9 @@ class Encoder:
         require(not missing,
                 f'{names[0]} lacks {len(missing)} of the 256 byte symbols, the first {missing[:1]}; {REMEDY}')
         vocabulary_files.check_merges(encoder, bpe_merges, names)
-        self.encoder = encoder
+        self.encoder, self.errors = encoder, errors
         self.decoder = {id: symbol for symbol, id in encoder.items()}
         self.n_vocab = max(self.decoder) + 1
-        self.errors = errors
         self.bpe_ranks = {tuple(pair): rank for rank, pair in enumerate(bpe_merges)}
         self.bpe = functools.lru_cache(CACHED_PIECES)(self.merge)
         self.token_bytes = {id: symbol_bytes(symbol, byte_decoder) for symbol, id in encoder.items()}
@@ -92,9 +89,8 @@ class Encoder:
 
     def merge(self, piece: str) -> list[int]:
         """The ids of one piece, by a heap of (rank, place) over a linked list: n log n. `bpe` is cached."""
-        symbols: list = [bytes_to_unicode()[byte] for byte in piece.encode()]
-        end = len(symbols)
-        symbols.append(None)  # the end, which is also place -1; None marks what has been merged away
+        symbols = [*map(bytes_to_unicode().get, piece.encode()), None]  # None: merged away, or the end
+        end = len(symbols) - 1  # which is also place -1
         before, after = list(range(-1, end)), [*range(1, end + 1), end]
 
         def rank_at(place):

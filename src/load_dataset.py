@@ -13,7 +13,6 @@ import codecs
 import collections
 import contextlib
 import dataclasses
-import functools
 import glob
 import hashlib
 import itertools
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from encoder import check_surrogates, special_pattern
 from errors import InputError, require
-from fast import bulk_encoding
+from fast.bulk_encoding import BulkEncoder, encode_slowly
 from storage import paths
 from storage.npz import npz_arrays, token_dtype, vocabulary_of, write_npz
 from training.windows import Sampler
@@ -291,7 +290,7 @@ def iter_chunks(enc, files: list[str], combine: int = 50000, encoding: str = 'ut
     Exhaust each before the next. Memory is bounded by the longest piece (a run of letters, digits, white
     space or others), not by a file or chunk; only arrays of a deflated .npz are read whole, one at a time.
     progress: whether stderr shows how many bytes are done, if it is a terminal, and at the end notes on the
-    data. special_tokens: whether these, in text files, are their own ids. parallel: for batch_encoder.
+    data. special_tokens: whether these, in text files, are their own ids. parallel: see BulkEncoder.
     """
     text_decoder(encoding)  # an unknown encoding is refused before any work
     total, notes = sum(map(os.path.getsize, files)), Notes()
@@ -345,13 +344,12 @@ def check_vocabulary(enc, path, notes):
 
 def encode_items(enc, items, parallel):
     """Yields the items of iter_items with ids and texts as arrays: only arrays and None are left."""
-    dtype, is_bulk = token_dtype(len(enc)), False
-    encode_batch = functools.partial(bulk_encoding.encode_slowly, enc)
+    dtype, bulk_encoder = token_dtype(len(enc)), None
     for group in in_groups(items):
         texts = [item for item in group if isinstance(item, str)]
-        if not is_bulk and sum(map(len, texts)) >= MIN_BULK_CHARS:
-            encode_batch, is_bulk = bulk_encoding.batch_encoder(enc, parallel), True
-        rows = iter(encode_batch(texts) if texts else [])
+        if not bulk_encoder and sum(map(len, texts)) >= MIN_BULK_CHARS:
+            bulk_encoder = BulkEncoder(enc, parallel)
+        rows = iter(bulk_encoder.encode(texts) if bulk_encoder and texts else encode_slowly(enc, texts))
         for item in group:
             if isinstance(item, str):
                 yield next(rows).astype(dtype, copy=False)

@@ -24,11 +24,11 @@ def inputs(count: int = 1_000_000, seed: int = 0):
     """
     vocabulary, merges = tiny_vocab.learned_bpe()
     enc, reference = encoder.Encoder(vocabulary, merges), tiny_vocab.tiktoken_encoding(vocabulary, merges)
-    encode_batch, rng, n_characters = bulk_encoding.batch_encoder(enc), random.Random(seed), 0
+    bulk_encoder, rng, n_characters = bulk_encoding.BulkEncoder(enc), random.Random(seed), 0
     for start in tqdm(range(0, count, BATCH), desc='batches of inputs', disable=None):
         texts = [awkward(rng) or ' ' for _ in range(min(BATCH, count - start))]
         n_characters += sum(map(len, texts))
-        for number, (text, row) in enumerate(zip(texts, encode_batch(texts), strict=True), start):
+        for number, (text, row) in enumerate(zip(texts, bulk_encoder.encode(texts), strict=True), start):
             ids, place = enc.encode(text), f'input {number} of seed {seed}: {text!r}'
             assert ids == row.tolist(), place
             assert enc.decode(ids) == text, place

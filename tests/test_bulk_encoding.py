@@ -5,6 +5,7 @@ import sys
 import unicodedata
 from unittest import mock
 
+import gigatoken
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from tiny_vocab import ENGLISH, EOT, tiny_bpe
 
 from encoder import Encoder
 from fast import bulk_encoding
+from fast.bulk_encoding import BulkEncoder
 from storage.vocabulary_files import SpecialTokens
 
 ANY_TEXTS = st.lists(st.one_of(TEXT, APOSTROPHES, st.text(st.characters(exclude_categories=['Cs']))).filter(bool),
@@ -27,15 +29,22 @@ def three(pair):  # -> Encoder, tiktoken.Encoding, function of a list of texts
 
 
 def bulk_encoder(enc):
-    """The function of batch_encoder, which must not be the slow one; two cores or not, the ids are the same."""
-    functions = [bulk_encoding.batch_encoder(enc, parallel) for parallel in (True, False)]
-    assert all(function.func is bulk_encoding.encode_batch for function in functions)
+    """A function by gigatoken of a list of texts; on several cores or not, the ids are the same."""
+    encoders = [BulkEncoder(enc, parallel) for parallel in (True, False)]
+    assert all(encoder.tokenizer for encoder in encoders)
 
     def encode(texts):
-        first, second = ([row.tolist() for row in function(texts)] for function in functions)
+        first, second = ([row.tolist() for row in encoder.encode(texts)] for encoder in encoders)
         assert first == second
         return first
     return encode
+
+
+def with_tokenizer(enc, **changes):
+    """A BulkEncoder whose tokenizer records its calls."""
+    encoder = BulkEncoder(enc, parallel=False)
+    encoder.tokenizer = mock.Mock(wraps=encoder.tokenizer, **changes)
+    return encoder
 
 
 @pytest.fixture(params=[tiny, learned, real], ids=['tiny', 'learned', 'real'])
@@ -76,43 +85,48 @@ def test_characters_of_all_kinds(plane):
 def test_characters_that_this_python_does_not_know_are_left_to_encoder_py():
     enc, _, encode = three(tiny)
     new = next(chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) == 'Cn')
-    tokenizer = mock.Mock(wraps=bulk_encoding.load_tokenizer(enc))
+    bulk = with_tokenizer(enc)
     texts = ['old é', f'new {new}', 'old', 'plane 15 \U000f0000']
-    rows = bulk_encoding.encode_batch(enc, tokenizer, True, texts)
+    rows = bulk.encode(texts)
     assert [row.tolist() for row in rows] == [enc.encode(text) for text in texts] == encode(texts)
-    assert tokenizer.encode_batch.call_args[0] == ([b'old \xc3\xa9', b'', b'old', b''],)
+    assert bulk.tokenizer.encode_batch.call_args[0] == ([b'old \xc3\xa9', b'', b'old', b''],)
 
 
 def test_a_batch_that_does_not_decode_to_its_texts_is_encoded_again(capsys):
     enc, _, _ = three(tiny)
-    tokenizer = mock.Mock(wraps=bulk_encoding.load_tokenizer(enc))
-    tokenizer.decode = lambda ids: b'some other text'
-    rows = bulk_encoding.encode_batch(enc, tokenizer, False, ['the text', 'é'])
+    rows = with_tokenizer(enc, decode=lambda ids: b'some other text').encode(['the text', 'é'])
     assert [row.tolist() for row in rows] == [enc.encode('the text'), enc.encode('é')]
     assert capsys.readouterr() == ('', 'warning: gigatoken changed a text; encoder.py encodes this batch instead\n')
 
 
-@pytest.mark.parametrize('change, reason', [
-    ({'encode.return_value': np.array([1, 2])}, 'it gives other ids'), ({'vocab': {}}, 'it gives other ids'),
-    ({'encode.side_effect': ValueError('two\nlines')}, 'two lines')])
-def test_a_tokenizer_that_fails_its_check_is_not_used(monkeypatch, capsys, change, reason):
-    import gigatoken
+@pytest.mark.parametrize('change', [
+    {'encode.return_value': np.array([1, 2])}, {'vocab': {}}, {'encode.side_effect': ValueError('two\nlines')}])
+def test_a_tokenizer_that_fails_its_check_is_not_used(monkeypatch, capsys, change):
     enc, _, _ = three(tiny)
     tokenizer = mock.Mock(wraps=bulk_encoding.load_tokenizer(enc), vocab=enc.token_bytes)
     tokenizer.configure_mock(**change)
     monkeypatch.setattr(gigatoken.Tokenizer, 'from_json', lambda text: tokenizer)
-    encode = bulk_encoding.batch_encoder(enc)
-    assert [row.tolist() for row in encode(['the'])] == [enc.encode('the')]
-    out, err = capsys.readouterr()
-    assert out == '' and err.count('\n') == 1 and err.startswith('warning: encoding is slower, as gigatoken') and reason in err
+    assert [row.tolist() for row in BulkEncoder(enc).encode(['the'])] == [enc.encode('the')]
+    assert capsys.readouterr() == ('', 'warning: gigatoken does not reproduce this vocabulary, so encoding is '
+                                       'slower\n')
 
 
 def test_without_gigatoken_the_ids_are_the_same(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'gigatoken', None)
     enc, _, _ = three(tiny)
-    assert [row.tolist() for row in bulk_encoding.batch_encoder(enc)([ENGLISH, 'é'])] == [
-        enc.encode(ENGLISH), enc.encode('é')]
+    rows = BulkEncoder(enc).encode([ENGLISH, 'é'])
+    assert [row.tolist() for row in rows] == [enc.encode(ENGLISH), enc.encode('é')]
     assert capsys.readouterr() == ('', '')
+
+
+def test_a_tokenizer_is_made_anew_before_its_cache_grows_large(monkeypatch):
+    enc, _, _ = three(tiny)
+    monkeypatch.setattr(bulk_encoding, 'MAX_TEXT_BYTES', 100)
+    bulk, used = BulkEncoder(enc), []
+    for number in range(9):
+        assert bulk.encode([f'{number} é' * 10])[0].tolist() == enc.encode(f'{number} é' * 10)
+        used.append(bulk.tokenizer)
+    assert [used.count(tokenizer) for tokenizer in dict.fromkeys(used)] == [3, 3, 3]
 
 
 def test_vocabularies_of_all_sorts():
