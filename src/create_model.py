@@ -49,8 +49,8 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
         special = None
         if vocab_from is not None:
             encoder.get_encoder(vocab_from, models_dir)  # refuses a vocabulary that cannot be used
-            source = paths.model_dir(vocab_from, models_dir)
-            vocabulary, merges, special = vocabulary_files.load_vocabulary(source)
+            copied_from = paths.model_dir(vocab_from, models_dir)
+            vocabulary, merges, special = vocabulary_files.load_vocabulary(copied_from)
         elif train_vocab is not None and corpus is not None:
             vocabulary, merges = learn_vocabulary(train_vocab, corpus, encoding)
         else:
@@ -59,8 +59,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
         vocabulary_files.write_vocabulary(folder, vocabulary, merges, special)
         hparams = hparams.override_from_dict({'n_vocab': max(vocabulary.values()) + 1})
         new_model.create(folder, hparams, seed)
-    n_parameters = sum(map(math.prod, model.weight_shapes(hparams).values()))
-    print(f'Made {directory}: {n_parameters:,} parameters')
+    print(f'Made {directory}: {sum(map(math.prod, model.weight_shapes(hparams).values())):,} parameters')
 
 
 def learn_vocabulary(size: int, corpus: str, encoding: str = 'utf-8'):  # -> {symbol: id}, list of pairs

@@ -13,7 +13,7 @@ import numpy as np
 
 MAX_VOCABULARY = 1 << 20  # gigatoken takes memory for all ids up to the largest
 MAX_TEXT_BYTES = 1 << 27  # for one tokenizer, which remembers all words: 0.8 GB if no word comes twice
-MAX_CODE = 0x32000  # above the letters of Unicode 15.1
+MAX_CODE = 0x323B0  # above the letters of Unicode 15.1
 SELF_CHECK = ("I'll we've you'RE 'tis ''s  x=1;//**\t\t<|endoftext|>\r\n\n  def f(a):\n\tл’été\x1c \x85\xa0"
               "\u3000½😀👩‍👧 你好，世界。नमस्ते ภาษา e\u0301\u180e\u200b 12345 ①²٣" + 'ab' * 99 + ' ' * 99 + '\0')
 
