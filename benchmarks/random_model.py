@@ -9,6 +9,7 @@ import numpy as np
 import encoder
 from command_line import cli
 from errors import require
+from storage import vocabulary_files
 
 SIZES = {  # layers, heads, width
     '124M': (12, 12, 768), '355M': (24, 16, 1024), '774M': (36, 20, 1280), '1558M': (48, 25, 1600)}
@@ -37,7 +38,7 @@ def write(directory, size, n_ctx):
     os.mkdir(path)
     words = map(''.join, itertools.product(string.ascii_letters, repeat=3))
     symbols = itertools.chain(encoder.bytes_to_unicode().values(), [encoder.EOT], words)
-    encoder.write_vocabulary(path, dict(zip(symbols, range(N_VOCAB), strict=False)), [])
+    vocabulary_files.write_vocabulary(path, dict(zip(symbols, range(N_VOCAB), strict=False)), [])
     new_model.create(path, model.default_hparams().override_from_dict(
         {'n_vocab': N_VOCAB, 'n_ctx': n_ctx, 'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd}))
     tokens = np.random.default_rng(1).integers(N_VOCAB, size=256 * n_ctx, dtype=np.uint16)

@@ -25,6 +25,7 @@ import encoder
 from command_line import cli
 from errors import InputError
 from evaluation import test_sets
+from storage import vocabulary_files
 
 SECONDS = 60  # that the loading of a small file may take
 ALLOWANCE = 64 << 20  # bytes that loading it may add to the process
@@ -200,7 +201,7 @@ def make_targets(folder):
     import toy
     models = os.path.join(folder, 'models')
     toy.write_model(os.path.join(models, 'toy'))
-    with open(os.path.join(models, 'toy', encoder.SPECIAL_TOKENS_FILE), 'w') as file:
+    with open(os.path.join(models, 'toy', vocabulary_files.SPECIAL_TOKENS_FILE), 'w') as file:
         json.dump({'tokens': [encoder.EOT, '!'], 'end': encoder.EOT}, file)
     with training_run(folder, models) as run:
         yield [*of_a_model(models), *of_datasets(folder, models), run, of_hugging_face(folder, models),
@@ -236,7 +237,7 @@ def of_a_model(models):
         Target('a checkpoint', [at('model.ckpt.data-00000-of-00001'), at('model.ckpt.index'), at('checkpoint')],
                weights, sealed=True),
         Target('hparams.json (n_head)', [at('hparams.json')], sizes, sealed=False),
-        Target('the vocabulary', [*map(at, encoder.VOCABULARY_FILES), at(encoder.SPECIAL_TOKENS_FILE)],
+        Target('the vocabulary', [*map(at, vocabulary_files.VOCABULARY_FILES), at(vocabulary_files.SPECIAL_TOKENS_FILE)],
                vocabulary, sealed=False)]
 
 
@@ -329,7 +330,7 @@ def of_hugging_face(folder, models):
         with tempfile.TemporaryDirectory() as target:
             hparams = hugging_face.read(source, target)
             reader = checkpoint.weights_reader(checkpoint.latest(target), hparams)  # all there, and in shape
-            return (hparams.values(), encoder.load_vocabulary(target),
+            return (hparams.values(), vocabulary_files.load_vocabulary(target),
                     {name: reader.get_tensor(f'model/{name}').tobytes() for name in model.weight_shapes(hparams)})
 
     names = ('model.safetensors', 'config.json', 'vocab.json', 'merges.txt')

@@ -22,10 +22,10 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/errors.py': set(),
     'src/hparams.py': set(),
     'src/version.py': set(),
-    'src/pieces.py': {'numpy', 'regex'},
-    'src/merges.py': {'numpy'},
-    'src/encoder.py': {'merges', 'numpy', 'pieces'},
-    'src/load_dataset.py': {'encoder', 'storage.npz', 'numpy', 'tqdm', 'training.windows'},
+    'src/encoder.py': {'regex', 'storage.vocabulary_files'},
+    'src/load_dataset.py': {'encoder', 'fast.bulk_encoding', 'storage.npz', 'numpy', 'regex', 'tqdm',
+                            'training.windows'},
+    'src/fast/bulk_encoding.py': {'awkward', 'gigatoken', 'numpy'},
     'src/model.py': {'fast', 'hparams', 'numpy', 'tensorflow'},
     'src/sample.py': {'fast', 'model', 'numpy', 'tensorflow'},
     'src/memory_saving_gradients.py': {'tensorflow'},
@@ -46,11 +46,13 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/generate_unconditional_samples.py': {'command_line', 'generation.samples'},
     'src/interactive_conditional_samples.py': {'command_line', 'generation.samples'},
 }
-TENSORFLOW_FREE = ['generation.continuation', 'encoder', 'hparams', 'storage.npz', 'storage.paths', 'storage.run_state',
-                   'training.windows', 'load_dataset', 'errors', 'command_line.interrupts', 'command_line.startup', 'command_line.cli',
-                   'command_line.flags', 'encode', 'download_model', 'train', 'convert', 'create_model',
-                   'generate_unconditional_samples', 'interactive_conditional_samples', 'evaluation.test_sets',
-                   'evaluation.metrics', 'evaluate', 'export']
+TENSORFLOW_FREE = ['generation.continuation', 'encoder', 'hparams', 'storage.npz', 'storage.paths',
+                   'storage.run_state', 'storage.vocabulary_files', 'fast.bulk_encoding',
+                   'training.windows', 'load_dataset', 'errors', 'command_line.interrupts',
+                   'command_line.startup', 'command_line.cli', 'command_line.flags', 'encode', 'download_model',
+                   'train', 'convert', 'create_model', 'generate_unconditional_samples',
+                   'interactive_conditional_samples', 'evaluation.test_sets', 'evaluation.metrics',
+                   'evaluate', 'export']
 CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'functools.partial', 'TestSet',
                    'perplexity_of', 'typing.TypeVar', 'pathlib.Path', 'pathlib.Path(__file__).resolve'}
 

@@ -13,11 +13,10 @@ import toy
 from tiny_vocab import ENGLISH
 
 import encode
-import load_dataset
 from command_line import cli
 from command_line.flags import SamplingFlags, TrainFlags
 from generation import samples
-from storage import checkpoint, new_model, paths
+from storage import new_model, paths, run_folder
 from storage.npz import npz_arrays
 from training import trainer
 
@@ -79,7 +78,7 @@ def windows(monkeypatch):
     monkeypatch.setattr(os, 'fsync', fsync_writable)
     monkeypatch.setitem(sys.modules, 'resource', None)
     monkeypatch.delattr(signal, 'SIGHUP')
-    for module in (checkpoint, cli, load_dataset, trainer):
+    for module in (cli, paths, run_folder, trainer):
         monkeypatch.setattr(module, 'sys', Sys())
 
 

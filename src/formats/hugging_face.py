@@ -19,7 +19,7 @@ import encoder
 import model
 from errors import InputError, require
 from hparams import HParams
-from storage import checkpoint, new_model, paths
+from storage import checkpoint, new_model, paths, vocabulary_files
 
 SAFETENSORS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 VOCABULARY_FILES = ('vocab.json', 'merges.txt')
@@ -54,10 +54,10 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
     _, hparams, enc = checkpoint.load_sizes_and_vocabulary(directory)
     prefix = checkpoint.resolve_checkpoint(directory, hparams, checkpoint_name)
     reader = checkpoint.weights_reader(prefix, hparams)
-    vocabulary, merges, _ = encoder.load_vocabulary(directory)
+    vocabulary, merges, _ = vocabulary_files.load_vocabulary(directory)
     unused = sorted(set(range(hparams.n_vocab)) - enc.decoder.keys())
     vocabulary = {**vocabulary, **{NO_TEXT.format(id): id for id in unused}}
-    encoder.write_vocabulary(folder, vocabulary, merges, names=VOCABULARY_FILES)
+    vocabulary_files.write_vocabulary(folder, vocabulary, merges, names=VOCABULARY_FILES)
     for name, values in descriptions(hparams, enc, unused).items():
         with paths.replacing(os.path.join(folder, name)) as file:
             json.dump(values, file, indent=2)
@@ -121,7 +121,7 @@ def read(source: str, folder: str) -> HParams:
     require(n_vocab <= hparams.n_vocab, f'{names[0]} has ids up to {n_vocab - 1}, but config.json says '
                                         f'vocab_size is {hparams.n_vocab}')
     weights = find_weights(source, hparams, tied)
-    encoder.write_vocabulary(folder, vocabulary, merges, special)
+    vocabulary_files.write_vocabulary(folder, vocabulary, merges, special)
     new_model.write(folder, hparams, ((name, read_tensor(*weights[name]).reshape(shape))
                                       for name, shape in model.weight_shapes(hparams).items()))
     return hparams
@@ -169,9 +169,9 @@ def read_vocabulary(source, end_id):
         require(all(map(os.path.exists, names)),
                 f'{source} has neither tokenizer.json nor {" and ".join(VOCABULARY_FILES)}: copy them from '
                 'where the model came from; no tokens but those of byte-level BPE are read')
-        vocabulary, merges = encoder.read_vocabulary(names[0]), encoder.read_merges(names[1])
+        vocabulary, merges = vocabulary_files.read_vocabulary(names[0]), vocabulary_files.read_merges(names[1])
         added = {token_text(listed, text): id for text, id in read_object(listed, optional=True).items()}
-    encoder.check_vocabulary(vocabulary, names[0])
+    vocabulary_files.check_vocabulary(vocabulary, names[0])
     vocabulary = {text: id for text, id in {**added, **vocabulary}.items() if text != NO_TEXT.format(id)}
     return vocabulary, merges, read_special_tokens(source, vocabulary, merges, added, end_id), names
 

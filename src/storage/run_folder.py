@@ -27,10 +27,9 @@ from collections.abc import Callable
 
 import tensorflow.compat.v1 as tf
 
-import encoder
 from errors import InputError, require
 from hparams import HParams, load_hparams
-from storage import checkpoint, paths
+from storage import checkpoint, paths, vocabulary_files
 from storage.run_state import BEST, sealed, unsealed
 
 KEPT = 5
@@ -186,8 +185,9 @@ class Run:
 
     def check_vocabulary(self, directory):
         """Raises InputError where a vocabulary stands beside the checkpoint to go on from, and is not the model's."""
-        if all(os.path.exists(os.path.join(directory, name)) for name in encoder.VOCABULARY_FILES):
-            require(encoder.load_vocabulary(directory) == encoder.load_vocabulary(self.model_directory),
+        if all(os.path.exists(os.path.join(directory, name)) for name in vocabulary_files.VOCABULARY_FILES):
+            require(vocabulary_files.load_vocabulary(directory)
+                    == vocabulary_files.load_vocabulary(self.model_directory),
                     f'{directory} was trained with another vocabulary than that of {self.model_directory}; give the '
                     '--model_name that it began with, or another --run_name')
 

@@ -1,7 +1,7 @@
 """Chunks of token ids → training windows, drawn at random; and chunks held out of training.
 
-A chunk is a one-dimensional array of token ids, in memory or mapped into it. Windows are drawn without a
-copy of the chunks and without a stored order, so that data may be larger than memory.
+A chunk is a 1-D array of token ids, in memory or mapped into it. No chunk is copied and no order stored, so
+that data may be larger than memory.
 
     training, validation = hold_out(chunks, 0.1)
     Sampler(training, seed=1).sample(1024)    # int32 [1024]
@@ -14,14 +14,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from errors import require
+from errors import InputError, require
 
 PADDING = -1  # fills a window longer than its chunk; the loss leaves it out
 ROUNDS, MASK = 6, (1 << 64) - 1
 
 
-def hold_out(chunks: list[np.ndarray], fraction: float) -> tuple[list, list]:  # training chunks, validation chunks
-    """Takes the last `fraction` of all tokens away for validation: whole chunks, and a slice of one. Copies nothing.
+def hold_out(chunks: list[np.ndarray], fraction: float) -> tuple[list, list]:  # training, validation chunks
+    """Takes the last `fraction` of all tokens away for validation: whole chunks, and a slice of one.
 
     Raises InputError unless at least 2 tokens (one to see, one to predict) are left on each side.
     """
@@ -29,8 +29,8 @@ def hold_out(chunks: list[np.ndarray], fraction: float) -> tuple[list, list]:  #
     total = sum(map(len, chunks))
     count = round(total * fraction)
     require(count >= 2 and total - count >= 2,
-            f'holding out {fraction} of {total} tokens leaves {total - count} to train on and {count} to validate '
-            'with; both need at least 2: hold out another fraction, or give more text')
+            f'holding out {fraction} of {total} tokens leaves {total - count} to train on and {count} to '
+            'validate with; both need at least 2: hold out another fraction, or give more text')
     training, validation = list(chunks), []
     while count:
         chunk = training.pop()
@@ -43,15 +43,15 @@ def hold_out(chunks: list[np.ndarray], fraction: float) -> tuple[list, list]:  #
 
 
 class Sampler:
-    """Draws windows of consecutive tokens from chunks, every window equally likely, without repeats within an epoch.
+    """Draws windows of consecutive tokens from chunks, all equally likely, each once an epoch.
 
-    A chunk of n tokens has n - length + 1 windows, or one, filled up with PADDING at its right, where it is shorter;
-    a chunk of a single token has none, as there is nothing in it to predict. An epoch is a pseudo-random permutation of
-    all windows, computed draw by draw from (seed, epoch): nothing is stored, no chunk is copied, and `position` (the
-    number of draws so far) is the whole state. Rank r of `size` takes the draws r, r + size, r + 2 size, …
+    A chunk of n tokens has n - length + 1 windows, or, if it is shorter, one that PADDING fills up at its
+    right; a chunk of one token has none, as it has nothing to predict. An epoch is a pseudo-random
+    permutation of all windows, computed for each draw from (seed, epoch). So `position`, the number of draws
+    so far, is the whole state. Rank r of `size` takes the draws r, r + size, r + 2 size, …
 
-    Attributes: seed (drawn where None is given), position (may be set), total_size (tokens in all chunks). Raises
-    InputError where no chunk has two tokens.
+    Attributes: seed (drawn if None is given), position (may be set), total_size (tokens in all chunks).
+    Raises InputError if no chunk has two tokens.
     """
 
     def __init__(self, chunks: Iterable[np.ndarray], seed: int | None = None, rank: int = 0, size: int = 1):
@@ -59,12 +59,13 @@ class Sampler:
         chunks = [np.asarray(chunk) for chunk in chunks]
         self.chunks = [chunk for chunk in chunks if len(chunk) >= 2]
         self.total_size = sum(map(len, chunks))
-        require(self.chunks, f'the data has {self.total_size} tokens in {len(chunks)} chunks, but at least 2 in one '
-                'chunk are needed (and for full windows, as many as a window is long); give more text')
+        require(self.chunks,
+                f'the data has {self.total_size} tokens in {len(chunks)} chunks, but at least 2 in one chunk '
+                'are needed (and for full windows, as many as a window is long); give more text')
         self.seed = secrets.randbits(63) if seed is None else int(seed)
         self.rank, self.size, self.position = rank, size, 0
-        self._ends = {}  # length -> for each chunk, the number of windows in it and all before it
-        self._keys = {}  # epoch -> key; only the latest
+        self._ends = {}  # length -> for each chunk, the number of windows up to its end
+        self._epoch_key = None, 0  # the epoch, and the key of its permutation
 
     def sample(self, length: int) -> np.ndarray:  # int32 [length]
         """The next window of `length` tokens."""
@@ -74,14 +75,12 @@ class Sampler:
         i = bisect.bisect_right(ends, window)
         start = window - (ends[i - 1] if i else 0)
         tokens = self.chunks[i][start:start + length]
-        if tokens.dtype.itemsize > 2:  # of such arrays, only the first that a file holds have been looked at
-            require(0 <= tokens.min() and tokens.max() < 1 << 31, f'the data has ids from {tokens.min()} to '
-                    f'{tokens.max()}; make it anew with encode.py')
-        tokens = tokens.astype(np.int32)
-        if len(tokens) < length:
-            tokens = np.append(tokens, np.full(length - len(tokens), PADDING, np.int32))
+        if tokens.dtype.itemsize > 2 and not (0 <= tokens.min() and tokens.max() < 1 << 31):
+            raise InputError(f'the data has ids from {tokens.min()} to {tokens.max()}; make it anew with '
+                             'encode.py')  # npz_arrays searches only the first arrays of a file
         self.position += 1
-        return tokens
+        padding = np.full(length - len(tokens), PADDING, np.int32)
+        return np.concatenate([tokens.astype(np.int32), padding])
 
     def _window_ends(self, length):
         if length not in self._ends:
@@ -91,17 +90,17 @@ class Sampler:
         return self._ends[length]
 
     def _key(self, epoch):
-        if epoch not in self._keys:
+        if self._epoch_key[0] != epoch:
             digest = hashlib.blake2b(f'{self.seed} {epoch}'.encode(), digest_size=8).digest()
-            self._keys = {epoch: int.from_bytes(digest, 'little')}
-        return self._keys[epoch]
+            self._epoch_key = epoch, int.from_bytes(digest, 'little')
+        return self._epoch_key[1]
 
 
 def permuted(index, n, key):  # index and result from 0 to n - 1
-    """Where a pseudo-random permutation, one for each key, sends an index.
+    """The place to which a pseudo-random permutation, another for each key, sends an index.
 
-    A Feistel network over a grid of about n cells, both sides changed in turn by a hash of the other (Black and Rogaway
-    2002, section 5), and walked on while it leads to one of the few cells past n.
+    A Feistel network over a grid of about n cells, whose sides are changed in turn by a hash of the other
+    side (Black and Rogaway 2002, section 5), is walked until it leads to a cell below n.
     """
     rows = math.isqrt(n - 1) + 1
     columns = -(-n // rows)
