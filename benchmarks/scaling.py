@@ -101,7 +101,7 @@ def measured():
     with (horovod_worker.started(flags.compression) as worker, tf.Graph().as_default(),
           tf.Session(config=trainer.session_config(worker)) as session):
         training = trainer.Trainer(flags, worker, session, trainer.Signals())
-        update = median(training.advance, steps, worker)
+        update = median(training.update, steps, worker)
         # The weights are as many and as large as their gradients. One number of each result is all that is fetched.
         reduced = worker.reduce([v.read_value() for v in training.run.model_variables])
         first = [tf.reshape(each, [-1])[0] for each in reduced]

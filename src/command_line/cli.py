@@ -64,6 +64,7 @@ import typing
 import fire
 
 from command_line import interrupts
+from command_line.interrupts import default_signal_handlers
 from errors import InputError, require
 from storage import paths
 
@@ -153,12 +154,6 @@ class Ended(BaseException):
 
 def end(number, frame):
     raise Ended(number)
-
-
-def default_signal_handlers():
-    """For the length of the block, signals end a script in place of raising an exception: while modules are imported
-    and graphs are built, C++ calls Python, and drops what that raises, or makes another error of it."""
-    return interrupts.handling(dict.fromkeys(interrupts.SIGNALS if is_script() else (), signal.SIG_DFL))
 
 
 def arguments(function, argv, script):

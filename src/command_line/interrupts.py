@@ -4,13 +4,13 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP')  # the last is not known on Windows
 
 
 @contextlib.contextmanager
-def handling(handlers: dict[str, Callable | signal.Handlers]) -> Iterator[dict]:
+def handling(handlers: Mapping[str, Callable | signal.Handlers]) -> Iterator[dict]:
     """Sets handlers of signals by their names; gives those that there were before, by number.
 
     What is ignored (SIGHUP under nohup) stays ignored, and outside the main thread, where none can be set, nothing is.
@@ -28,19 +28,19 @@ def handling(handlers: dict[str, Callable | signal.Handlers]) -> Iterator[dict]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def ending(first: Callable[[], None]) -> Iterator[None]:
-    """Has signals call first() and end the process where they would raise exceptions, as they do in scripts.
+def default_signal_handlers(first: Callable[[], None] | None = None):
+    """A context in which signals call first() and end a script, where they would raise exceptions.
 
-    While graphs are built, C++ calls Python, and drops what that raises, or makes another error of it.
+    While modules are imported and graphs are built, C++ calls Python, and drops what that raises, or makes another
+    error of it. Who calls this from a program of his own, not within cli.run, keeps his signals.
     """
     def end(number, frame):
-        first()
+        if first:
+            first()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-    in_script = callable(signal.getsignal(signal.SIGTERM))  # who calls this from Python keeps his signals
-    with handling(dict.fromkeys(SIGNALS if in_script else (), end)):
-        yield
+    is_script = callable(signal.getsignal(signal.SIGTERM))
+    return handling(dict.fromkeys(SIGNALS if is_script else (), end if first else signal.SIG_DFL))
 
 
 @contextlib.contextmanager
