@@ -3,18 +3,15 @@ import tensorflow.compat.v1 as tf
 
 
 class AccumulatingOptimizer:
-    """Averages gradients over several runs of compute_gradients, then applies them once with another optimizer.
+    """Averages gradients over runs of compute_gradients, then applies them once with another optimizer.
 
-    N batches of B give the update of one batch of N·B. In a session: run reset(), then compute_gradients(loss) once
-    for each batch, then apply_gradients(). Each method adds its operation to the graph; call it once.
-
-    To change gradients before they are applied, call add(gradients) in place of compute_gradients, and use sums
-    (a list of variables) divided by count in place of apply_gradients.
+    N batches of B give the update of one batch of N·B. In a session: run reset(), compute_gradients(loss) for
+    each batch, then apply_gradients(). Each method adds its operation to the graph; call it once. Who has
+    gradients, or changes them, calls add(gradients), and applies sums (a list of variables) divided by count.
     """
 
     def __init__(self, opt, var_list):
-        self.opt = opt
-        self.var_list = list(var_list)
+        self.opt, self.var_list = opt, list(var_list)
         # Local variables are zeroed at the start of each update, and no part of a checkpoint.
         self.sums = [local_zeros(v.shape.as_list(), v.op.name) for v in self.var_list]
         self.total_loss = local_zeros([], 'total_loss')

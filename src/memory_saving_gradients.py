@@ -1,9 +1,8 @@
 """Gradients that keep only checkpoints of the forward pass, and compute the other activations again.
 
-Memory falls from all activations to the checkpoints (one tensor a layer) and the activations of one segment between
-two of them, at the price of a second forward pass (Chen et al. 2016, "Training deep nets with sublinear memory
-cost"). The operations of a segment are copied into the graph, fed by a copy of its first checkpoint that waits for
-the gradient of its second; nothing of TensorFlow is patched.
+Memory falls to the checkpoints (one tensor a layer) and the activations between two of them, at the price of
+a second forward pass (Chen et al. 2016, "Training deep nets with sublinear memory cost"). The operations
+between two checkpoints are copied, fed by a copy of the first that waits for the gradient of the second.
 """
 import tensorflow.compat.v1 as tf
 
@@ -14,14 +13,15 @@ def gradients(ys, xs, grad_ys=None, checkpoints='collection', recompute=True):
     """As tf.gradients(ys, xs, grad_ys), to rounding, in less memory.
 
     ys: a tensor or a list of them. xs: a list of variables or tensors.
-    checkpoints: tensors that lie one after another on every way from xs to ys (xs may also enter between them), or
+    checkpoints: tensors, one after another on every way from xs to ys (xs may also enter between them), or
         'collection': those of the graph's collection 'checkpoints' that ys depends on.
     recompute: False to keep all activations, so that memory is saved by the order of the work alone.
     Returns a dense tensor for each of xs, or None. Raises InputError where there is no checkpoint.
     """
     ys = list(ys) if isinstance(ys, (list, tuple)) else [ys]
     if isinstance(checkpoints, str):
-        require(checkpoints == 'collection', f"checkpoints must be 'collection' or tensors, not {checkpoints!r}")
+        require(checkpoints == 'collection',
+                f"checkpoints must be 'collection' or tensors, not {checkpoints!r}")
         checkpoints = tf.get_collection('checkpoints')
     needed = ancestors([y.op for y in ys])
     points = in_order([point for point in checkpoints if point.op in needed])
@@ -53,10 +53,8 @@ def backward(ys, xs, grad_ys, start):
 def add(a, b):  # gradients, dense, sparse or None -> their sum, dense or None
     if isinstance(b, tf.IndexedSlices):
         a, b = b, a
-    if isinstance(a, tf.IndexedSlices):
-        if isinstance(b, tf.Tensor):
-            return tf.tensor_scatter_nd_add(b, a.indices[:, None], a.values)
-        a = tf.convert_to_tensor(a)
+    if isinstance(a, tf.IndexedSlices) and isinstance(b, tf.Tensor):
+        return tf.tensor_scatter_nd_add(b, a.indices[:, None], a.values)
     present = [tf.convert_to_tensor(gradient) for gradient in (a, b) if gradient is not None]
     return tf.add_n(present) if len(present) == 2 else present[0] if present else None
 
@@ -72,14 +70,13 @@ def ancestors(operations, until=()):
     return reached
 
 
-def in_order(points):
-    """The tensors sorted so that each depends only on those before it."""
+def in_order(points):  # each depends only on those before it
     operations = {point.op for point in points}
     return sorted(points, key=lambda point: len(operations & ancestors([point.op])))
 
 
 def copy_segment(start, end, new_start):
-    """`end` computed again from new_start in place of start. What does not depend on start is shared, not copied."""
+    """`end` computed again from new_start. What does not depend on start is shared, not copied."""
     before = ancestors([end.op], until={start.op})
     inside, todo = set(), [start.op]
     while todo:
@@ -90,7 +87,8 @@ def copy_segment(start, end, new_start):
         todo += new
     # Without its version the copy, and from then on the whole graph, would count as an old TensorFlow's.
     definition, inputs = tf.GraphDef(versions=start.graph.graph_def_versions), {start.name: new_start}
-    for operation in sorted(inside, key=lambda operation: operation.name):  # the same graph, and rounding, in every process
+    # Sorted, for the same graph, and the same rounding, in every process.
+    for operation in sorted(inside, key=lambda operation: operation.name):
         node = definition.node.add()
         node.CopyFrom(operation.node_def)
         node.attr.pop('_class', None)  # colocation with operations that are not in the copy

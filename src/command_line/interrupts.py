@@ -13,7 +13,7 @@ SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP')  # the last is not known on Windows
 def handling(handlers: Mapping[str, Callable | signal.Handlers]) -> Iterator[dict]:
     """Sets handlers of signals by their names; gives those that there were before, by number.
 
-    What is ignored (SIGHUP under nohup) stays ignored, and outside the main thread, where none can be set, nothing is.
+    An ignored signal (SIGHUP under nohup) stays ignored. Outside the main thread, no handler can be set.
     """
     previous = {}
     with contextlib.suppress(ValueError):
@@ -31,8 +31,8 @@ def handling(handlers: Mapping[str, Callable | signal.Handlers]) -> Iterator[dic
 def default_signal_handlers(first: Callable[[], None] | None = None):
     """A context in which signals call first() and end a script, where they would raise exceptions.
 
-    While modules are imported and graphs are built, C++ calls Python, and drops what that raises, or makes another
-    error of it. Who calls this from a program of his own, not within cli.run, keeps his signals.
+    While modules are imported and graphs are built, C++ calls Python, and drops what that raises, or makes
+    another error of it. A program that is not within cli.run keeps its signals.
     """
     def end(number, frame):
         if first:

@@ -24,7 +24,6 @@ def latest(directory: str) -> str | None:
     """The checkpoint (a path without suffix) that a folder's file `checkpoint` names; None without that file.
 
     Of a path, the last part is looked for in the folder, which may have been moved; then the path below it.
-    Raises InputError for a malformed file, and where the checkpoint is not there.
     """
     index, text = os.path.join(directory, 'checkpoint'), read_index(directory)
     if text is None:
@@ -81,11 +80,8 @@ def read_best(directory):  # -> Best, or None
 
 
 def resolve_checkpoint(directory: str, hparams: HParams, name: str | None = None) -> str:
-    """The newest checkpoint of a model or run, or the one of a name there, such as model-best.
-
-    A name with a / is a path for resolve_path, also of other code's run, without sizes and vocabulary. Raises
-    InputError unless the checkpoint has these sizes; call this before a graph of them is built.
-    """
+    """The newest checkpoint of a model or run, or the one of a name there, such as model-best; a name with a
+    / is a path. Raises InputError unless it has these sizes; call this before a graph of them is built."""
     path = directory
     if name:
         path = name if os.path.dirname(name) else paths.child(directory, name, '--checkpoint')
@@ -95,9 +91,9 @@ def resolve_checkpoint(directory: str, hparams: HParams, name: str | None = None
 
 
 def resume_source(run_directory: str, model_directory: str, restore_from: str) -> tuple[str, bool]:
-    """The checkpoint that a run begins with, and whether it comes of training, so that its name has the step.
+    """The checkpoint that a run begins with, and whether training made it, so that its name has the step.
 
-    restore_from: latest (of the run, else the model's), fresh (the model's), or a path for resolve_path.
+    restore_from: latest (of the run, else the model's), fresh (the model's), or a path.
     """
     if restore_from == 'latest':
         trained = latest(run_directory)
@@ -146,8 +142,8 @@ def layers(names):  # -> {'model/h0', …}
 
 
 def weights_reader(prefix, hparams):
-    """The reader of a checkpoint of these sizes: get_tensor takes 'model/' + a name of weight_shapes, within
-    `readable`. Raises InputError for other sizes."""
+    """The reader of a checkpoint; call its get_tensor('model/' + a name of weight_shapes) within `readable`.
+    Raises InputError for other sizes."""
     return checked_reader(prefix, {f'model/{name}': tf.TensorSpec(shape, tf.float32)
                                    for name, shape in model.weight_shapes(hparams).items()})
 

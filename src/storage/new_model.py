@@ -34,8 +34,8 @@ def create(directory: str, hparams: HParams, seed: int | None = None):
 def write(directory: str, hparams: HParams, weights: Iterable[tuple[str, np.ndarray]]):
     """Writes hparams.json and a checkpoint of given weights.
 
-    weights: (name of weight_shapes, float32 array, best of `aligned`). They are written as they come, into several
-    files of data, so that memory holds the largest weight, or SHARD_BYTES of smaller ones.
+    weights: (name of weight_shapes, float32 array, best of `aligned`). They are written as they come, so that
+    memory holds the largest weight, or SHARD_BYTES of smaller ones.
     """
     prefix, prefixes = os.path.join(directory, NEW_CHECKPOINT), []
     with tf.Graph().as_default(), tf.Session(config=without_gpu()) as session, checkpoint.writing(prefix):

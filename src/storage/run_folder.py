@@ -1,13 +1,12 @@
 """The folder of a training run: its lock, saving, and going on from the last save. For an update N it holds
-  model-N.{data-00000-of-00001,index,meta}   the weights alone, in the format of the released models
-  model-best-N.{data-00000-of-00001,index}   those of the lowest validation loss, and of the best before it
-  model-best.json                            which of the two is the best; written last, it commits them
-  training-N.{data-00000-of-00001,index}     the optimizer's variables, of the newest checkpoint alone
-  training-N.json                            its TrainState
-  counter                                    N, for the code bases that look there
-  checkpoint                                 names the last KEPT model-N; written last, it commits the save
-  saving                                     during a save: the checkpoints that it writes and is to remove
-  left-N/                                    a run directory: checkpoints up to N, before the run went back
+  model-N.*          the weights alone, in the format of the released models; the last KEPT stay
+  training-N.*       the optimizer's variables, and the TrainState (.json), of the newest checkpoint alone
+  checkpoint         names the model-N; written last, it commits a save
+  model-best-N.*     the weights of the lowest validation loss, and of the best before it
+  model-best.json    names one of the two; written last, it commits that
+  counter            N, for the code bases that look there
+  saving             during a save: the checkpoints that it writes and is to remove
+  left-N/            a run directory: checkpoints up to N, before the run went back
 The folder may be forged: no name in it leads out of it, or to a file that is not of a checkpoint.
 """
 import contextlib
@@ -41,7 +40,7 @@ OTHER_MODEL = 'give the --model_name that it began with, or another --run_name'
 
 
 class NotSaved(InputError):
-    """A checkpoint could not be written. Those before it are whole."""
+    """A checkpoint could not be written; those before it are whole."""
 
     def __init__(self, prefix: str, error: OSError):
         super().__init__(f'{prefix} could not be saved ({error.strerror or error}); those before it are as '
@@ -59,10 +58,8 @@ def check_start(run_directory: str, model_directory: str, restore_from: str, hpa
 
 
 class Lock:
-    """Keeps a run's folder to this process, and knows whether it is still the one at its path.
-
-    It keeps nobody out where folders cannot be opened (Windows) or locked (some network file systems).
-    """
+    """Keeps others from a run's folder, but not where folders cannot be opened (Windows) or locked (some
+    network file systems)."""
 
     def __init__(self, directory: str):
         self.directory = directory
@@ -70,10 +67,8 @@ class Lock:
         self.new: list[str] = []  # folders that lock has made, the innermost first
 
     def lock(self):
-        """Makes the folder where there is none, and keeps it until `unlock` or the end of the process.
-
-        Raises InputError where another process has it, or nothing can be written there.
-        """
+        """Makes the folder where there is none, and keeps it. Raises InputError where another process has it,
+        or where nothing can be written there."""
         paths.check_writable(self.directory, '--checkpoint_dir')
         new = paths.missing(self.directory)
         os.makedirs(self.directory, exist_ok=True)
@@ -142,10 +137,8 @@ class Run:
         return os.path.join(self.directory, name)
 
     def restore(self, session, restore_from: str, say) -> TrainState:
-        """Loads the checkpoint of `restore_from` (see checkpoint.resume_source), and returns its state.
-
-        say: takes a line for the user. A checkpoint without a state, of other code, has the step of its name.
-        """
+        """Loads what `restore_from` asks for (see checkpoint.resume_source). A checkpoint of other code,
+        without a state, has the step of its name. say: takes a line for the user."""
         self.say = say
         last = checkpoint.latest(self.directory)
         self.clear_up()
@@ -204,16 +197,13 @@ class Run:
             with checkpoint.writing(prefix):
                 yield
         except OSError as error:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, InputError):
                 self.clear_up()
                 self.remove_former_best()
             raise NotSaved(prefix, error) from error
 
     def save(self, session, state: TrainState, left: str | None = None):
-        """Writes a checkpoint; moves `left`, and those of this step and later, into a folder of their own.
-
-        Raises NotSaved; the last checkpoint is then still whole.
-        """
+        """Writes a checkpoint; moves `left`, and those of this step and later, into a folder of their own."""
         prefix = self.path(f'model-{state.step}')
         with self.saving(prefix):
             self.clear_up()
@@ -239,10 +229,8 @@ class Run:
             self.clear_up()
 
     def leave(self, prefixes):
-        """Links checkpoints (newest last) and their states into a new run directory, in which they stay.
-
-        Here the next save removes them once it is committed: the run is whole, whenever it is killed.
-        """
+        """Links checkpoints (newest last) and their states into a new run directory. Here the save removes
+        them once it is committed: so the run is whole, whenever it is killed."""
         newest = self.path(f'left-{number(prefixes[-1])}')
         folder, numbers = newest, itertools.count(2)
         while os.path.lexists(folder):
@@ -263,10 +251,8 @@ class Run:
         return os.path.exists(f'{checkpoint.resolved(self.best)}.index')
 
     def save_best(self, session, step: int, loss: float):
-        """Writes the weights as model-best, unless that has a loss as low, of before the run went back.
-
-        The best before it stays for those who are reading it. Raises NotSaved.
-        """
+        """Writes the weights as model-best, unless that has a loss as low, of before the run went back. The
+        best before it stays for those who are reading it."""
         former = checkpoint.read_best(self.directory) if self.has_best() else None
         if former and former.loss <= loss:
             return
@@ -291,8 +277,8 @@ class Run:
                 remove([self.path(name)])
 
     def clear_up(self):
-        """Completes the last save, or undoes it where it was not committed: removes temporary files, the
-        checkpoints that it has begun or was to remove, and all training states but the newest."""
+        """Completes the last save, or undoes it if it was not committed: removes temporary files, checkpoints
+        that it has begun or was to remove, and all training states but the newest."""
         remove(map(self.path, filter(REMAINS.fullmatch, os.listdir(self.directory))))
         if os.path.exists(self.pending):
             begun = paths.read_small(self.pending).decode(errors='replace').splitlines()

@@ -53,8 +53,8 @@ class Data:
             next(self.validation_batches())
 
     def next_batch(self):  # -> int32 [batch_size, n_ctx], twice
-        """The input with noise, and the tokens to predict (PADDING where none). A thread reads the next batch,
-        whose place in the stream is then `position`."""
+        """The input with noise, and the tokens to predict (PADDING where none). A thread reads the next
+        batch, whose place in the stream is then `position`."""
         inputs, tokens, self.position = self.upcoming.result()
         self.upcoming = self.reader.submit(self.read_batch, self.position)
         return inputs, tokens

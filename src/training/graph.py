@@ -11,9 +11,8 @@ from training import optimizer
 
 
 class Graph:
-    """inputs, tokens, rate: placeholders. weights: {name: tensor}. total, count: the sum of a batch's losses, and their
-    number; batch_total, batch_count: the same within the update, an optimizer.Update. finite: whether all weights are.
-    """
+    """Attributes: inputs, tokens, rate (placeholders); weights; update (an optimizer.Update); batch_total and
+    batch_count (in an update: the sum of losses, their number); total and count (without one); finite."""
 
     def __init__(self, flags, hparams, reduce):
         self.flags, self.hparams = flags, hparams
@@ -34,8 +33,8 @@ class Graph:
             gradients, variables, optimizer=flags.optimizer, learning_rate=self.rate,
             batches=flags.accumulate_gradients, clip_norm=flags.clip_norm, weight_decay=flags.weight_decay,
             reduce=reduce)
-        # Weights that an update has spoilt show in the loss of the next one only.
-        self.finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in self.weights.values()])
+        # Of the weights, as those that an update has spoilt show in the loss of the next one only.
+        self.finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(w)) for w in self.weights.values()])
 
     def compiled(self, function):  # as one kernel with --xla
         return tf2.function(function, jit_compile=True, autograph=False) if self.flags.xla else function
@@ -47,7 +46,7 @@ class Graph:
 
     def losses_and_gradients(self, inputs, tokens, *values):  # as losses_of, and gradients of what is trained
         total, count = self.losses_of(inputs, tokens, *values)
-        # Every token counts the same in whichever batch; a mean over the tokens of each would favour padded batches.
+        # Every token counts the same; means over each batch's tokens would favour batches with padding.
         loss = total / tf.cast(tf.size(tokens[:, 1:]), tf.float32)
         trained = [value for name, value in zip(self.weights, values, strict=True) if name in self.trained]
         return [total, count, *memory_saving_gradients.gradients(
@@ -60,8 +59,8 @@ def session_config(worker):
     if worker.gpu is not None:
         config.gpu_options.visible_device_list = str(worker.gpu)
     config.intra_op_parallelism_threads = worker.threads
-    # Folded constants would keep the zeros that the optimizer's variables start from, for Adam twice the model's
-    # size. Equal zeros as one would let variables share memory until the first update copies them.
+    # Folded, the zeros that the optimizer's variables start from would be kept, for Adam twice the model's
+    # size. Found equal, they would share memory until the first update copies it between its activations.
     config.graph_options.rewrite_options.constant_folding = RewriterConfig.OFF
     config.graph_options.rewrite_options.common_subgraph_elimination = RewriterConfig.OFF
     config.graph_options.optimizer_options.opt_level = tf.OptimizerOptions.L0

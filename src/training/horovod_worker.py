@@ -24,8 +24,8 @@ from training import log
 from training.worker import Worker
 
 STATUS_LOST = 1  # of a process that ends because another one has
-TICKS = 20  # of the timeout; in each, every rank gives the others a sign of life
-NAMED, ENDED = 10, 16  # ticks without a sign of a rank, after which it is named, and all others begin to end
+TICKS = 20  # of the timeout, in each of which every rank sends a sign
+NAMED, ENDED = 10, 16  # ticks without a sign of a rank, after which it is named, and all begin to end
 BROADCAST_TOGETHER = 24  # variables: all at once would be in memory twice
 MIN_COMPRESSED = 1 << 12  # numbers; of fewer, the number of messages takes the time
 SETTINGS = {
@@ -122,7 +122,7 @@ class HorovodWorker(Worker):
         return isinstance(error, tf.errors.OpError) and bool(error.op) and error.op.type.startswith('Horovod')
 
     def wait_for_rank_0(self):
-        """Lets rank 0 print, and save, before a launcher sees this process end and ends all."""
+        """Lets rank 0 print and save, before the launcher sees the end of this process and ends all."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow reports the operation that fails
         with contextlib.suppress(tf.errors.OpError):
             self.gather(None)  # rank 0 does not join in, but ends
@@ -131,11 +131,11 @@ class HorovodWorker(Worker):
 class Watch(threading.Thread):
     """Sends signs of life between all ranks, by UDP. Where one gives none, another names it, and all end.
 
-    Where a rank is stopped or a cable is pulled, calls of Horovod do not come back.
+    Where a rank is stopped or a cable is pulled, calls of Horovod do not come back. timeout: seconds after
+    the last sign of a rank in which all have ended.
     """
 
     def __init__(self, worker, timeout):
-        """timeout: seconds after the last sign of a rank in which all have ended."""
         super().__init__(daemon=True)
         self.rank, self.tick = worker.rank, timeout / TICKS
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

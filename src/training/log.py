@@ -1,4 +1,4 @@
-"""Training made visible: a progress bar on stderr, lines on stdout, TensorBoard events in the run directory."""
+"""The log of training: a progress bar on stderr, lines on stdout, TensorBoard events in the run directory."""
 import contextlib
 import dataclasses
 import math
@@ -23,7 +23,7 @@ def warn(line):
 
 
 class Bar(tqdm):
-    """A progress bar that training survives where stderr cannot be written: its file may be on a full disk."""
+    """A progress bar that training survives where stderr cannot be written: its disk may be full."""
 
     def display(self, *arguments, **options):
         with contextlib.suppress(OSError):
@@ -39,8 +39,8 @@ class Log:
         """step: updates done; tokens: of an update."""
         self.is_silent, self.started, self.tokens = worker.rank != 0, time.perf_counter(), tokens
         self.last = self.started
-        self.bar = Bar(initial=step, total=flags.steps, unit='step', disable=self.is_silent, dynamic_ncols=True,
-                       mininterval=0.1 if sys.stderr.isatty() else 10)
+        self.bar = Bar(initial=step, total=flags.steps, unit='step', disable=self.is_silent,
+                       dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 10)
         self.events = None
         with self.ignoring_write_errors():
             if not self.is_silent:
@@ -68,9 +68,9 @@ class Log:
         self.add(step, [tf.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
 
     def text(self, step, tag, text):
-        plugin = tf.SummaryMetadata.PluginData(plugin_name='text')
-        tensor = tf.make_tensor_proto(text.encode(errors='backslashreplace'))  # a file's name need not be UTF-8
-        self.add(step, [tf.Summary.Value(tag=tag, tensor=tensor, metadata=tf.SummaryMetadata(plugin_data=plugin))])
+        metadata = tf.SummaryMetadata(plugin_data=tf.SummaryMetadata.PluginData(plugin_name='text'))
+        text = text.encode(errors='backslashreplace')  # a file's name need not be UTF-8
+        self.add(step, [tf.Summary.Value(tag=tag, tensor=tf.make_tensor_proto(text), metadata=metadata)])
 
     def update(self, step, text, **values):
         """One update: text for the progress bar, values for TensorBoard."""

@@ -11,8 +11,8 @@ class Adafactor(tf.train.Optimizer):
     """Shazeer & Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", no momentum.
 
     Of a matrix's squared gradients, only means over rows and columns are kept (algorithm 4), which move at
-    the rate t^-0.8 (section 7.2). An update's root mean square is at most learning_rate (section 6), whatever its
-    parameters are, so that learning_rate means about the same as with Adam.
+    the rate t^-0.8 (section 7.2). An update's root mean square is at most learning_rate (section 6), not
+    scaled by its parameters, so that learning_rate means about the same as with Adam.
     """
 
     def __init__(self, learning_rate, name='Adafactor'):
@@ -61,18 +61,15 @@ WEIGHT_DECAY = {'adamw': 0.01}  # where none is given; 0 for the others
 
 
 class Update:
-    """The operations of one update by the mean gradient of `batches` batches.
+    """One update by the mean gradient: run each of `before`, then `batch` once for each of `batches`, then
+    each of `after`; fetch `norm`, the gradient's before clipping, with the last of these.
 
-    Run each of `before`, then `batch` once for each batch, then each of `after`. Fetch `norm`, the gradient's
-    before clipping, with the last of these.
-
-    gradients: of one batch's loss, for each of variables: float32 of its shape, or None to leave it.
-    optimizer: a name of OPTIMIZERS. learning_rate: scalar tensor.
+    gradients: of one batch, for each of variables: float32 of its shape, or None. learning_rate: scalar.
     clip_norm: the largest norm of all gradients together, which are scaled down to it (Pascanu et al. 2013,
         "On the difficulty of training recurrent neural networks", section 3.2); 0 for no limit.
     weight_decay: matrices are first multiplied by 1 - learning_rate * weight_decay (Loshchilov & Hutter 2019,
         "Decoupled weight decay regularization"); None for the default of WEIGHT_DECAY.
-    reduce: takes the list of gradients (of several batches: their sums), returns means over all processes.
+    reduce: a function of the list of gradients that returns their means over all processes.
     """
 
     def __init__(self, gradients, variables, *, optimizer, learning_rate, batches=1, clip_norm=0.0,
@@ -123,9 +120,9 @@ def is_matrix(variable):
 def learning_rate(step: int, *, peak: float, schedule: str, warmup_steps: int, steps: int | None) -> float:
     """The learning rate of the update that makes model number `step` (the first: 1).
 
-    It grows in equal parts up to peak, at update warmup_steps. Then it is constant, or falls to 0 in the update
-    after `steps`, as schedule says: linear or cosine (Loshchilov & Hutter 2017, "SGDR: Stochastic gradient
-    descent with warm restarts", equation 5). Raises InputError for these without steps.
+    It grows in equal parts up to peak, at update warmup_steps. Then it is constant, or falls to 0 in the
+    update after `steps`, as schedule says: linear or cosine (Loshchilov & Hutter 2017, "SGDR: Stochastic
+    gradient descent with warm restarts", equation 5). Raises InputError for these without steps.
     """
     require(schedule == 'constant' or steps is not None, f'--schedule {schedule} needs --steps, its end')
     if steps is not None:

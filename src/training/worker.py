@@ -7,10 +7,8 @@ from errors import InputError
 
 @dataclasses.dataclass
 class Worker:
-    """A process alone; a subclass joins several. All ranks must call a method at the same point.
-
-    Only rank 0 writes and prints. Values that ranks exchange are of JSON's types.
-    """
+    """A process alone; a subclass joins several. All ranks call a method at the same point; only rank 0
+    writes and prints. Values that ranks exchange are of JSON's types."""
     rank: int = 0
     size: int = 1
     gpu: int | None = None  # the number of the only one to use
@@ -42,5 +40,5 @@ class Worker:
         return gradients
 
     def is_peer_failure(self, error: BaseException) -> bool:
-        """Whether the error comes of the end of another process, so that an update may be applied in part."""
+        """Whether the error comes of another process's end, so that an update may be incomplete."""
         return False
