@@ -78,8 +78,8 @@ def works_alone(path):
         setattr(trainer.Trainer, name, slow(getattr(trainer.Trainer, name)))
     prepare = horovod_worker.Watch.__init__
 
-    def mute(self, worker, timeout):
-        prepare(self, worker, timeout)
+    def mute(self, worker, *arguments):
+        prepare(self, worker, *arguments)
         if worker.rank == 2:
             self.places = []
     horovod_worker.Watch.__init__ = mute

@@ -46,8 +46,9 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/interactive_conditional_samples.py': {'command_line', 'generation.samples'},
 }
 TENSORFLOW_FREE = ['generation.continuation', 'encoder', 'hparams', 'storage.npz', 'storage.paths', 'storage.run_state',
-                   'training.data', 'training.signals', 'training.windows', 'training.worker', 'load_dataset', 'errors', 'command_line.interrupts', 'command_line.cli',
-                   'command_line.flags', 'encode', 'download_model', 'train', 'convert', 'create_model',
+                   'storage.run_lock', 'training.data', 'training.signals', 'training.windows', 'training.worker',
+                   'load_dataset', 'errors', 'command_line.interrupts', 'command_line.cli', 'command_line.flags',
+                   'encode', 'download_model', 'train', 'convert', 'create_model',
                    'generate_unconditional_samples', 'interactive_conditional_samples', 'evaluation.test_sets',
                    'evaluation.metrics', 'evaluate', 'export']
 CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'Corpus', 'typing.TypeVar'}
@@ -285,6 +286,6 @@ def test_only_cli_trainer_and_the_worker_end_the_process(name):
     called = set(calls(PARSED[name]))
     assert not called & {'exit', 'quit'}
     # At the second Ctrl-C, and where calls of Horovod do not come back.
-    assert 'os._exit' not in called or name in ('src/training/signals.py', 'src/training/horovod_worker.py')
+    assert 'os._exit' not in called or name in ('src/training/signals.py', 'src/training/watch.py')
     assert 'sys.exit' not in called or name in ('src/command_line/cli.py', 'src/training/trainer.py',
                                                 'src/training/horovod_worker.py')

@@ -17,7 +17,7 @@ import load_dataset
 from command_line import cli
 from command_line.flags import SamplingFlags, TrainFlags
 from generation import samples
-from storage import new_model, paths, run_folder
+from storage import new_model, paths, run_lock
 from storage.npz import npz_arrays
 from training import log, trainer
 
@@ -79,7 +79,7 @@ def windows(monkeypatch):
     monkeypatch.setattr(os, 'fsync', fsync_writable)
     monkeypatch.setitem(sys.modules, 'resource', None)
     monkeypatch.delattr(signal, 'SIGHUP')
-    for module in (run_folder, paths, cli, load_dataset, log):
+    for module in (run_lock, paths, cli, load_dataset, log):
         monkeypatch.setattr(module, 'sys', Sys())
 
 

@@ -1,4 +1,5 @@
 """Writing the checkpoint of a new model, or of given weights, into a model directory."""
+import contextlib
 import json
 import math
 import os
@@ -20,15 +21,25 @@ def without_gpu():
     return tf.ConfigProto(device_count={'GPU': 0})
 
 
-def create(directory: str, hparams: HParams, seed: int | None = None):
-    """Writes hparams.json and a checkpoint of a randomly initialized model."""
+@contextlib.contextmanager
+def new_checkpoint(directory, hparams, seed=None):
+    """Gives a session with a model's variables, a Saver of them, and the prefix to write to; then hparams.json
+    and the file `checkpoint` are written."""
     prefix = os.path.join(directory, NEW_CHECKPOINT)
     with tf.Graph().as_default(), tf.Session(config=without_gpu()) as session, checkpoint.writing(prefix):
         tf.set_random_seed(seed)
         model.weights(hparams)
+        yield session, tf.train.Saver(checkpoint.model_variables()), prefix
+    with paths.replacing(os.path.join(directory, 'hparams.json')) as file:
+        json.dump(hparams.values(), file)
+    checkpoint.commit(directory, [NEW_CHECKPOINT])
+
+
+def create(directory: str, hparams: HParams, seed: int | None = None):
+    """Writes hparams.json and a checkpoint of a randomly initialized model."""
+    with new_checkpoint(directory, hparams, seed) as (session, saver, prefix):
         session.run(tf.global_variables_initializer())
-        tf.train.Saver(checkpoint.model_variables()).save(session, prefix, write_state=False)
-    write_model_files(directory, hparams)
+        saver.save(session, prefix, write_state=False)
 
 
 def write(directory: str, hparams: HParams, weights: Iterable[tuple[str, np.ndarray]]):
@@ -37,16 +48,14 @@ def write(directory: str, hparams: HParams, weights: Iterable[tuple[str, np.ndar
     weights: (name of weight_shapes, float32 array, best of `aligned`). They are written as they come, so that
     memory holds the largest weight, or SHARD_BYTES of smaller ones.
     """
-    prefix, prefixes = os.path.join(directory, NEW_CHECKPOINT), []
-    with tf.Graph().as_default(), tf.Session(config=without_gpu()) as session, checkpoint.writing(prefix):
-        model.weights(hparams)
-        tf.train.Saver(checkpoint.model_variables()).export_meta_graph(f'{prefix}.meta')
+    prefixes = []
+    with new_checkpoint(directory, hparams) as (session, saver, prefix):
+        saver.export_meta_graph(f'{prefix}.meta')
         for shard in shards(weights):
             prefixes.append(write_shard(session, f'{prefix}-{len(prefixes)}', shard))
             del shard  # while the next is read
         session.run(tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=prefixes, destination_prefix=prefix,
                                                   delete_old_dirs=False))
-    write_model_files(directory, hparams)
 
 
 def shards(weights):  # -> dicts of {name: array}, of SHARD_BYTES or a single array
@@ -73,10 +82,3 @@ def write_shard(session, prefix, values):  # {name: float32 array} -> prefix
                               shape_and_slices=[''] * len(values), tensors=inputs)
     session.run(saved, dict(zip(inputs, values.values(), strict=True)))
     return prefix
-
-
-def write_model_files(directory, hparams):
-    """Writes hparams.json, and the file `checkpoint`, which names NEW_CHECKPOINT."""
-    with paths.replacing(os.path.join(directory, 'hparams.json')) as file:
-        json.dump(hparams.values(), file)
-    checkpoint.commit(directory, [NEW_CHECKPOINT])

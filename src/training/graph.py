@@ -23,7 +23,7 @@ class Graph:
         variables = checkpoint.model_variables()
         if flags.only_train_transformer_layers:
             variables = [v for v in variables if v.op.name.startswith('model/h')]
-        self.trained = [v.op.name.removeprefix('model/') for v in variables]
+        self.trained = {v.op.name.removeprefix('model/') for v in variables}
         arguments = [self.inputs, self.tokens, *self.weights.values()]
         self.batch_total, self.batch_count, *gradients = self.compiled(self.losses_and_gradients)(*arguments)
         self.total, self.count = self.batch_total, self.batch_count

@@ -29,10 +29,6 @@ class Bar(tqdm):
         with contextlib.suppress(OSError):
             super().display(*arguments, **options)
 
-    def close(self):
-        with contextlib.suppress(OSError):
-            super().close()
-
 
 class Log:
     def __init__(self, flags, worker, directory, step, tokens):
@@ -86,7 +82,8 @@ class Log:
         self.scalars(step, val_loss=loss)
 
     def close(self):
-        self.bar.close()
+        with contextlib.suppress(OSError):
+            self.bar.close()
         if self.events:
             with self.ignoring_write_errors():
                 self.events.close()

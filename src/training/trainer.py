@@ -12,6 +12,7 @@ from errors import InputError, require
 from generation import generator
 from load_dataset import fingerprint
 from storage import checkpoint, paths, run_folder
+from storage.run_lock import Lock
 from storage.run_state import TrainState
 from training import log, optimizer
 from training.data import Data
@@ -32,7 +33,7 @@ class Trainer:
         self.weights_consistent = True  # False while an update is applied to one variable after another
         self.best_save_error = None
         worker.check_same(lambda: {f'--{name}': value for name, value in dataclasses.asdict(flags).items()})
-        self.lock = run_folder.Lock(paths.run_dir(flags.run_name, flags.checkpoint_dir))
+        self.lock = Lock(paths.run_dir(flags.run_name, flags.checkpoint_dir))
         self.samples_directory = paths.child(flags.samples_dir, flags.run_name, '--run_name')
         worker.run_on_rank0(self.take_folders)
         try:
@@ -152,16 +153,16 @@ class Trainer:
             self.weights_consistent = False
             *_, norm = self.session.run([*ops.after, [ops.norm]], {graph.rate: rate})
         loss = self.mean_of_all(total, count)
-        self.check_finite(loss, *norm)
+        self.check_finite(np.isfinite([loss, *norm]).all())
         self.weights_consistent = True
         state.step, state.loss, state.actions_done = state.step + 1, loss, 0
         state.position = self.data.position * self.worker.size
         state.average = [0.99 * state.average[0] + loss, 0.99 * state.average[1] + 1]
         self.log.update(state.step, self.losses(), loss=loss, learning_rate=rate, gradient_norm=norm[0])
 
-    def check_finite(self, *values):
-        """Raises FloatingPointError where one is not: then the last save is the one to keep."""
-        if not np.isfinite(values).all():
+    def check_finite(self, is_finite):
+        """Raises FloatingPointError, after which nothing is saved, unless losses and weights are finite."""
+        if not is_finite:
             self.weights_consistent = False
             raise FloatingPointError
 
@@ -177,7 +178,7 @@ class Trainer:
 
     def validate(self):
         state, loss = self.state, self.validation_loss()
-        self.check_finite(loss)
+        self.check_finite(np.isfinite(loss))
         self.log.validation(state.step, loss)
         if state.best is not None and not loss < state.best[0]:
             state.validations_since_best += 1
@@ -212,7 +213,7 @@ class Trainer:
     def save(self):
         """Saves, unless that has been done at this step. Raises NotSaved."""
         if self.worker.rank == 0 and self.run.saved_step != self.state.step:
-            self.check_finite(1.0 if self.session.run(self.graph.finite) else np.nan)
+            self.check_finite(self.session.run(self.graph.finite))
             self.lock.check()
             self.say(f'Saving {self.run.path(f"model-{self.state.step}")}')
             self.run.save(self.session, self.state)
