@@ -71,5 +71,6 @@ class Watch(threading.Thread):
         return ', '.join(f'rank {rank} on {self.hosts[rank]}' for rank in sorted(ranks))
 
 
-def script():
+def script() -> str:
+    """The name of the script that runs."""
     return os.path.basename(sys.argv[0])
