@@ -23,8 +23,8 @@ def without_gpu():
 
 @contextlib.contextmanager
 def new_checkpoint(directory, hparams, seed=None):
-    """Gives a session with a model's variables, a Saver of them, and the prefix to write to; then hparams.json
-    and the file `checkpoint` are written."""
+    """Gives a session with a model's variables, a Saver of them, and the prefix to write to; in the end, writes
+    hparams.json and the file `checkpoint`."""
     prefix = os.path.join(directory, NEW_CHECKPOINT)
     with tf.Graph().as_default(), tf.Session(config=without_gpu()) as session, checkpoint.writing(prefix):
         tf.set_random_seed(seed)
