@@ -191,11 +191,11 @@ def timed(directory, device, precision, xla):
     begin(device)
     import tensorflow as tf
 
-    from training import trainer
+    from training import log
     updates = training_speed.ours(directory, SIZE, BATCH_SIZE, SEQUENCE, precision, saving=False, xla=xla)
     with contextlib.closing(updates):
         seconds = statistics.median(itertools.islice(updates, UPDATES))
-        yield seconds, tf.config.experimental.get_memory_info(f'{device}:0')['peak'] or trainer.peak_memory()
+        yield seconds, tf.config.experimental.get_memory_info(f'{device}:0')['peak'] or log.peak_memory()
 
 
 if __name__ == '__main__':

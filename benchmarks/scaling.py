@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Weak scaling of training with random weights: one and two processes, each with a core and a batch.
+"""Weak scaling of training with random weights: one and two processes of a core each, every one with its own batch.
 
-What is measured is the update of train-horovod.py, with the gradients of all processes reduced, beside that
-of one process alone; and what a reduction takes by itself.
+What is measured is the update of train-horovod.py, with the gradients of all processes reduced, beside that of one
+process alone; and what a reduction takes by itself.
 
     ./benchmarks/scaling.py
     ./benchmarks/scaling.py --compression bfloat16 --launcher gloo
@@ -25,8 +25,8 @@ from errors import require
 
 EFFICIENCY = 0.85  # of two processes, to reach
 WARM_UP = 2  # updates that are not timed
-LAUNCHERS = {'mpi': ['mpirun', '--allow-run-as-root', '--oversubscribe', '-bind-to', 'none', '-map-by',
-                     'slot', '-mca', 'pml', 'ob1', '-mca', 'btl', '^openib', '-np'],
+LAUNCHERS = {'mpi': ['mpirun', '--allow-run-as-root', '--oversubscribe', '-bind-to', 'none', '-map-by', 'slot',
+                     '-mca', 'pml', 'ob1', '-mca', 'btl', '^openib', '-np'],
              'gloo': ['horovodrun', '--gloo', '-np']}
 ONE_THREAD = dict.fromkeys(('OMP_NUM_THREADS', 'TF_NUM_INTRAOP_THREADS', 'TF_NUM_INTEROP_THREADS'), '1')
 
@@ -62,11 +62,10 @@ def rows(size, batch_size, sequence, steps, processes, precision, compression, l
     work = f'training {size}, {batch_size} × {sequence} tokens a process, {precision}, {launcher}'
     yield table.Row(f'{work}, {processes} processes; beside one', processes * tokens / several['update'],
                     tokens / alone['update'], 'tokens/s', least=EFFICIENCY * processes)
-    share = several['reduction'] / several['update']
     yield table.Row('of an update, seconds', several['update'], alone['update'], 's')
     yield table.Row(f'reducing the gradients alone ({compression}), seconds', several['reduction'], None, 's',
-                    note=f'Weak scaling efficiency {alone["update"] / several["update"]:.2f}; reduction '
-                         f'takes {share:.1%} of an update of {processes} processes.')
+                    note=f'Weak scaling efficiency {alone["update"] / several["update"]:.2f}; reduction takes '
+                         f'{several["reduction"] / several["update"]:.1%} of an update of {processes} processes.')
 
 
 def launched(launcher, n, settings):
@@ -97,13 +96,13 @@ def measured():
     directory, steps = settings['directory'], settings['steps']
     flags = HorovodFlags(dataset=os.path.join(directory, 'tokens.npz'), model_name=settings['size'],
                          models_dir=directory, checkpoint_dir=os.path.join(directory, 'runs'), sample_every=0,
-                         save_every=0, seed=1, batch_size=settings['batch_size'],
-                         precision=settings['precision'], compression=settings['compression'])
+                         save_every=0, seed=1, batch_size=settings['batch_size'], precision=settings['precision'],
+                         compression=settings['compression'])
     with (horovod_worker.started(flags.compression) as worker, tf.Graph().as_default(),
           tf.Session(config=trainer.session_config(worker)) as session):
         training = trainer.Trainer(flags, worker, session, trainer.Signals())
-        update = median(training.advance, steps, worker)
-        # The weights have the sizes of their gradients. Only one number of each result is fetched.
+        update = median(training.update, steps, worker)
+        # The weights are as many and as large as their gradients. One number of each result is all that is fetched.
         reduced = worker.reduce([v.read_value() for v in training.run.model_variables])
         first = [tf.reshape(each, [-1])[0] for each in reduced]
         reduction = median(lambda: session.run(first), steps, worker)

@@ -105,11 +105,11 @@ def odd_states(count: int = 500, seed: int = 0):
             path = rng.choice([each for each in run.files if each.endswith('.json')])
             with open(path, encoding='utf-8') as file:
                 before = file.read()
-            state = run_state.unsealed(json.loads(before))
+            state = run_state.check_crc(json.loads(before))
             name, value = rng.choice(sorted(state)), rng.choice(ODD)
             fault = f'odd state {number} of seed {seed} ({os.path.basename(path)}: {name} is {value!r:.40})'
             with open(path, 'w', encoding='utf-8') as file:
-                json.dump(run_state.sealed({**state, name: value}), file)
+                json.dump(run_state.with_crc({**state, name: value}), file)
             counts['refused' if attempt(run.load, fault) is None else 'taken'] += 1
             with open(path, 'w', encoding='utf-8') as file:
                 file.write(before)
@@ -267,7 +267,7 @@ def training_run(folder, models):
     import tensorflow.compat.v1 as tf
 
     import model
-    from storage import checkpoint, run_folder
+    from storage import checkpoint, run_folder, run_state
     directory, hparams, _ = checkpoint.load_sizes_and_vocabulary('toy', models)
     with tf.Graph().as_default(), tf.Session() as session:
         loss = tf.add_n([tf.reduce_sum(w) for w in model.weights(hparams).values()])
@@ -277,8 +277,9 @@ def training_run(folder, models):
         session.run(update)
         os.mkdir(os.path.join(folder, 'run'))
         run = run_folder.Run(os.path.join(folder, 'run'), directory)
-        run.save(session, {'step': 1, 'position': 2, 'seed': 123456789, 'tokens': 3501, 'loss': 6.5, 'best': [6.5, 1],
-                           'average': [0.25, 1e-17], 'worse': 0, 'flags': {'dataset': 'x', 'learning_rate': 2e-5}})
+        run.save(session, run_state.TrainState(
+            1, position=2, seed=123456789, tokens=3501, loss=6.5, average=[0.25, 1e-17], best=[6.5, 1],
+            flags={'dataset': 'x', 'learning_rate': 2e-5}))
 
         run.save_best(session, 1, 6.5)
         mine = [os.path.join(folder, *name.split('/')) for name in (
@@ -289,7 +290,7 @@ def training_run(folder, models):
                 file.write(path)
 
         def write_saving():
-            with open(run.saving, 'w') as file:  # as a save leaves it that is killed; what resumes removes it
+            with open(run.pending, 'w') as file:  # as a save leaves it that is killed; what resumes removes it
                 file.write('model-2\nmodel-0\n')
 
         def resume():

@@ -264,9 +264,9 @@ def train(flags, tell):
         def call(self):
             method(self)
             weights = self.session.run({v.op.name: v for v in self.run.model_variables})
-            tell((self.step, digest({name: value.tobytes() for name, value in weights.items()})))
+            tell((self.state.step, digest({name: value.tobytes() for name, value in weights.items()})))
         return call
-    for name in ('resume', 'advance'):
+    for name in ('resume', 'update'):
         setattr(trainer.Trainer, name, told(getattr(trainer.Trainer, name)))
     trainer.train(flags)
 

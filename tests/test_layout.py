@@ -47,8 +47,9 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/interactive_conditional_samples.py': {'command_line', 'generation.samples'},
 }
 TENSORFLOW_FREE = ['generation.continuation', 'encoder', 'hparams', 'storage.npz', 'storage.paths',
-                   'storage.run_state', 'storage.vocabulary_files', 'fast.bulk_encoding',
-                   'training.windows', 'load_dataset', 'errors', 'command_line.interrupts',
+                   'storage.run_lock', 'storage.run_state', 'storage.vocabulary_files', 'fast.bulk_encoding',
+                   'training.data', 'training.signals', 'training.windows', 'training.worker',
+                   'load_dataset', 'errors', 'command_line.interrupts',
                    'command_line.startup', 'command_line.cli', 'command_line.flags', 'encode', 'download_model',
                    'train', 'convert', 'create_model', 'generate_unconditional_samples',
                    'interactive_conditional_samples', 'evaluation.test_sets', 'evaluation.metrics',
@@ -289,6 +290,7 @@ def test_only_cli_trainer_and_the_worker_end_the_process(name):
     called = set(calls(PARSED[name]))
     assert not called & {'exit', 'quit'}
     # At the second Ctrl-C, and where calls of Horovod do not come back.
-    assert 'os._exit' not in called or name in ('src/training/trainer.py', 'src/training/horovod_worker.py')
-    assert 'sys.exit' not in called or name in ('src/command_line/startup.py', 'src/command_line/cli.py', 'src/training/trainer.py',
+    assert 'os._exit' not in called or name in ('src/training/signals.py', 'src/training/watch.py')
+    assert 'sys.exit' not in called or name in ('src/command_line/startup.py', 'src/command_line/cli.py',
+                                                'src/training/trainer.py',
                                                 'src/training/horovod_worker.py')

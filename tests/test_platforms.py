@@ -16,9 +16,9 @@ import encode
 from command_line import cli
 from command_line.flags import SamplingFlags, TrainFlags
 from generation import samples
-from storage import new_model, paths, run_folder
+from storage import new_model, paths, run_lock
 from storage.npz import npz_arrays
-from training import trainer
+from training import log, trainer
 
 fcntl = pytest.importorskip('fcntl')
 pytestmark = pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='what is open is looked up in /proc')
@@ -78,7 +78,7 @@ def windows(monkeypatch):
     monkeypatch.setattr(os, 'fsync', fsync_writable)
     monkeypatch.setitem(sys.modules, 'resource', None)
     monkeypatch.delattr(signal, 'SIGHUP')
-    for module in (cli, paths, run_folder, trainer):
+    for module in (run_lock, paths, cli, log):
         monkeypatch.setattr(module, 'sys', Sys())
 
 
@@ -97,7 +97,7 @@ def test_a_run_is_trained_saved_and_resumed(windows, flags, tmp_path, monkeypatc
     monkeypatch.setattr(time, 'time', lambda: 1e9)  # which may stand still for 16 ms
     for steps in (2, 8):  # of the saves some are removed
         assert trainer.train(flags(steps=steps)) == steps
-    assert np.isnan(trainer.peak_memory())
+    assert np.isnan(log.peak_memory())
     assert b'\r' not in (tmp_path / 'samples' / 'run1' / 'samples-8').read_bytes()
     sampling = SamplingFlags('run1', models_dir=str(tmp_path / 'checkpoint'), seed=1, nsamples=1, length=3)
     drawn = samples.SampleWriter(sampling, unconditional=True)

@@ -22,6 +22,7 @@ from tiny_vocab import ENGLISH
 
 import load_dataset
 from command_line.flags import TrainFlags
+from storage import checkpoint
 from storage.npz import write_npz
 from training import trainer
 from training.windows import Sampler
@@ -187,7 +188,7 @@ def test_ranks_draw_together_what_one_process_draws(size):
 
 
 def test_what_one_process_of_several_reads_is_a_map_of_what_was_encoded_once(world, tmp_path):
-    enc = trainer.checkpoint.load_sizes_and_vocabulary('toy', str(world / 'models'))[2]
+    enc = checkpoint.load_sizes_and_vocabulary('toy', str(world / 'models'))[2]
     source, directory = str(world / 'text'), str(tmp_path / 'run')
 
     def encoded(*sources, combine=50000):
@@ -441,7 +442,7 @@ def test_the_command_of_the_readme(flags, tmp_path, world):
     """As it stands, but for two processes, with the flags of a small model, and as root."""
     with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as file:
         (command,) = re.findall(r'^mpirun (.*?[^\\])\n', file.read(), re.MULTILINE | re.DOTALL)
-    enc = trainer.checkpoint.load_sizes_and_vocabulary('toy', str(world / 'models'))[2]
+    enc = checkpoint.load_sizes_and_vocabulary('toy', str(world / 'models'))[2]
     write_npz(str(tmp_path / 'encoded.npz'), load_dataset.load_dataset(enc, str(world / 'text')), len(enc))
     words = command.replace('\\\n', ' ').split()
     end = words.index('./train-horovod.py') + 1

@@ -1,4 +1,5 @@
-"""Writes the checkpoint of a new model, or of given weights, into a model directory."""
+"""Writing the checkpoint of a new model, or of given weights, into a model directory."""
+import contextlib
 import json
 import math
 import os
@@ -11,7 +12,7 @@ import model
 from hparams import HParams
 from storage import checkpoint, paths
 
-NEW_CHECKPOINT = 'model.ckpt'  # as the released ones are named
+NEW_CHECKPOINT = 'model.ckpt'  # as in the released models
 SHARD_BYTES = 1 << 26  # of small weights that are written together
 
 
@@ -20,37 +21,44 @@ def without_gpu():
     return tf.ConfigProto(device_count={'GPU': 0})
 
 
-def create(directory: str, hparams: HParams, seed: int | None = None):
-    """Writes hparams.json and a checkpoint of a new, randomly initialized model into a model directory."""
+@contextlib.contextmanager
+def new_checkpoint(directory, hparams, seed=None):
+    """Gives a session with a model's variables, a Saver of them, and the prefix to write to; in the end, writes
+    hparams.json and the file `checkpoint`."""
     prefix = os.path.join(directory, NEW_CHECKPOINT)
-    with tf.Graph().as_default(), tf.Session(config=without_gpu()) as session:
+    with tf.Graph().as_default(), tf.Session(config=without_gpu()) as session, checkpoint.writing(prefix):
         tf.set_random_seed(seed)
         model.weights(hparams)
+        yield session, tf.train.Saver(checkpoint.model_variables()), prefix
+    with paths.replacing(os.path.join(directory, 'hparams.json')) as file:
+        json.dump(hparams.values(), file)
+    checkpoint.commit(directory, [NEW_CHECKPOINT])
+
+
+def create(directory: str, hparams: HParams, seed: int | None = None):
+    """Writes hparams.json and a checkpoint of a randomly initialized model."""
+    with new_checkpoint(directory, hparams, seed) as (session, saver, prefix):
         session.run(tf.global_variables_initializer())
-        with checkpoint.writing(prefix):
-            tf.train.Saver(checkpoint.model_variables()).save(session, prefix, write_state=False)
-    write_model_files(directory, hparams)
+        saver.save(session, prefix, write_state=False)
 
 
 def write(directory: str, hparams: HParams, weights: Iterable[tuple[str, np.ndarray]]):
-    """Writes hparams.json and a checkpoint of given weights into a model directory.
+    """Writes hparams.json and a checkpoint of given weights.
 
-    weights: an iterable of (name of weight_shapes, float32 array, best of `aligned`). It is written as it comes, in
-    several files of data, so that no more than the largest weight, or SHARD_BYTES of smaller ones, is in memory.
+    weights: (name of weight_shapes, float32 array, best of `aligned`). They are written as they come, so that
+    memory holds the largest weight, or SHARD_BYTES of smaller ones.
     """
-    prefix, shards = os.path.join(directory, NEW_CHECKPOINT), []
-    with tf.Graph().as_default(), tf.Session(config=without_gpu()) as session, checkpoint.writing(prefix):
-        model.weights(hparams)
-        tf.train.Saver(checkpoint.model_variables()).export_meta_graph(f'{prefix}.meta')
-        for shard in in_shards(weights):
-            shards.append(write_shard(session, f'{prefix}-{len(shards)}', shard))
+    prefixes = []
+    with new_checkpoint(directory, hparams) as (session, saver, prefix):
+        saver.export_meta_graph(f'{prefix}.meta')
+        for shard in shards(weights):
+            prefixes.append(write_shard(session, f'{prefix}-{len(prefixes)}', shard))
             del shard  # while the next is read
-        session.run(tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=shards, destination_prefix=prefix,
+        session.run(tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=prefixes, destination_prefix=prefix,
                                                   delete_old_dirs=False))
-    write_model_files(directory, hparams)
 
 
-def in_shards(weights):  # -> dicts of {name: array}, of SHARD_BYTES or a single array
+def shards(weights):  # -> dicts of {name: array}, of SHARD_BYTES or a single array
     shard, size = {}, 0
     for name, value in weights:
         if shard and size + value.nbytes > SHARD_BYTES:
@@ -61,24 +69,16 @@ def in_shards(weights):  # -> dicts of {name: array}, of SHARD_BYTES or a single
 
 
 def aligned(shape: Sequence[int]) -> np.ndarray:  # float32, uninitialized
-    """An array at an address where TensorFlow takes it as it is; of others it makes a copy."""
+    """An array at an address where TensorFlow makes no copy of it."""
     count = math.prod(shape)
     memory = np.empty(count + 16, np.float32)
     first = -memory.ctypes.data % 64 // 4
     return memory[first:first + count].reshape(shape)
 
 
-def write_shard(session, prefix, values):  # -> prefix
-    """Writes a checkpoint of {name: float32 array}."""
+def write_shard(session, prefix, values):  # {name: float32 array} -> prefix
     inputs = [tf.placeholder(tf.float32, value.shape) for value in values.values()]
     saved = tf.raw_ops.SaveV2(prefix=prefix, tensor_names=[f'model/{name}' for name in values],
                               shape_and_slices=[''] * len(values), tensors=inputs)
     session.run(saved, dict(zip(inputs, values.values(), strict=True)))
     return prefix
-
-
-def write_model_files(directory, hparams):
-    """Writes hparams.json, and the file `checkpoint` that names NEW_CHECKPOINT."""
-    with paths.replacing(os.path.join(directory, 'hparams.json')) as file:
-        json.dump(hparams.values(), file)
-    checkpoint.commit(directory, [NEW_CHECKPOINT])

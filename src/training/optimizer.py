@@ -8,11 +8,11 @@ from errors import require
 
 
 class Adafactor(tf.train.Optimizer):
-    """Shazeer & Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", without momentum.
+    """Shazeer & Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", no momentum.
 
-    Of a matrix's squared gradients only the means over rows and over columns are kept (algorithm 4), each a moving
-    mean that forgets at the rate t^-0.8 (section 7.2); no update's root mean square is above learning_rate (section
-    6). Updates are not scaled by their parameters, so that learning_rate means about what it means with Adam.
+    Of a matrix's squared gradients, only means over rows and columns are kept (algorithm 4), which move at
+    the rate t^-0.8 (section 7.2). An update's root mean square is at most learning_rate (section 6), not
+    scaled by its parameters, so that learning_rate means about the same as with Adam.
     """
 
     def __init__(self, learning_rate, name='Adafactor'):
@@ -27,16 +27,15 @@ class Adafactor(tf.train.Optimizer):
             if is_matrix(v):
                 slots = {'rows': [*shape[:-1], 1], 'columns': [*shape[:-2], 1, shape[-1]]}
             for name, size in slots.items():
-                self._get_or_make_slot_with_initializer(v, tf.zeros_initializer(), tf.TensorShape(size), tf.float32,
-                                                        name, f'{self._name}_{name}')
+                self._get_or_make_slot_with_initializer(
+                    v, tf.zeros_initializer(), tf.TensorShape(size), tf.float32, name, f'{self._name}_{name}')
 
     def _prepare(self):
         self.updates = self._get_non_slot_variable('updates', graph=tf.get_default_graph())
-        self.newest = tf.pow(self.updates + 1, -0.8)  # the weight of this update's squares in the moving means
+        self.newest = tf.pow(self.updates + 1, -0.8)  # the weight of this update's squares
 
     def _resource_apply_dense(self, grad, variable):
-        """In few passes and temporaries: a matrix's squares are gone before its update is made, in one array."""
-        squares = tf.square(grad)
+        squares = tf.square(grad)  # freed before the update is made, where it is a matrix's
         if is_matrix(variable):
             rows = self.moving_mean(variable, 'rows', tf.reduce_mean(squares, axis=-1, keepdims=True))
             columns = self.moving_mean(variable, 'columns', tf.reduce_mean(squares, axis=-2, keepdims=True))
@@ -44,7 +43,8 @@ class Adafactor(tf.train.Optimizer):
         else:
             update = grad * tf.rsqrt(self.moving_mean(variable, 'squares', squares))
         root_mean_square = tf.sqrt(2 * tf.nn.l2_loss(update) / variable.shape.num_elements())
-        return variable.assign_sub(update * (self.learning_rate / tf.maximum(1.0, root_mean_square)), read_value=False)
+        rate = self.learning_rate / tf.maximum(1.0, root_mean_square)
+        return variable.assign_sub(update * rate, read_value=False)
 
     def moving_mean(self, variable, name, squares):
         slot = self.get_slot(variable, name)
@@ -57,28 +57,23 @@ class Adafactor(tf.train.Optimizer):
 
 OPTIMIZERS = {'adam': tf.train.AdamOptimizer, 'adamw': tf.train.AdamOptimizer, 'adafactor': Adafactor,
               'sgd': tf.train.GradientDescentOptimizer}
-WEIGHT_DECAY = {'adamw': 0.01}  # where none is given; of the others 0
+WEIGHT_DECAY = {'adamw': 0.01}  # where none is given; 0 for the others
 
 
 class Update:
-    """The operations of one update: run each of `before`, then `batch` once for each batch, then each of `after`.
+    """One update by the mean gradient: run each of `before`, then `batch` once for each of `batches`, then
+    each of `after`; fetch `norm`, the gradient's before clipping, with the last of these.
 
-    gradients: for each of variables the gradient of one batch's loss, a float32 tensor of its shape, or None where the
-        variable stays as it is. The update is by their mean over the batches.
-    optimizer: a name of OPTIMIZERS. learning_rate: scalar tensor. batches: how many make one update.
-    clip_norm: gradients whose norm, over all variables together, is above it are scaled down to it (Pascanu et al.
-        2013, "On the difficulty of training recurrent neural networks", section 3.2); 0 for no limit.
+    gradients: of one batch, for each of variables: float32 of its shape, or None. learning_rate: scalar.
+    clip_norm: the largest norm of all gradients together, which are scaled down to it (Pascanu et al. 2013,
+        "On the difficulty of training recurrent neural networks", section 3.2); 0 for no limit.
     weight_decay: matrices are first multiplied by 1 - learning_rate * weight_decay (Loshchilov & Hutter 2019,
-        "Decoupled weight decay regularization"); None for 0.01 with adamw and 0 with the others.
-
-    reduce: a function that is given the list of gradients (where there are several batches, of their sums), and returns
-        a list of their means over all processes; None where there is one.
-
-    norm: scalar, the norm before clipping; fetch it with the update's last operation or not at all.
+        "Decoupled weight decay regularization"); None for the default of WEIGHT_DECAY.
+    reduce: a function of the list of gradients that returns their means over all processes.
     """
 
-    def __init__(self, gradients, variables, *, optimizer, learning_rate, batches=1, clip_norm=0.0, weight_decay=None,
-                 reduce=None):
+    def __init__(self, gradients, variables, *, optimizer, learning_rate, batches=1, clip_norm=0.0,
+                 weight_decay=None, reduce=None):
         pairs = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
         gradients, variables = zip(*pairs, strict=True)
         opt = OPTIMIZERS[optimizer](learning_rate)
@@ -89,19 +84,19 @@ class Update:
             gradients, scale = [total.read_value() for total in accumulating.sums], 1 / accumulating.count
         if reduce:
             gradients = reduce(gradients)
-        # Nothing below waits for the norm without need: a gradient is applied, and its memory free, when it is there.
+        # Without clipping, nothing waits for the norm: each gradient is applied, and freed, when it is there.
         self.norm = scale * tf.linalg.global_norm(gradients)
         if clip_norm:
             scale *= tf.minimum(1.0, clip_norm / self.norm)
-        if batches > 1:  # in their place, or there would be a copy of them all
-            gradients = [total.assign(each * scale).read_value()
-                         for total, each in zip(accumulating.sums, gradients, strict=True)]
+        if batches > 1:  # in the place of the sums, or there would be a copy of them all
+            gradients = [total.assign(gradient * scale).read_value()
+                         for total, gradient in zip(accumulating.sums, gradients, strict=True)]
         elif clip_norm:
-            gradients = [each * scale for each in gradients]
+            gradients = [gradient * scale for gradient in gradients]
         decay = WEIGHT_DECAY.get(optimizer, 0.0) if weight_decay is None else weight_decay
         if decay:
             factor = 1 - learning_rate * decay
-            gradients = [decayed_first(*pair, factor) for pair in zip(gradients, variables, strict=True)]
+            gradients = [after_decay(*pair, factor) for pair in zip(gradients, variables, strict=True)]
         apply = opt.apply_gradients(zip(gradients, variables, strict=True))
         if batches > 1:
             self.after = [apply]
@@ -109,11 +104,10 @@ class Update:
             self.batch = apply
 
 
-def decayed_first(gradient, variable, factor):
-    """The gradient, to be had only once the variable, if it is a matrix, has been multiplied by factor."""
+def after_decay(gradient, variable, factor):  # -> the gradient, once a matrix has been multiplied by factor
     if not is_matrix(variable):
         return gradient
-    with tf.control_dependencies([gradient]):  # the forward pass is done with the old value
+    with tf.control_dependencies([gradient]):  # the forward pass has read the old value
         decay = variable.assign(variable.read_value() * factor, read_value=False)
     with tf.control_dependencies([decay]):
         return tf.identity(gradient)
@@ -126,16 +120,16 @@ def is_matrix(variable):
 def learning_rate(step: int, *, peak: float, schedule: str, warmup_steps: int, steps: int | None) -> float:
     """The learning rate of the update that makes model number `step` (the first: 1).
 
-    It grows in equal parts up to peak, at update warmup_steps; then it follows schedule: constant, or linear and cosine
-    (Loshchilov & Hutter 2017, "SGDR: Stochastic gradient descent with warm restarts", equation 5, without restarts)
-    fall towards 0, which they would reach one update after `steps`. From `steps` on it is constant.
-    Raises InputError for one of these two where steps is None.
+    It grows in equal parts up to peak, at update warmup_steps. Then it is constant, or falls to 0 in the
+    update after `steps`, as schedule says: linear or cosine (Loshchilov & Hutter 2017, "SGDR: Stochastic
+    gradient descent with warm restarts", equation 5). Raises InputError for these without steps.
     """
-    require(schedule == 'constant' or steps is not None, f'--schedule {schedule} needs --steps: it ends there')
+    require(schedule == 'constant' or steps is not None, f'--schedule {schedule} needs --steps, its end')
     if steps is not None:
         step = min(step, steps)
     if step <= warmup_steps:
         return peak * step / warmup_steps
-    # Constant: there may be no end to measure progress by.
-    progress = 0.0 if steps is None else (step - 1 - warmup_steps) / (steps - warmup_steps)
-    return peak * {'constant': 1.0, 'linear': 1 - progress, 'cosine': (1 + math.cos(math.pi * progress)) / 2}[schedule]
+    if schedule == 'constant' or steps is None:
+        return peak
+    progress = (step - 1 - warmup_steps) / (steps - warmup_steps)
+    return peak * (1 - progress if schedule == 'linear' else (1 + math.cos(math.pi * progress)) / 2)
