@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from encoder import get_encoder, separate_texts, split_at
 from errors import InputError, require
+from fast.session import cores  # noqa: F401  for those who encode in several processes
 from storage import paths
 from storage.npz import npz_arrays, token_dtype, vocabulary_of, write_npz
 from training.windows import Sampler
@@ -391,11 +392,6 @@ def text_decoder(encoding: str) -> codecs.IncrementalDecoder:  # InputError if t
 
 
 # Several processes
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

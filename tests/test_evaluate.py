@@ -23,7 +23,7 @@ from command_line.flags import PRECISIONS
 from create_model import create_model
 from errors import InputError
 from evaluation import likelihood, metrics, test_sets
-from fast import kernels
+from fast import blocks, kernels
 from storage import checkpoint
 
 SIZES = {'random': {'n_ctx': 32}, 'trained': {'n_ctx': 24, 'n_head': 2, 'n_layer': 3}}
@@ -211,7 +211,7 @@ def test_scores_come_in_order_from_a_bounded_number_of_windows(loaded, monkeypat
 def test_as_kernels_and_by_blocks_of_attention(models, monkeypatch):
     """As large models are computed."""
     monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
-    monkeypatch.setattr(model, 'ATTENTION_BLOCK', 8)
+    monkeypatch.setattr(blocks, 'ATTENTION_BLOCK', 8)
     expected_of = reference.numpy_model(*models[1]['random'])
     scorer = likelihood.Likelihood('random', str(models[0]))
     tokens = [scorer.enc.eot, *scorer.enc.encode(TEXT)]

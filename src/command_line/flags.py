@@ -2,10 +2,9 @@
 import dataclasses
 
 from errors import require
+from fast.precision import PRECISIONS
 
 COMPRESSIONS = ('none', 'float16', 'bfloat16')
-PRECISIONS = ('float32', 'tf32', 'bfloat16')  # of matrix products
-WEIGHT_PRECISIONS = (*PRECISIONS, 'int8')  # of the weights that samples are drawn with
 
 
 class Checked:

@@ -16,9 +16,10 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import model
-from command_line.flags import PRECISIONS
 from errors import require
-from generation import generator
+from fast.precision import PRECISIONS, set_precision
+from fast.quantized import with_precision
+from fast.session import device, session_config
 from storage import checkpoint
 from training.windows import PADDING
 
@@ -59,11 +60,11 @@ class Likelihood:
         require(precision in PRECISIONS, f'--precision must be one of {", ".join(PRECISIONS)}, not {precision!r}')
         self.batch_size = batch_size or max(1, BATCH_TOKENS // self.context)
         self.prefix = checkpoint.resolve_checkpoint(directory, self.hparams, checkpoint_name)
-        self.session = tf.Session(graph=tf.Graph(), config=generator.session_config())
-        self.device = generator.device()
+        self.session = tf.Session(graph=tf.Graph(), config=session_config())
+        self.device = device()
         self.batches = {}  # shape -> Batch
         with self.session.graph.as_default():
-            self.weights = model.with_precision(model.weights(self.hparams), model.set_precision(precision))
+            self.weights = with_precision(model.weights(self.hparams), set_precision(precision))
             checkpoint.restore(self.session, self.prefix, checkpoint.model_variables())
 
     def score(self, windows: Iterable, best: bool = False, banned: Collection[int] = ()) -> Iterator[tuple]:

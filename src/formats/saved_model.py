@@ -1,13 +1,11 @@
 """A model as a SavedModel: a folder that TensorFlow and TensorFlow Serving load and run with none of this code.
 
-Signature `logits`: the logits of the token that comes next; those of ids without a text, too.
+Signature `logits`: the logits of the token that comes next, those of ids without a text too.
     tokens int32 [B, T] -> logits float32 [B, V]
-Signature `generate`: what sample.sample_sequence draws.
+Signature `generate`: the samples of sample.sample_sequence.
     tokens int32 [B, T], length int32, temperature float32, top_k int32, top_p float32, seed int64, all five scalars
-    -> tokens int32 [B, T + length], those that were given first
-In both, rows that are shorter than others have -1 at their left. Values that cannot be used end a run with a message.
-
-Dimensions: those of sample.py.
+    -> tokens int32 [B, T + length], beginning with those given
+In both, shorter rows have -1 at their left. Values that cannot be used end a run with a message.
 """
 import os
 import shutil
@@ -16,27 +14,27 @@ import tensorflow.compat.v1 as tf
 
 import model
 import sample
-from fast import kernels
+from fast.kernels import disable_xla
+from generation.checks import assert_or_raise, check_tokens
 from storage import checkpoint, new_model, paths
 
 
 def write(folder: str, directory: str, checkpoint_name: str | None = None) -> str:
     """Writes the SavedModel of the model or run in a directory into an empty folder; returns the checkpoint's path.
 
-    Its variables are those of the checkpoint, in float32. Sizes and vocabulary are in the folder's assets.extra, which
-    is for clients: what loads the model does not look there.
-    checkpoint_name: see checkpoint.choose. Raises InputError for what is missing, damaged or does not fit.
+    Its variables are the checkpoint's, in float32. Sizes and vocabulary are in the folder's assets.extra, for clients.
+    checkpoint_name: see checkpoint.resolve_checkpoint. Raises InputError for what is missing, damaged or does not fit.
     """
     _, hparams, enc = checkpoint.load_sizes_and_vocabulary(os.path.basename(directory), os.path.dirname(directory))
     prefix = checkpoint.resolve_checkpoint(directory, hparams, checkpoint_name)
     with tf.Graph().as_default(), tf.Session(config=new_model.without_gpu()) as session:
-        kernels.disable_xla()  # TensorFlow Serving's XLA is off unless it is asked for
+        disable_xla()  # TensorFlow Serving's XLA is off unless it is asked for
         signatures = {'logits': logits_signature(hparams), 'generate': generate_signature(hparams, enc)}
         checkpoint.restore(session, prefix, checkpoint.model_variables())
         builder = tf.saved_model.Builder(folder)
         with checkpoint.writing(folder):
             builder.add_meta_graph_and_variables(session, [tf.saved_model.tag_constants.SERVING], signatures,
-                                                 strip_default_attrs=True)  # older versions know fewer of them
+                                                 strip_default_attrs=True)  # older versions know fewer attributes
             builder.save()
     extra = os.path.join(folder, 'assets.extra')
     os.mkdir(extra)
@@ -48,11 +46,10 @@ def write(folder: str, directory: str, checkpoint_name: str | None = None) -> st
 def logits_signature(hparams):
     tokens = tf.placeholder(tf.int32, [None, None], 'tokens')
     T = tf.shape(tokens)[1]
-    too_long = sample.assert_or_raise(T <= hparams.n_ctx, T, f'tokens are more than n_ctx, {hparams.n_ctx}')
-    with tf.control_dependencies([*too_long, *sample.check_tokens(tokens, hparams.n_vocab, padded=True)]):
-        w = model.weights(hparams)
-        h, *_ = sample.prefill(hparams, w, tokens, padded=True)
-    return tf.saved_model.predict_signature_def({'tokens': tokens}, {'logits': model.next_logits(w, h)})
+    too_long = assert_or_raise(T <= hparams.n_ctx, T, f'tokens are more than n_ctx, {hparams.n_ctx}')
+    with tf.control_dependencies([*too_long, *check_tokens(tokens, hparams.n_vocab, padded=True)]):
+        logits, _ = sample.prefill(hparams, model.weights(hparams), tokens, sample.row_starts(tokens))
+    return tf.saved_model.predict_signature_def({'tokens': tokens}, {'logits': logits})
 
 
 def generate_signature(hparams, enc):

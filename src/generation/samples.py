@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 import encoder
 from errors import InputError, require
+from fast.session import device
 from generation import generator
-from sample import check_controls
+from generation.checks import check_controls
 from storage import paths
 
 
@@ -33,7 +34,7 @@ class SampleWriter:
         self.seed, self.nsamples, self.batch_size = flags.seed, flags.nsamples, flags.batch_size
         self.options: dict = {'length': flags.length or (n_ctx if unconditional else max(1, n_ctx // 2)), **controls,
                               'stop': flags.ends}
-        self.device = generator.device()
+        self.device = device()
 
     def name_device(self):
         """Says in a line on stderr what samples are drawn on; once, and when nothing is refused any more."""

@@ -20,6 +20,9 @@ import memory_saving_gradients
 import model
 from command_line import interrupts
 from errors import InputError, require
+from fast import session as sessions
+from fast.precision import set_precision
+from fast.quantized import with_precision
 from generation import generator
 from load_dataset import encode_to_npz, fingerprint, load_dataset
 from storage import checkpoint, paths, run_folder
@@ -249,7 +252,7 @@ class Trainer:
         self.inputs = tf.placeholder(tf.int32, [None, self.hparams.n_ctx], 'inputs')
         self.tokens = tf.placeholder(tf.int32, [None, self.hparams.n_ctx], 'tokens')
         self.rate = tf.placeholder(tf.float32, [], 'learning_rate')
-        self.weights, self.dtype = model.weights(self.hparams), model.set_precision(self.flags.precision)
+        self.weights, self.dtype = model.weights(self.hparams), set_precision(self.flags.precision)
         variables = checkpoint.model_variables()
         if self.flags.only_train_transformer_layers:
             variables = [v for v in variables if v.op.name.startswith('model/h')]
@@ -274,7 +277,7 @@ class Trainer:
         return tf2.function(function, jit_compile=True, autograph=False) if self.flags.xla else function
 
     def losses_of(self, inputs, tokens, *values):  # -> scalar, scalar: the sum of the losses, their number
-        w = model.with_precision(dict(zip(self.weights, values, strict=True)), self.dtype)
+        w = with_precision(dict(zip(self.weights, values, strict=True)), self.dtype)
         h, _ = model.transformer(self.hparams, w, inputs)
         return model.loss(model.output(w, h), tokens)
 
@@ -476,7 +479,7 @@ class Trainer:
                 top_p=self.flags.top_p)
             texts += [f'======== SAMPLE {number + 1} ========\n{row.text}\n'
                       for number, row in zip(numbers, rows, strict=True)]
-        self.generator.release()
+        self.generator.free_cache()
         self.say(texts[-1])
         self.log.text(self.step, samples='\n'.join(texts))
         directory = self.samples_directory()
@@ -588,7 +591,7 @@ def peak_memory() -> float:
 
 
 def session_config(worker):
-    config = generator.session_config()
+    config = sessions.session_config()
     if worker.gpu is not None:
         config.gpu_options.visible_device_list = str(worker.gpu)
     config.intra_op_parallelism_threads = worker.threads
@@ -614,7 +617,7 @@ def train(flags, worker: Worker | None = None) -> int:
           contextlib.ExitStack() as stack):
         trainer = Trainer(flags, worker, session, signals)
         if worker.rank == 0 or worker.gpu is not None:
-            warn(f'Device{f" of rank {worker.rank}" if worker.rank else ""}: {generator.device(worker.gpu or 0)}')
+            warn(f'Device{f" of rank {worker.rank}" if worker.rank else ""}: {sessions.device(worker.gpu or 0)}')
         stack.enter_context(signals.noted())
         try:
             trainer.train()
