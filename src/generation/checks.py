@@ -28,12 +28,15 @@ def check_controls(*, length, temperature=1, top_k=0, top_p=1, repetition_penalt
 
 def check_tokens(tokens, n_vocab, padded):  # a tensor or an array [B, T] -> assertions
     """As assert_or_raise: all are ids of the model, or, if padded, -1 at the left of rows shorter than others."""
-    every, least, most = ((tf.reduce_all, tf.reduce_min, tf.reduce_max) if tf.is_tensor(tokens) else
-                          (np.all, np.min, np.max))
-    lowest, padding, at_left = ((-1, ', or -1 at the left of shorter rows', ', and -1 at its left alone') if padded
-                                else (0, '', ''))
+    every, least, most = np.all, np.min, np.max
+    if tf.is_tensor(tokens):
+        every, least, most = tf.reduce_all, tf.reduce_min, tf.reduce_max
+    lowest, padding, at_left = 0, '', ''
+    whole = every(most(tokens, axis=1) >= 0)
+    if padded:
+        lowest, padding, at_left = -1, ', or -1 at the left of shorter rows', ', and -1 at its left alone'
+        whole = whole & every((tokens[:, 1:] >= 0) | (tokens[:, :-1] < 0))
     known = every((tokens >= lowest) & (tokens < n_vocab))
-    whole = every(most(tokens, axis=1) >= 0) & every((tokens[:, 1:] >= 0) | (tokens[:, :-1] < 0))
     return [*assert_or_raise(known, f'tokens must be from 0 to {n_vocab - 1}{padding}; they are from',
                              least(tokens), 'to', most(tokens)),
             *assert_or_raise(whole, f'each row must have a token{at_left}; they are', tokens)]

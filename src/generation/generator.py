@@ -89,8 +89,8 @@ class Generator:
             keys, length = tf.placeholder(tf.int64, [None, 2]), tf.placeholder(tf.int32, [])
             self.random_numbers = session.make_callable(sample.random_numbers(keys, length), [keys, length])
             H, D = hparams.n_head, hparams.n_embd // hparams.n_head
-            self.cache = [[local_variable(tf.zeros([0, H, 0, D]), [None, H, None, D]) for _ in range(2)]
-                          for _ in range(hparams.n_layer)]
+            empty = sample.empty_cache(hparams, 0, 0)
+            self.cache = tf2.nest.map_structure(lambda zeros: local_variable(zeros, [None, H, None, D]), empty)
             rows, size = tf.placeholder(tf.int32, []), tf.placeholder(tf.int32, [])
             clear = [v.assign(tf.zeros([rows, H, size, D]), read_value=False) for v in tf2.nest.flatten(self.cache)]
             grow = [v.assign(tf.pad(v.read_value(), [[0, 0], [0, 0], [0, size], [0, 0]]), read_value=False)
