@@ -6,7 +6,7 @@ from storage import paths
 
 
 @cli.flags_from(ExportFlags)
-def export(*args, **given):
+def export(*args, **kwargs):
     """Writes a SavedModel with the signatures `logits` and `generate`; README.md shows how they are called.
 
     TensorFlow Serving wants OUT's name to be a number, the version: served/gpt2/1.
@@ -14,7 +14,7 @@ def export(*args, **given):
     def write(folder, directory, checkpoint):
         from formats import saved_model
         return saved_model.write(folder, directory, checkpoint)
-    flags = ExportFlags(*args, **given)
+    flags = ExportFlags(*args, **kwargs)
     paths.for_tensorflow(paths.expand(flags.out))
     cli.write_model(flags, write)
 

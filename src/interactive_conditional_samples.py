@@ -45,19 +45,19 @@ class PromptFlags(SamplingFlags):
 
 
 @cli.flags_from(PromptFlags)
-def interact_model(*args, **given):
+def interact_model(*args, **kwargs):
     """Prints continuations of prompts."""
-    flags = PromptFlags(*args, **given)
+    flags = PromptFlags(*args, **kwargs)
     cli.load_tensorflow()
     with cli.default_signal_handlers():
         from generation import samples
-        drawn = samples.SampleWriter(flags, unconditional=False, special_tokens=flags.special_tokens)
+        writer = samples.SampleWriter(flags, unconditional=False, special_tokens=flags.special_tokens)
     if flags.prompts_file is not None:
-        drawn.complete(flags.prompts_file, flags.output, flags.logprobs)
+        writer.complete(flags.prompts_file, flags.output, flags.logprobs)
         return
     with samples.opened(flags.output) as file:
         def write(prompt):
-            drawn.write(file, prompt, prefix=prompt if flags.include_prefix else '', stream=flags.output is None)
+            writer.write(file, prompt, prefix=prompt if flags.include_prefix else '', stream=flags.output is None)
         if flags.prompt is not None:
             write(flags.prompt)
             return

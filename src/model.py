@@ -1,7 +1,6 @@
 """GPT-2 as a TensorFlow graph: the transformer and the loss.
 
-The transformer is a function of its weights, a dict of tensors named as in a checkpoint ('h0/attn/c_attn/w'):
-`model` reads them from variables, sampling reads them once before its loop. What makes it fast is in src/fast.
+Weights are a dict of tensors named as in a checkpoint ('h0/attn/c_attn/w'). What makes it fast is in src/fast.
 
 B batch, T positions of X, P past positions, S = P + T, L n_layer, E n_embd, H n_head, D = E / H the size of a
 head, V n_vocab.
@@ -35,8 +34,7 @@ def gelu(x):
 @fused
 def norm(x, g, b, epsilon=1e-5):  # [..., E], [E], [E] -> [..., E]
     """Layer normalization (Ba et al. 2016) of the last axis."""
-    mean = tf.reduce_mean(x, axis=-1, keepdims=True)
-    centred = x - mean
+    centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
     variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
     return centred * (tf.rsqrt(variance + epsilon) * g) + b
 
@@ -134,10 +132,10 @@ def of_scope(w, scope):  # the weights of a scope, without its name
 def transformer(hparams, w, X, past=None, positions=None, mask=None, layers=blocks):
     """From tokens to the last hidden state.
 
-    w: {name: tensor or QuantizedMatrix}. X: int32 [B, T]. past: keys and values of earlier positions, a list of L
-    pairs of [B, H, P, D], or None. positions: int32 [T] or [B, T], of X; None for those after the past. mask: the
-    keys that each token sees with a past, bool [T, S] or [B, 1, T, S]; None for all up to its own. layers: `blocks`,
-    or what computes the same faster. Returns [B, T, E] and the keys and values of X, L pairs of [B, H, T, D].
+    w: {name: tensor or QuantizedMatrix}. X: int32 [B, T]. past: L pairs of keys and values, [B, H, P, D], or None.
+    positions: of X, int32 [T] or [B, T]; None for those after the past. mask: the keys that each token sees if
+    there is a past, bool [T, S] or [B, 1, T, S]; None for all up to its own. layers: `blocks`, or a faster function.
+    Returns [B, T, E], and the keys and values of X, L pairs of [B, H, T, D].
     """
     P, T = shape_list(past[0][0])[2] if past else 0, shape_list(X)[1]
     positions = P + tf.range(T) if positions is None else positions
@@ -158,9 +156,8 @@ def output(w, h):  # {name: tensor}, [..., E] -> [..., V]
 def model(hparams, X, past=None, scope='model', reuse=tf.AUTO_REUSE):
     """The language model's graph.
 
-    X: int32 [B, T], tokens. past: None, or the 'present' of earlier calls, joined along axis 4. Returns
-    {'logits': [B, T, V], 'present': [B, L, 2, H, T, D]}, the keys and values of X. Raises InputError if P + T is
-    known and exceeds n_ctx.
+    X: int32 [B, T]. past: None, or the 'present' of earlier calls, joined along axis 4. Returns 'logits',
+    [B, T, V], and 'present', [B, L, 2, H, T, D]. Raises InputError if P + T is known and exceeds n_ctx.
     """
     with tf.name_scope(scope):
         T = X.shape.with_rank(2)[1] or 0
@@ -176,7 +173,7 @@ def model(hparams, X, past=None, scope='model', reuse=tf.AUTO_REUSE):
 
 
 def weight_shapes(hparams: HParams) -> dict[str, list[int]]:
-    """Names and shapes of all weights, in the graph's order; in a checkpoint 'model/' stands before each name."""
+    """Names and shapes of all weights, in the graph's order; in a checkpoint 'model/' precedes each name."""
     E = hparams.n_embd
     shapes = {'wpe': [hparams.n_ctx, E], 'wte': [hparams.n_vocab, E]}
     for layer in range(hparams.n_layer):
@@ -189,16 +186,14 @@ def weight_shapes(hparams: HParams) -> dict[str, list[int]]:
 
 
 def initializer(name, hparams):
-    """The paper's initialization (section 2.3): projections into the residual stream are scaled by 1/sqrt(2 L)."""
-    if name.endswith('/b'):
-        return tf.zeros_initializer()
-    if name.endswith('/g'):
-        return tf.ones_initializer()
+    """As in the paper, section 2.3: projections into the residual stream are scaled by 1/sqrt(2 L)."""
+    if name.endswith(('/g', '/b')):
+        return tf.ones_initializer() if name.endswith('/g') else tf.zeros_initializer()
     seed = None
     if 'TF_DETERMINISTIC_OPS' in os.environ and tf.get_default_graph().seed is None:
         seed = int.from_bytes(os.urandom(4), 'little')  # TensorFlow then refuses operations without a seed
-    residual = name.endswith('c_proj/w')
-    stddev = 0.01 if name == 'wpe' else 0.02 / np.sqrt(2 * hparams.n_layer) if residual else 0.02
+    scale = 1 / np.sqrt(2 * hparams.n_layer) if name.endswith('c_proj/w') else 1
+    stddev = 0.01 if name == 'wpe' else 0.02 * scale
     return tf.random_normal_initializer(stddev=stddev, seed=seed)
 
 
@@ -210,10 +205,7 @@ def weights(hparams, scope='model', reuse=tf.AUTO_REUSE):  # -> {name: tensor}
 
 
 def loss(logits, X):  # [B, T, V], int32 [B, T] -> scalar, scalar
-    """The sum of the cross-entropies, in nats, of each token given those before it, and the number of these tokens.
-
-    A token below 0 pads the row and is not predicted.
-    """
+    """The sum of each token's cross-entropy, in nats, and the number of these tokens; those below 0 are padding."""
     # The last position's logits are not cut off, which would copy the others, but have no label.
     labels = tf.reshape(tf.pad(X[:, 1:], [[0, 0], [0, 1]], constant_values=-1), [-1])
     losses = cross_entropy(tf.reshape(logits, [-1, logits.shape[-1]]), labels)
@@ -222,7 +214,7 @@ def loss(logits, X):  # [B, T, V], int32 [B, T] -> scalar, scalar
 
 @fused(gradient=cross_entropy_gradient)
 def cross_entropy(logits, labels):  # [N, V], int32 [N] -> float32 [N]
-    """In nats; 0 where the label is negative."""
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0),
-                                                            logits=tf.cast(logits, tf.float32))
+    """In nats; 0 if the label is negative."""
+    logits, known = tf.cast(logits, tf.float32), tf.maximum(labels, 0)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=known, logits=logits)
     return tf.where_v2(labels >= 0, losses, 0.0)

@@ -1,11 +1,8 @@
 """Sampling: the controls, the decoding step, and a loop of steps as one operation of a graph.
 
-`prefill` takes contexts to a KV cache, `step` takes one token a row to the next, `random_numbers` decide what is
-drawn. Two loops drive them: sample_sequence in the graph, and generation.generator from Python, since there text is
-printed and stopped while it comes, and a row may outgrow n_ctx. Both draw the same tokens with the same seed.
-
-A cache is a list of L pairs of buffers for keys and values, [B, H, S, D], of which n_past positions are filled. Rows
-end together: shorter ones are padded at their left, and `start`, int32 [B], is where each begins.
+`prefill` takes contexts to a KV cache, `step` takes one token a row to the next. Two loops drive them:
+sample_sequence in the graph, and generation.generator from Python, since there text is printed and stopped while
+it comes, and a row may outgrow n_ctx. Both draw the same tokens with the same seed.
 
 B batch, V n_vocab, N candidates, T length of the context; others as in model.py. A control (temperature, top_k,
 top_p, repetition_penalty) is a number, or a scalar tensor that may change from run to run.
@@ -17,7 +14,8 @@ import tensorflow.compat.v1 as tf
 import model
 from errors import InputError
 from fast.blocks import in_layer_kernels
-from fast.kernels import kernel, write_cache
+from fast.cache import empty_cache, positions_and_mask, row_starts, write_cache
+from fast.kernels import kernel
 from fast.nucleus import nucleus_threshold
 from generation.checks import assert_or_raise, check_context, check_controls
 
@@ -60,8 +58,8 @@ def top_p_logits(logits, p):  # [B, N] -> [B, N]
 
 
 def apply_repetition_penalty(logits, tokens, penalty):  # [B, V], int32 [B, N] -> [B, V]
-    """The logits of the row's tokens (below 0: none) divided by penalty, or multiplied if they are below 0, so that a
-    penalty above 1 lowers all (after Keskar et al. 2019, "CTRL", section 4.1)."""
+    """The logits of the row's tokens (below 0: none) divided by penalty, or multiplied if they are below 0, so that
+    a penalty above 1 lowers all (after Keskar et al. 2019, "CTRL", section 4.1)."""
     logits = tf.cast(logits, tf.float32)
     rows = tf.broadcast_to(tf.range(tf.shape(tokens)[0])[:, None], tf.shape(tokens))
     places = tf.boolean_mask(tf.stack([rows, tokens], axis=-1), tokens >= 0)
@@ -78,8 +76,8 @@ def sample_categorical(logits, uniform, top_p):  # [B, N], float64 [B] -> int32 
 def sample_token(logits, uniform, *, temperature, top_k, top_p, vocabulary=None):
     """One token a row: logits [B, V], float64 [B] -> int32 [B].
 
-    uniform: the place in the cumulative distribution at which a token is drawn, from 0 to below 1; with temperature 0
-    the likeliest is taken. vocabulary: the ids that may be drawn, those that have a text; None for all.
+    uniform: the place in the cumulative distribution at which a token is drawn, from 0 to below 1. temperature 0:
+    the likeliest. vocabulary: the ids that may be drawn, those that have a text; None for all.
     """
     logits = tf.convert_to_tensor(logits)
     allowed = vocabulary is None or np.isin(range(logits.shape.as_list()[-1]), list(vocabulary))
@@ -98,7 +96,7 @@ def sample_token(logits, uniform, *, temperature, top_k, top_p, vocabulary=None)
 
 
 def random_keys(seed, batch_size):  # -> int64 [B, 2]
-    """The key of each row's random numbers. seed: None (new ones at each run), a scalar s (row i has the key (s, i)),
+    """The keys of the rows' random numbers. seed: None (new ones at each run), a scalar s (row i has the key (s, i)),
     or the keys themselves, [B, 2]."""
     if seed is None:
         return tf.random.uniform([batch_size, 2], maxval=tf.int64.max, dtype=tf.int64)
@@ -112,7 +110,7 @@ def random_keys(seed, batch_size):  # -> int64 [B, 2]
 
 
 def random_numbers(keys, length):  # int64 [B, 2], scalar -> float64 [B, length]
-    """From 0 to below 1, of each row's key and the position alone: those for a greater length begin with these."""
+    """From 0 to below 1, of each row's key and the position alone: a greater length begins with the same."""
     def of_row(key):
         return tf.random.stateless_uniform([length], key, dtype=tf.float64)
     return tf.map_fn(of_row, keys, fn_output_signature=tf.float64)
@@ -130,32 +128,14 @@ def output_kernel(wte, h):  # [V, E], [B, E] -> [B, V]
     return model.output({'wte': wte}, h)
 
 
-def empty_cache(hparams, B, size):
-    empty = tf.zeros([B, hparams.n_head, size, hparams.n_embd // hparams.n_head])
-    return [(empty, empty)] * hparams.n_layer
-
-
-def row_starts(context):  # int32 [B, T], padded at the left with -1 -> int32 [B]
-    return tf.reduce_sum(tf.cast(context < 0, tf.int32), axis=1)
-
-
-def positions_and_mask(T, cache, n_past, start):  # -> int32 [B, T], bool [B, 1, T, S + T]
-    """Of T new tokens: their positions in their rows; the keys that they see in the cache and among themselves."""
-    own, slots = n_past + tf.range(T), tf.range(model.shape_list(cache[0][0])[2])
-    filled = tf.where_v2(slots < n_past, slots, n_past + T)  # what is not filled comes after all queries
-    keys = tf.concat([filled, own], axis=0)
-    mask = (keys <= own[:, None]) & (keys >= start[:, None, None, None])
-    return tf.maximum(own - start[:, None], 0), mask
-
-
-def next_logits(hparams, w, tokens, *past_positions_mask, layers=model.blocks):  # -> [B, V], presents
-    h, presents = model.transformer(hparams, w, tokens, *past_positions_mask, layers=layers)
+def next_logits(hparams, w, tokens, *arguments, **layers):  # of model.transformer -> [B, V], presents
+    h, presents = model.transformer(hparams, w, tokens, *arguments, **layers)
     return output_kernel(w.get('output', w['wte']), h[:, -1]), presents
 
 
 def prefill(hparams, w, context, start=None, cache=None, n_past=0):  # int32 [B, T] -> [B, V], presents
-    """Contexts, or their next part after n_past positions, in one pass: the logits of the token that comes next, and
-    the keys and values for write_cache. start: None if no row is padded and there is no past."""
+    """Contexts, or their next part after n_past positions, in one pass: the next token's logits, and the keys and
+    values for write_cache. start: None if no row is padded and there is no past."""
     if start is None:
         return next_logits(hparams, w, context)
     cache = cache or empty_cache(hparams, tf.shape(context)[0], 0)
@@ -166,7 +146,8 @@ def prefill(hparams, w, context, start=None, cache=None, n_past=0):  # int32 [B,
 
 def step(hparams, w, token, start, cache, n_past):  # int32 [B, 1] -> [B, V], presents
     """As prefill, of one token a row, by kernels that read all of the cache."""
-    return next_logits(hparams, w, token, cache, *positions_and_mask(1, cache, n_past, start), layers=decode_layers)
+    place = positions_and_mask(1, cache, n_past, start)
+    return next_logits(hparams, w, token, cache, *place, layers=decode_layers)
 
 
 # A loop of steps
@@ -180,8 +161,8 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     temperature: 0 is greedy. top_k, top_p: see their functions; both may be given, top-k applies first.
     seed: see random_keys. stop_token: a row that has drawn it goes on with nothing else; if all have, the run ends.
     vocabulary: see sample_token.
-    Returns int32 [B, T + length], the context included. length and the controls are numbers, or scalar tensors. Raises
-    InputError for numbers out of range; with tensors that are, running the operation fails.
+    Returns int32 [B, T + length], the context included. Raises InputError for numbers out of range; with tensors
+    that are, running the operation fails.
     """
     controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
     assertions = [*check_controls(length=length, **controls), *assert_or_raise(

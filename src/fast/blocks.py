@@ -14,7 +14,7 @@ def in_query_blocks(attention):
     """Decorates causal attention (q, k, v of [B, H, T, D]), so that keys which no query of a block sees cost nothing."""
     @functools.wraps(attention)
     def call(q, k, v):
-        T = q.shape[2]
+        T = q.shape.as_list()[2]
         if T is None or T <= ATTENTION_BLOCK:
             return attention(q, k, v)
         results = []

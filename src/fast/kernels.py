@@ -95,17 +95,3 @@ def optimization_barrier(x):
 def materialized(x):  # floating, finite -> the same
     """x, stored in a kernel, not computed again by each turn of the loops that use it."""
     return x / (1 + 0 * x)  # XLA copies no division into loops, as it takes long, and cannot know that this is x
-
-
-def write_cache(cache, presents, position):  # lists of pairs of [B, H, S, D] and of [B, H, T, D], scalar -> as cache
-    """The cache's buffers with the keys and values of T new tokens from a position on; in place where nothing else
-    holds the buffers, as in a while_loop, or if a kernel assigns them to their variables."""
-    def write(buffer, new):
-        if in_kernel():
-            return xla.dynamic_update_slice(buffer, new, tf.stack([0, 0, position, 0]))
-        B, H, S, D = tf.unstack(tf.shape(buffer))
-        indices = (tf.range(B * H) * S + position)[:, None] + tf.range(tf.shape(new)[2])
-        flat = tf.tensor_scatter_nd_update(tf.reshape(buffer, [-1, D]), tf.reshape(indices, [-1, 1]),
-                                           tf.reshape(new, [-1, D]))
-        return tf.ensure_shape(tf.reshape(flat, [B, H, S, D]), buffer.shape)
-    return tf2.nest.map_structure(write, cache, presents)

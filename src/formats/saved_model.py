@@ -14,6 +14,7 @@ import tensorflow.compat.v1 as tf
 
 import model
 import sample
+from fast.cache import row_starts
 from fast.kernels import disable_xla
 from generation.checks import assert_or_raise, check_tokens
 from storage import checkpoint, new_model, paths
@@ -48,7 +49,7 @@ def logits_signature(hparams):
     T = tf.shape(tokens)[1]
     too_long = assert_or_raise(T <= hparams.n_ctx, T, f'tokens are more than n_ctx, {hparams.n_ctx}')
     with tf.control_dependencies([*too_long, *check_tokens(tokens, hparams.n_vocab, padded=True)]):
-        logits, _ = sample.prefill(hparams, model.weights(hparams), tokens, sample.row_starts(tokens))
+        logits, _ = sample.prefill(hparams, model.weights(hparams), tokens, row_starts(tokens))
     return tf.saved_model.predict_signature_def({'tokens': tokens}, {'logits': logits})
 
 

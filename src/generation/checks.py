@@ -2,6 +2,7 @@
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import model
 from errors import InputError
 
 
@@ -46,6 +47,7 @@ def check_context(context, length, hparams, padded):  # -> assertions
     """As assert_or_raise: token ids that leave room for `length` more."""
     if not tf.as_dtype(context.dtype).is_integer or len(context.shape) != 2 or 0 in context.shape:
         raise InputError(f'context must be token ids, a row for each sample, not {str(context)[:60]!r}')
-    T, n_ctx = tf.shape(context)[1] if tf.is_tensor(context) else context.shape[1], hparams.n_ctx
+    T, n_ctx = model.shape_list(tf.convert_to_tensor(context))[1], hparams.n_ctx
     return [*check_tokens(context, hparams.n_vocab, padded),
-            *assert_or_raise(length <= n_ctx - T, 'a context of', T, 'tokens and', length, f'more exceed n_ctx, {n_ctx}')]
+            *assert_or_raise(length <= n_ctx - T, 'a context of', T, 'tokens and', length,
+                             f'more exceed n_ctx, {n_ctx}')]

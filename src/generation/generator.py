@@ -17,7 +17,8 @@ import tensorflow.compat.v1 as tf
 import model
 import sample
 from errors import InputError, require
-from fast.kernels import kernel, write_cache
+from fast.cache import empty_cache, write_cache
+from fast.kernels import kernel
 from fast.precision import WEIGHT_PRECISIONS, set_precision
 from fast.quantized import quantize
 from fast.session import session_config
@@ -89,7 +90,7 @@ class Generator:
             keys, length = tf.placeholder(tf.int64, [None, 2]), tf.placeholder(tf.int32, [])
             self.random_numbers = session.make_callable(sample.random_numbers(keys, length), [keys, length])
             H, D = hparams.n_head, hparams.n_embd // hparams.n_head
-            empty = sample.empty_cache(hparams, 0, 0)
+            empty = empty_cache(hparams, 0, 0)
             self.cache = tf2.nest.map_structure(lambda zeros: local_variable(zeros, [None, H, None, D]), empty)
             rows, size = tf.placeholder(tf.int32, []), tf.placeholder(tf.int32, [])
             clear = [v.assign(tf.zeros([rows, H, size, D]), read_value=False) for v in tf2.nest.flatten(self.cache)]
