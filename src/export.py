@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes a model for TensorFlow Serving, and for TensorFlow without this code: ./src/export.py MODEL_OR_RUN OUT."""
+"""Writes a model for TensorFlow and TensorFlow Serving without this code: ./src/export.py MODEL_OR_RUN
+OUT."""
 from command_line import cli
 from command_line.flags import ExportFlags
 from storage import paths

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints samples that begin with nothing but <|endoftext|>: ./src/generate_unconditional_samples.py [flags]."""
+"""Prints samples that begin with <|endoftext|> alone: ./src/generate_unconditional_samples.py [flags]."""
 from command_line import cli
 from command_line.flags import SamplingFlags
 from errors import require

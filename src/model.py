@@ -1,6 +1,6 @@
 """GPT-2 as a TensorFlow graph: the transformer and the loss.
 
-Weights are a dict of tensors named as in a checkpoint ('h0/attn/c_attn/w'). What makes it fast is in src/fast.
+Weights are a dict of tensors named as in a checkpoint ('h0/attn/c_attn/w'). src/fast makes it quick.
 
 B batch, T positions of X, P past positions, S = P + T, L n_layer, E n_embd, H n_head, D = E / H the size of a
 head, V n_vocab.
@@ -132,10 +132,10 @@ def of_scope(w, scope):  # the weights of a scope, without its name
 def transformer(hparams, w, X, past=None, positions=None, mask=None, layers=blocks):
     """From tokens to the last hidden state.
 
-    w: {name: tensor or QuantizedMatrix}. X: int32 [B, T]. past: L pairs of keys and values, [B, H, P, D], or None.
-    positions: of X, int32 [T] or [B, T]; None for those after the past. mask: the keys that each token sees if
-    there is a past, bool [T, S] or [B, 1, T, S]; None for all up to its own. layers: `blocks`, or a faster function.
-    Returns [B, T, E], and the keys and values of X, L pairs of [B, H, T, D].
+    w: {name: tensor or QuantizedMatrix}. X: int32 [B, T]. past: None, or L pairs of keys and values, [B, H,
+    P, D]. positions: of X, int32 [T] or [B, T]; None for those after the past. mask, with a past: the keys
+    that each token sees, bool [T, S] or [B, 1, T, S]; None for all up to its own. layers: `blocks`, or a
+    faster function. Returns [B, T, E], and the keys and values of X, L pairs of [B, H, T, D].
     """
     P, T = shape_list(past[0][0])[2] if past else 0, shape_list(X)[1]
     positions = P + tf.range(T) if positions is None else positions
@@ -205,7 +205,7 @@ def weights(hparams, scope='model', reuse=tf.AUTO_REUSE):  # -> {name: tensor}
 
 
 def loss(logits, X):  # [B, T, V], int32 [B, T] -> scalar, scalar
-    """The sum of each token's cross-entropy, in nats, and the number of these tokens; those below 0 are padding."""
+    """The sum of the tokens' cross-entropies, in nats, and their number; a token below 0 is padding."""
     # The last position's logits are not cut off, which would copy the others, but have no label.
     labels = tf.reshape(tf.pad(X[:, 1:], [[0, 0], [0, 1]], constant_values=-1), [-1])
     losses = cross_entropy(tf.reshape(logits, [-1, logits.shape[-1]]), labels)

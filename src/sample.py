@@ -1,11 +1,12 @@
 """Sampling: the controls, the decoding step, and a loop of steps as one operation of a graph.
 
-`prefill` takes contexts to a KV cache, `step` takes one token a row to the next. Two loops drive them:
-sample_sequence in the graph, and generation.generator from Python, since there text is printed and stopped while
-it comes, and a row may outgrow n_ctx. Both draw the same tokens with the same seed.
+`prefill` takes contexts to a KV cache (fast/cache.py), `step` takes one token a row to the next. Two loops
+drive them: sample_sequence's in the graph, and generation/generator.py's in Python, since there text is
+printed and stopped while it comes, and a row may outgrow n_ctx. Both draw the same tokens with the same
+seed.
 
-B batch, V n_vocab, N candidates, T length of the context; others as in model.py. A control (temperature, top_k,
-top_p, repetition_penalty) is a number, or a scalar tensor that may change from run to run.
+B batch, V n_vocab, N candidates, T length of the context; others as in model.py. A control (temperature,
+top_k, top_p, repetition_penalty) is a number, or a scalar tensor that may change from run to run.
 """
 import numpy as np
 import tensorflow as tf2
@@ -34,7 +35,7 @@ def largest_logits(logits, k):  # -> [B, k], [B, k]: the largest logits in falli
 
 
 def top_k_logits(logits, k):  # [B, V] -> [B, V]
-    """The k largest logits of each row (and their equals); the others become the lowest number. k = 0: all."""
+    """The k largest logits of each row, and their equals; the others become the lowest number. k = 0: all."""
     logits = tf.convert_to_tensor(logits)
 
     def cut():
@@ -43,14 +44,14 @@ def top_k_logits(logits, k):  # [B, V] -> [B, V]
 
 
 def top_p_logits(logits, p):  # [B, N] -> [B, N]
-    """The fewest tokens, from the likeliest down, whose probabilities reach p; the others become the lowest number.
-
-    Nucleus sampling (Holtzman et al. 2019, section 3.1): the token that crosses p belongs to it. p of 0 or 1: all.
+    """The fewest tokens, from the likeliest down, whose probabilities reach p; the others become the lowest
+    number. Nucleus sampling (Holtzman et al. 2019, section 3.1): the token that crosses p is kept. p of 0,
+    1: all.
     """
     logits = tf.convert_to_tensor(logits)
 
     def cut():
-        # Shapes are stated again: the graph's optimizer does not know them behind a condition, and prints that.
+        # Shapes are stated again: behind a condition the graph's optimizer misses them, and prints that.
         probabilities = tf.nn.softmax(tf.cast(tf.ensure_shape(logits, logits.shape), tf.float32))
         threshold = nucleus_threshold(probabilities, tf.convert_to_tensor(p, tf.float32))
         return tf.where_v2(tf.bitcast(probabilities, tf.int32) < threshold, logits.dtype.min, logits)
@@ -58,17 +59,18 @@ def top_p_logits(logits, p):  # [B, N] -> [B, N]
 
 
 def apply_repetition_penalty(logits, tokens, penalty):  # [B, V], int32 [B, N] -> [B, V]
-    """The logits of the row's tokens (below 0: none) divided by penalty, or multiplied if they are below 0, so that
-    a penalty above 1 lowers all (after Keskar et al. 2019, "CTRL", section 4.1)."""
+    """The logits of the row's tokens (below 0: none) divided by penalty, or multiplied if they are below 0,
+    so that a penalty above 1 lowers all (after Keskar et al. 2019, "CTRL", section 4.1)."""
     logits = tf.cast(logits, tf.float32)
     rows = tf.broadcast_to(tf.range(tf.shape(tokens)[0])[:, None], tf.shape(tokens))
     places = tf.boolean_mask(tf.stack([rows, tokens], axis=-1), tokens >= 0)
     values = tf.gather_nd(logits, places)
-    return tf.tensor_scatter_nd_update(logits, places, tf.where_v2(values > 0, values / penalty, values * penalty))
+    values = tf.where_v2(values > 0, values / penalty, values * penalty)
+    return tf.tensor_scatter_nd_update(logits, places, values)
 
 
 def sample_categorical(logits, uniform, top_p):  # [B, N], float64 [B] -> int32 [B]
-    """By inverting the cumulative distribution, in float64, so that rare tokens of 50,257 keep their probability."""
+    """By inverting the cumulative distribution, in float64, so that rare tokens keep their probability."""
     cumulative = tf.cumsum(tf.cast(tf.nn.softmax(top_p_logits(logits, top_p)), tf.float64), axis=-1)
     return tf.reduce_sum(tf.cast(cumulative <= uniform[:, None] * cumulative[:, -1:], tf.int32), axis=-1)
 
@@ -76,7 +78,7 @@ def sample_categorical(logits, uniform, top_p):  # [B, N], float64 [B] -> int32 
 def sample_token(logits, uniform, *, temperature, top_k, top_p, vocabulary=None):
     """One token a row: logits [B, V], float64 [B] -> int32 [B].
 
-    uniform: the place in the cumulative distribution at which a token is drawn, from 0 to below 1. temperature 0:
+    uniform: the place in the cumulative distribution that draws a token, from 0 to below 1. temperature 0:
     the likeliest. vocabulary: the ids that may be drawn, those that have a text; None for all.
     """
     logits = tf.convert_to_tensor(logits)
@@ -96,8 +98,8 @@ def sample_token(logits, uniform, *, temperature, top_k, top_p, vocabulary=None)
 
 
 def random_keys(seed, batch_size):  # -> int64 [B, 2]
-    """The keys of the rows' random numbers. seed: None (new ones at each run), a scalar s (row i has the key (s, i)),
-    or the keys themselves, [B, 2]."""
+    """The keys of the rows' random numbers. seed: None (new ones at each run), a scalar s (row i has the key
+    (s, i)), or the keys themselves, [B, 2]."""
     if seed is None:
         return tf.random.uniform([batch_size, 2], maxval=tf.int64.max, dtype=tf.int64)
     seed = tf.cast(seed, tf.int64)
@@ -134,8 +136,8 @@ def next_logits(hparams, w, tokens, *arguments, **layers):  # of model.transform
 
 
 def prefill(hparams, w, context, start=None, cache=None, n_past=0):  # int32 [B, T] -> [B, V], presents
-    """Contexts, or their next part after n_past positions, in one pass: the next token's logits, and the keys and
-    values for write_cache. start: None if no row is padded and there is no past."""
+    """Contexts, or their next part after n_past positions, in one pass: the next token's logits, and the keys
+    and values for write_cache. start: None if no row is padded and there is no past."""
     if start is None:
         return next_logits(hparams, w, context)
     cache = cache or empty_cache(hparams, tf.shape(context)[0], 0)
@@ -152,17 +154,17 @@ def step(hparams, w, token, start, cache, n_past):  # int32 [B, 1] -> [B, V], pr
 
 # A loop of steps
 
-def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1, top_k=0,
-                    top_p=1, seed=None, stop_token=None, padded=False, scope='model', vocabulary=None):
+def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1,
+                    top_k=0, top_p=1, seed=None, stop_token=None, padded=False, scope='model',
+                    vocabulary=None):
     """Adds to the graph the sampling of `length` tokens after a context, as one operation.
 
-    start_token, batch_size: for a context of this one token, batch_size times; or
-    context: int32 [B, T]; T + length may not exceed n_ctx. padded: whether shorter rows may have -1 at their left.
-    temperature: 0 is greedy. top_k, top_p: see their functions; both may be given, top-k applies first.
-    seed: see random_keys. stop_token: a row that has drawn it goes on with nothing else; if all have, the run ends.
-    vocabulary: see sample_token.
-    Returns int32 [B, T + length], the context included. Raises InputError for numbers out of range; with tensors
-    that are, running the operation fails.
+    start_token, batch_size: for a context of this one token, batch_size times; or context: int32 [B, T]; T +
+    length may not exceed n_ctx. padded: shorter rows may have -1 at their left. temperature: 0 is greedy.
+    top_k, top_p: see their functions; of both, top-k applies first. seed: see random_keys. stop_token: a row
+    that has drawn it repeats it; if all have, the run ends. vocabulary: see sample_token. Returns int32 [B,
+    T + length], the context included. Raises InputError for numbers out of range; with tensors that are,
+    running the operation fails.
     """
     controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
     assertions = [*check_controls(length=length, **controls), *assert_or_raise(
@@ -170,8 +172,9 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     if (start_token is None) == (context is None):
         raise InputError('give start_token or context, one of them')
     if context is None:
-        assertions += assert_or_raise((0 <= start_token) & (start_token < hparams.n_vocab),
-                                      f'start_token must be from 0 to {hparams.n_vocab - 1}, not', start_token)
+        assertions += assert_or_raise(
+            (0 <= start_token) & (start_token < hparams.n_vocab),
+            f'start_token must be from 0 to {hparams.n_vocab - 1}, not', start_token)
         context = tf.fill([batch_size, 1], start_token)
     else:
         context = context if tf.is_tensor(context) else np.asarray(context)

@@ -4,9 +4,9 @@
     for span, scores in model.score(windows(tokens, context=1024, stride=512)):
         scores.log_probabilities    # float64 [span.scored]
 
-Spans are computed in batches of a few fixed shapes, since kernels are compiled anew for each: `batch_size` rows of
-`context` tokens, or more rows that are shorter by halves. The output layer, a third of the arithmetic, is computed
-at scored tokens only.
+Spans are computed in batches of a few fixed shapes, since kernels are compiled anew for each: `batch_size`
+rows of `context` tokens, or more rows that are shorter by halves. The output layer, a third of the
+arithmetic, is computed at scored tokens only.
 """
 import collections
 import dataclasses
@@ -33,8 +33,9 @@ MASKED_LOGIT = -1e30  # added to a logit
 class Scores:
     """The scored tokens of a span, in order, each given those before it.
 
-    log_probabilities: float64 [scored], in nats. best: int32 [scored], the likeliest tokens. filtered: both without
-    the banned tokens, so that the others share all probability; a banned token's is about MASKED_LOGIT.
+    log_probabilities: float64 [scored], in nats. best: int32 [scored], the likeliest tokens. filtered: both
+    without the banned tokens, so that the others share all probability; a banned token's is about
+    MASKED_LOGIT.
     """
     log_probabilities: np.ndarray
     best: np.ndarray | None = None
@@ -44,20 +45,22 @@ class Scores:
 class Likelihood:
     """The model of a name, or of a training run's directory, in a session of its own.
 
-    checkpoint_name: see checkpoint.resolve_checkpoint. precision: one of PRECISIONS. batch_size: rows of context
-    tokens in a batch, None for BATCH_TOKENS in all. context: the most tokens that the model sees, None for n_ctx.
-    Raises InputError for files that cannot be loaded, and for values out of range.
+    checkpoint_name: see checkpoint.resolve_checkpoint. precision: one of PRECISIONS. batch_size: rows of
+    context tokens in a batch, None for BATCH_TOKENS in all. context: the most tokens that the model sees,
+    None for n_ctx. Raises InputError for files that cannot be loaded, and for values out of range.
     Attributes: prefix (of the checkpoint), hparams, enc, context, device (in words).
     """
 
-    def __init__(self, model_name: str = '124M', models_dir: str = 'models', checkpoint_name: str | None = None, *,
-                 precision: str = 'float32', batch_size: int | None = None, context: int | None = None):
+    def __init__(self, model_name: str = '124M', models_dir: str = 'models',
+                 checkpoint_name: str | None = None, *, precision: str = 'float32',
+                 batch_size: int | None = None, context: int | None = None):
         directory, self.hparams, self.enc = checkpoint.load_sizes_and_vocabulary(model_name, models_dir)
         self.context = self.hparams.n_ctx if context is None else context
         require(1 <= self.context <= self.hparams.n_ctx,
                 f'--context must be from 1 to n_ctx, {self.hparams.n_ctx}, not {context}')
         require(batch_size is None or batch_size >= 1, f'--batch_size must be 1 or more, not {batch_size}')
-        require(precision in PRECISIONS, f'--precision must be one of {", ".join(PRECISIONS)}, not {precision!r}')
+        require(precision in PRECISIONS,
+                f'--precision must be one of {", ".join(PRECISIONS)}, not {precision!r}')
         self.batch_size = batch_size or max(1, BATCH_TOKENS // self.context)
         self.prefix = checkpoint.resolve_checkpoint(directory, self.hparams, checkpoint_name)
         self.session = tf.Session(graph=tf.Graph(), config=session_config())
@@ -70,8 +73,8 @@ class Likelihood:
     def score(self, spans: Iterable, best: bool = False, banned: Collection[int] = ()) -> Iterator[tuple]:
         """Yields pairs of a span and its Scores, in order; the spans are read a few batches ahead.
 
-        spans: with `tokens`, of which the last `scored` are. best: whether to find the likeliest tokens, too. banned:
-        ids without which Scores.filtered is. Raises InputError for a token that the model does not have.
+        spans: with `tokens`, of which the last `scored` are. best: find the likeliest tokens, too. banned:
+        ids that Scores.filtered leaves out. Raises InputError for a token that the model does not have.
         """
         waiting, done, first, n_tokens = collections.defaultdict(list), {}, 0, 0
         for number, span in enumerate(spans):
@@ -128,15 +131,15 @@ class Likelihood:
     def check(self, tokens):
         for token in (np.min(tokens), np.max(tokens)):
             if not 0 <= token < self.hparams.n_vocab:
-                raise InputError(f'the data holds token {token}, but the model\'s n_vocab is {self.hparams.n_vocab}: '
-                                 'encode it with the model\'s own vocabulary')
+                raise InputError(f'the data holds token {token}, but the model\'s n_vocab is '
+                                 f'{self.hparams.n_vocab}: encode it with the model\'s own vocabulary')
 
 
 class BatchGraph:
     """R rows of T tokens, S of them scored.
 
-    tokens: int32 [R, T]. positions, targets: int32 [R, S], those of hidden states, and the tokens that come after them
-    or PADDING. added: float32 [V], to the logits for filtered results. outputs: losses [R, S], likeliest tokens [R, S],
+    tokens: int32 [R, T]. positions, targets: int32 [R, S], of hidden states, and the tokens that come after
+    them or PADDING. added: float32 [V], to filtered logits. outputs: losses and likeliest tokens, [R, S],
     and both filtered.
     """
 
@@ -145,7 +148,8 @@ class BatchGraph:
         self.positions, self.targets = tf.placeholder(tf.int32, [R, S]), tf.placeholder(tf.int32, [R, S])
         self.added = tf.placeholder(tf.float32, [hparams.n_vocab])
         h, _ = model.transformer(hparams, w, self.tokens)
-        logits = model.output(w, tf.reshape(tf.gather(h, self.positions, batch_dims=1), [R * S, hparams.n_embd]))
+        h = tf.gather(h, self.positions, batch_dims=1)
+        logits = model.output(w, tf.reshape(h, [R * S, hparams.n_embd]))
         self.outputs = []
         for values in (logits, tf.cast(logits, tf.float32) + self.added):
             losses = model.cross_entropy(values, tf.reshape(self.targets, [-1]))

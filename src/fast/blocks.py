@@ -11,7 +11,7 @@ LAYERS_IN_KERNEL = 4  # each kernel costs 0.3 ms to start, but a larger one take
 
 
 def in_query_blocks(attention):
-    """Decorates causal attention (q, k, v of [B, H, T, D]), so that keys which no query of a block sees cost nothing."""
+    """Decorates causal attention of [B, H, T, D] x 3: keys that no query of a block sees cost nothing."""
     @functools.wraps(attention)
     def call(q, k, v):
         T = q.shape.as_list()[2]
@@ -32,7 +32,8 @@ def in_layer_kernels(blocks):
     """Decorates model.blocks: kernels of a few layers, which are alike and so compiled once."""
     compiled = kernel(blocks)
 
-    def without_first_axis(weight):  # [1, n_in, n_out] -> [n_in, n_out]; reshaped in the kernel, products are slow
+    def without_first_axis(weight):  # [1, n_in, n_out] -> [n_in, n_out]
+        # Reshaped within the kernel, it would make products slow.
         return tf.squeeze(weight, 0) if weight.shape.rank == 3 else weight
 
     @functools.wraps(blocks)

@@ -1,4 +1,4 @@
-"""Gradients of fused functions, from their results: one pass over memory, and little kept for the backward pass."""
+"""Gradients of fused functions from their results: one pass over memory, and little is kept for it."""
 import tensorflow.compat.v1 as tf
 
 

@@ -1,8 +1,8 @@
 """Functions of tensors compiled into one kernel by XLA: `fused` for training, `kernel` for sampling.
 
-In training, XLA passes over memory once where the dozen operations of a normalization pass a dozen times; products of
-many rows stay outside, as TensorFlow's own are faster on a CPU. In sampling, products have few rows, reading the
-weights is all the work, and whole layers are kernels. Nothing is compiled for a GPU.
+In training, XLA passes over memory once where the operations of a normalization pass a dozen times; products
+of many rows stay outside, as TensorFlow's own are faster on a CPU. In sampling, products have few rows,
+reading the weights is all the work, and whole layers are kernels. Nothing is compiled for a GPU.
 """
 import functools
 import inspect
@@ -11,16 +11,16 @@ import tensorflow as tf2
 import tensorflow.compat.v1 as tf
 from tensorflow.compiler.tf2xla.python import xla
 
-MIN_FUSED_ELEMENTS = 1 << 14  # numbers in a row of the batch; compiling for fewer takes longer than it will save
+MIN_FUSED_ELEMENTS = 1 << 14  # numbers in a row of the batch; compiling for fewer takes longer than it saves
 
 
 def fused(function=None, *, gradient=None):
     """Decorates a function of tensors with one tensor as result.
 
-    It is compiled if all sizes but the first are known when the graph is made (the length of a prompt is not: each
-    would be compiled anew) and are large enough. The backward pass keeps the arguments and computes the function again.
-    gradient: instead, a function of the result's gradient, the result, and as many of the arguments as it takes, to
-    the first argument's gradient; only the tensors that it takes are kept.
+    It is compiled if all sizes but the first are known when the graph is made (a prompt's length is not:
+    each would be compiled anew) and are large enough. The backward pass computes the function again.
+    gradient: instead, a function of the result's gradient, the result, and as many of the arguments as it
+    takes, to the first argument's gradient; only these tensors are kept for it.
     """
     if function is None:
         return functools.partial(fused, gradient=gradient)
@@ -30,7 +30,7 @@ def fused(function=None, *, gradient=None):
         gradients = iter(tf.gradients(function(*args), [x for x in args if x.dtype.is_floating], dy))
         return [next(gradients) if x.dtype.is_floating else None for x in args]
 
-    n_kept = 0 if gradient is None else len(inspect.signature(gradient).parameters) - 1  # the result among them
+    n_kept = len(inspect.signature(gradient).parameters) - 1 if gradient else 0  # the result among them
     forward = tf2.function(function, jit_compile=True, autograph=False)
     backward = tf2.function(gradient or recomputed, jit_compile=True, autograph=False)
 
@@ -54,10 +54,8 @@ def fused(function=None, *, gradient=None):
 
 
 def kernel(function):
-    """Decorates a function of tensors, or of dicts, lists and named tuples of them, of which no gradient is taken.
-
-    It is compiled as a whole, once for each set of shapes, if the known sizes are large enough.
-    """
+    """Decorates a function of tensors, or of nests of them, of which no gradient is taken. It is compiled as
+    a whole, once for each set of shapes, if the known sizes are large enough."""
     def marked(*args):
         tf.add_to_collection('kernel', function)
         return function(*args)
@@ -66,7 +64,9 @@ def kernel(function):
     @functools.wraps(function)
     def call(*args):
         size = sum(x.shape.num_elements() or 0 for x in tf2.nest.flatten(args) if tf.is_tensor(x))
-        return (function if in_kernel() or size < MIN_FUSED_ELEMENTS or without_kernels() else compiled)(*args)
+        if in_kernel() or size < MIN_FUSED_ELEMENTS or without_kernels():
+            return function(*args)
+        return compiled(*args)
     return call
 
 
@@ -81,17 +81,18 @@ def disable_xla():
 
 
 def without_kernels():
-    # TensorFlow 1's loops and conditions (tf.disable_v2_behavior) do not let compiled functions in: their inputs would
+    # In TensorFlow 1's loops and conditions (tf.disable_v2_behavior) the inputs of compiled functions would
     # be "from different frames".
     in_old_loop = tf.get_default_graph()._get_control_flow_context() is not None
     return bool(tf.get_collection('disable_xla') or in_old_loop or tf.config.list_physical_devices('GPU'))
 
 
 def optimization_barrier(x):
-    """x; a kernel's operations before it are not fused with those after it, which would repeat them in their loops."""
+    """x; keeps a kernel from fusing operations before it with those after it, whose loops would repeat
+    them."""
     return xla.optimization_barrier(x)[0] if in_kernel() else x
 
 
 def materialized(x):  # floating, finite -> the same
     """x, stored in a kernel, not computed again by each turn of the loops that use it."""
-    return x / (1 + 0 * x)  # XLA copies no division into loops, as it takes long, and cannot know that this is x
+    return x / (1 + 0 * x)  # XLA copies no division into loops, as it is slow, and cannot see that this is x

@@ -10,7 +10,7 @@ ONE = 0x3f800000  # the bits of 1.0 in float32
 def nucleus_threshold(probabilities, p):  # float32 [B, N], scalar -> int32 [B, 1]
     """The bits of the nucleus's least probability: the likelier ones add up to less than p.
 
-    Found by bisection, as numbers from 0 up are in the order of their bits; sorting a vocabulary takes longer.
+    Found by bisection, as numbers from 0 up are in the order of their bits; sorting would take longer.
     """
     bits = tf.bitcast(probabilities, tf.int32)
 

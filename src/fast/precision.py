@@ -9,7 +9,7 @@ WEIGHT_PRECISIONS = (*PRECISIONS, 'int8')  # of the weights that samples are dra
 def set_precision(precision: str):  # -> the type of the products' factors
     """Switches TF32 for the whole process; with int8, call this before XLA first compiles something.
 
-    On NVIDIA's GPUs TensorFlow multiplies float32 in TF32 (10 bits of mantissa) unless told not to; here TF32 must be
+    On NVIDIA's GPUs TensorFlow multiplies float32 in TF32 (10 bits of mantissa) by default; here TF32 must be
     asked for.
     """
     import tensorflow as tf

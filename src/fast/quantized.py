@@ -7,14 +7,15 @@ from fast.kernels import in_kernel, materialized, optimization_barrier
 
 
 class QuantizedMatrix(typing.NamedTuple):
-    """A matrix output by output: bfloat16 or int8 [n_out, n_in]; each output is multiplied by scale, float32 [n_out]."""
+    """A matrix output by output: bfloat16 or int8 [n_out, n_in], times scale, float32 [n_out]."""
     values: tf.Tensor
     scale: tf.Tensor
 
 
-def quantize(name, weight, dtype):  # a weight of model.weight_shapes -> QuantizedMatrix; of no matrix: as it is
-    """int8: each output's weights in steps of 1/127 of its largest (Jacob et al. 2018, "Quantization and training of
-    neural networks for efficient integer-arithmetic-only inference", section 3, with zero at 0)."""
+def quantize(name, weight, dtype):  # a weight of model.weight_shapes -> QuantizedMatrix; no matrix: as it is
+    """int8: each output's weights in steps of 1/127 of its largest (Jacob et al. 2018, "Quantization and
+    training of neural networks for efficient integer-arithmetic-only inference", section 3, with zero at
+    0)."""
     if not name.endswith(('/w', 'wte')):
         return weight
     matrix = weight if name == 'wte' else tf.transpose(weight[0])
@@ -26,8 +27,8 @@ def quantize(name, weight, dtype):  # a weight of model.weight_shapes -> Quantiz
 
 
 def with_precision(w, dtype):  # {name: tensor} -> {name: tensor}
-    """The weights with matrices of products in dtype. 'output' is added: the token embedding for the output layer,
-    beside the float32 one for looking tokens up."""
+    """The weights with matrices of products in dtype. 'output' is added: the token embedding for the output
+    layer, beside the float32 one for looking tokens up."""
     products = {name: tf.cast(w[name], dtype) for name in w if '/attn/' in name or '/mlp/' in name}
     return {**w, **products, 'output': tf.cast(w['wte'], dtype)}
 
@@ -40,9 +41,10 @@ def lookup(matrix, rows):  # [N, E], int32 [...] -> [..., E]
 
 
 def matmul(x, w, transposed=False):  # [N, n_in], [n_in, n_out] (transposed: [n_out, n_in]) -> [N, n_out]
-    """The product in w's type. With a QuantizedMatrix: of activations rounded to bfloat16, added up in float32."""
+    """The product in w's type. By a QuantizedMatrix: of activations in bfloat16, added up in float32."""
     if not isinstance(w, QuantizedMatrix):
-        return optimization_barrier(tf.matmul(optimization_barrier(tf.cast(x, w.dtype)), w, transpose_b=transposed))
+        x = optimization_barrier(tf.cast(x, w.dtype))
+        return optimization_barrier(tf.matmul(x, w, transpose_b=transposed))
     x = tf.cast(x, tf.bfloat16)
     if not in_kernel():
         product = tf.cast(tf.matmul(x, tf.cast(w.values, tf.bfloat16), transpose_b=True), tf.float32)
@@ -58,8 +60,8 @@ def matmul(x, w, transposed=False):  # [N, n_in], [n_in, n_out] (transposed: [n_
 
 
 def int8_matmul(x, values):  # float32 [N, n_in], int8 [n_out, n_in] -> float32 [N, n_out]
-    """x in 2 · 127² steps up to each row's largest, as two numbers of int8 each: products of int8 add up in int32
-    exactly and at the processor's full speed, and one int8 would be too coarse for activations."""
+    """x in 2 · 127² steps up to each row's largest, as two numbers of int8 each: products of int8 add up in
+    int32 exactly and at the processor's full speed, and one int8 would be too coarse for activations."""
     largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
     step = tf.where_v2(largest > 0, largest / 127 ** 2, 1.0)
     steps = tf.round(x / step)

@@ -6,9 +6,9 @@ import model
 from errors import InputError
 
 
-def assert_or_raise(condition, *message):  # -> operations, to be control dependencies of what needs the condition
-    """Raises InputError(message) unless the condition holds. If it is a tensor, the operation fails with the message
-    when the graph runs. message: words, and numbers or tensors."""
+def assert_or_raise(condition, *message):  # -> operations, for tf.control_dependencies
+    """Raises InputError(message) unless the condition holds; of a tensor, the operation fails with the
+    message when the graph runs. message: words, and numbers or tensors."""
     if tf.is_tensor(condition):
         return [tf.debugging.Assert(condition, message)]
     if not condition:
@@ -28,7 +28,7 @@ def check_controls(*, length, temperature=1, top_k=0, top_p=1, repetition_penalt
 
 
 def check_tokens(tokens, n_vocab, padded):  # a tensor or an array [B, T] -> assertions
-    """As assert_or_raise: all are ids of the model, or, if padded, -1 at the left of rows shorter than others."""
+    """As assert_or_raise: all are ids of the model, or, if padded, -1 at the left of shorter rows."""
     every, least, most = np.all, np.min, np.max
     if tf.is_tensor(tokens):
         every, least, most = tf.reduce_all, tf.reduce_min, tf.reduce_max

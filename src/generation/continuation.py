@@ -8,8 +8,8 @@ from errors import require
 class Continuation:
     """One sample: text, tokens, logprobs, and finished, whether a stop string ended it.
 
-    enc: an Encoder. stop: a string or several; the first to be complete ends the text, which is cut where it begins
-    (of two complete at once, where the earlier begins), however the text falls into tokens.
+    enc: an Encoder. stop: a string or several; the first to be complete ends the text, which is cut where it
+    begins (of two complete at once, where the earlier begins), however the text falls into tokens.
     """
 
     def __init__(self, enc, stop: str | Sequence[str] = ()):
@@ -45,10 +45,10 @@ class Continuation:
             self.text, self.finished = self.text[:min(ends)[1]], True
 
     def read_new(self, whole: bool = False) -> str:
-        """The text since the last call; unless whole, without an end that may be the beginning of a stop string."""
+        """The text since the last call; unless whole, without an end that a stop string may begin with."""
         end = len(self.text)
         if not (whole or self.finished):
-            end -= max((n for stop in self.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n])),
-                       default=0)
+            begun = (n for stop in self.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
+            end -= max(begun, default=0)
         start, self.n_read = self.n_read, max(self.n_read, end)
         return self.text[start:end]

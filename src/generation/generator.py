@@ -4,8 +4,8 @@
     (continuation,) = gpt2.complete([gpt2.enc.encode('The lighthouse')], [[1]], length=100, top_k=40)
     print(continuation.text)
 
-The loop of sample.prefill and sample.step is in Python, as text is printed and stopped while it comes and a row may
-outgrow n_ctx. The cache is kept in variables, which kernels change in place.
+The loop of sample.prefill and sample.step is in Python here, as text is printed and stopped while it comes
+and a row may outgrow n_ctx. The cache is kept in variables, which a kernel changes in place.
 """
 import os
 from collections.abc import Iterator, Sequence
@@ -26,6 +26,7 @@ from generation.checks import check_controls
 from generation.continuation import Continuation
 from storage import checkpoint
 
+Rows = Sequence[Sequence[int]]
 MIN_CACHE = 128  # positions; from there it is doubled, so that attention reads at most twice what is filled
 PREFILL_TOKENS = 512  # over all rows, in a run of the session, which bounds its memory;
 MIN_PREFILL_TOKENS = 64  # but not fewer of a row
@@ -35,8 +36,8 @@ def load(model_name: str = '124M', models_dir: str = 'models', checkpoint_name: 
          precision: str = 'float32') -> 'Generator':
     """The Generator of a model directory or run, in a session of its own.
 
-    checkpoint_name: see checkpoint.resolve_checkpoint. precision: of the weights. float32 and tf32: as stored; the
-    matrices of bfloat16 and int8: see fast.quantized. Raises InputError for what is missing, damaged or does not fit.
+    checkpoint_name: see checkpoint.resolve_checkpoint. precision: of the weights; see fast.quantized for
+    bfloat16 and int8. Raises InputError for what is missing, damaged or does not fit.
     """
     require(precision in WEIGHT_PRECISIONS,
             f'precision must be one of {", ".join(WEIGHT_PRECISIONS)}, not {precision!r}')
@@ -68,11 +69,11 @@ def local_variable(value, shape=None):
 class Generator:
     """Draws samples, a token at a time, any number of rows side by side.
 
-    session: with the model's weights in its variables. w: {name: tensor or QuantizedMatrix}; None for model.weights.
-    enc: an Encoder, whose ids alone are drawn and which `continuations` needs; or None.
+    session: with the model's weights. w: {name: tensor or QuantizedMatrix}; None for model.weights. enc: an
+    Encoder, whose ids alone are drawn and which `continuations` needs; or None.
 
-    Operations are added to the graph at the first call with a number of rows and a size of the cache, and then no
-    more. The cache of the last call is kept in memory until free_cache.
+    Operations are added to the graph at the first call with a number of rows and a size of the cache, and
+    then no more. The cache of the last call is kept in memory until free_cache.
     """
 
     def __init__(self, session, hparams, enc=None, w=None):
@@ -81,42 +82,63 @@ class Generator:
         self.active_stream, self.calls = None, {}
         with session.graph.as_default(), tf.name_scope('generator'):
             self.w = w or model.weights(hparams)
-            scalars = {'n_past': tf.int32, 'temperature': tf.float32, 'top_k': tf.int32, 'top_p': tf.float32,
-                       'repetition_penalty': tf.float32}
-            self.inputs = {
-                **{name: tf.placeholder(dtype, []) for name, dtype in scalars.items()},
-                'tokens': tf.placeholder(tf.int32, [None, None]), 'history': tf.placeholder(tf.int32, [None, None]),
-                'start': tf.placeholder(tf.int32, [None]), 'uniform': tf.placeholder(tf.float64, [None])}
+            shapes = {'tokens': [None, None], 'history': [None, None], 'start': [None], 'uniform': [None]}
+            types = {'tokens': tf.int32, 'n_past': tf.int32, 'start': tf.int32, 'uniform': tf.float64,
+                     'history': tf.int32, 'temperature': tf.float32, 'top_k': tf.int32, 'top_p': tf.float32,
+                     'repetition_penalty': tf.float32}
+            self.inputs = {name: tf.placeholder(types[name], shapes.get(name, [])) for name in types}
             keys, length = tf.placeholder(tf.int64, [None, 2]), tf.placeholder(tf.int32, [])
             self.random_numbers = session.make_callable(sample.random_numbers(keys, length), [keys, length])
-            H, D = hparams.n_head, hparams.n_embd // hparams.n_head
-            empty = empty_cache(hparams, 0, 0)
-            self.cache = tf2.nest.map_structure(lambda zeros: local_variable(zeros, [None, H, None, D]), empty)
-            rows, size = tf.placeholder(tf.int32, []), tf.placeholder(tf.int32, [])
-            clear = [v.assign(tf.zeros([rows, H, size, D]), read_value=False) for v in tf2.nest.flatten(self.cache)]
-            grow = [v.assign(tf.pad(v.read_value(), [[0, 0], [0, 0], [0, size], [0, 0]]), read_value=False)
-                    for v in tf2.nest.flatten(self.cache)]
-            self.clear = session.make_callable(tf.group(*clear), [rows, size])
-            self.grow = session.make_callable(tf.group(*grow), [size])
-            self.write_kernel = kernel(self.write)
+            self.make_cache()
 
     # The graph
 
+    def make_cache(self):
+        """Makes self.cache, of variables, and the functions clear(rows, size) and grow(by)."""
+        rows, size = tf.placeholder(tf.int32, []), tf.placeholder(tf.int32, [])
+        clear, grow = [], []
+
+        def variable(zeros):
+            _, H, _, D = zeros.shape
+            buffer = local_variable(zeros, [None, H, None, D])
+            clear.append(buffer.assign(tf.zeros([rows, H, size, D]), read_value=False))
+            larger = tf.pad(buffer.read_value(), [[0, 0], [0, 0], [0, size], [0, 0]])
+            grow.append(buffer.assign(larger, read_value=False))
+            return buffer
+        self.cache = tf2.nest.map_structure(variable, empty_cache(self.hparams, 0, 0))
+        self.clear = self.session.make_callable(tf.group(*clear), [rows, size])
+        self.grow = self.session.make_callable(tf.group(*grow), [size])
+        self.write_kernel = kernel(self.write)
+
+    def write(self, presents, n_past):
+        """Puts keys and values of new positions into the cache; as a kernel, in place."""
+        # Not by assigning to a slice, after which TensorFlow would copy a variable each time that it is read.
+        cache = tf2.nest.map_structure(tf.convert_to_tensor, self.cache)
+        buffers = tf2.nest.flatten(write_cache(cache, presents, n_past))
+        assigned = [v.assign(buffer, read_value=False)
+                    for v, buffer in zip(tf2.nest.flatten(self.cache), buffers, strict=True)]
+        with tf.control_dependencies(assigned):
+            return tf.identity(n_past)
+
     def outputs(self, n_rows, n_tokens=None):
-        """Three functions of the values of self.inputs, which take n_tokens (1, or None for any number) of each row:
+        """Functions of the values of self.inputs that take n_tokens (1, or None for any number) of each row:
         they return nothing, the next tokens [B], or these and their log-probabilities [B]."""
         key = n_rows, n_tokens and self.cache_size
         if key not in self.calls:
             with self.session.graph.as_default(), tf.name_scope('step'):
                 fetches = self.build(n_rows, n_tokens)
-            self.calls[key] = [self.session.make_callable(fetch, [*self.inputs.values()]) for fetch in fetches]
+            inputs = list(self.inputs.values())
+            self.calls[key] = [self.session.make_callable(fetch, inputs) for fetch in fetches]
         return self.calls[key]
 
     def build(self, n_rows, n_tokens):
-        x = self.inputs
-        shape = [n_rows, self.hparams.n_head, self.cache_size if n_tokens else None, None]
-        cache = tf2.nest.map_structure(lambda v: tf.ensure_shape(v.read_value(), shape), self.cache)
-        tokens, start = tf.ensure_shape(x['tokens'], [n_rows, n_tokens]), tf.ensure_shape(x['start'], [n_rows])
+        x, size = self.inputs, self.cache_size if n_tokens else None
+
+        def read(v):
+            return tf.ensure_shape(v.read_value(), [n_rows, v.shape[1], size, v.shape[3]])
+        cache = tf2.nest.map_structure(read, self.cache)
+        tokens = tf.ensure_shape(x['tokens'], [n_rows, n_tokens])
+        start = tf.ensure_shape(x['start'], [n_rows])
         decode, write = (sample.step, self.write_kernel) if n_tokens else (sample.prefill, self.write)
         logits, presents = decode(self.hparams, self.w, tokens, start, cache, x['n_past'])
         with tf.control_dependencies([logits]):  # all has been read
@@ -133,27 +155,19 @@ class Generator:
             drawn = tf.identity(drawn)
         return written.op, drawn, (drawn, logprobs)
 
-    def write(self, presents, n_past):
-        """Puts keys and values of new positions into the cache; as a kernel, in place."""
-        # Not by assigning to a slice, after which TensorFlow would copy a variable each time that it is read.
-        cache = tf2.nest.map_structure(lambda v: v.read_value(), self.cache)
-        new = write_cache(cache, presents, n_past)
-        assigned = tf2.nest.map_structure(lambda v, value: v.assign(value, read_value=False), self.cache, new)
-        with tf.control_dependencies(tf2.nest.flatten(assigned)):
-            return tf.identity(n_past)
-
     # Sampling
 
-    def stream(self, contexts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], *, length: int,
-               temperature: float = 1, top_k: int = 0, top_p: float = 1, repetition_penalty: float = 1,
-               logprobs: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Yields `length` times the next tokens of all rows, int32 [B], and their log-probabilities, [B] or None.
+    def stream(self, contexts: Rows, seeds: Rows, *, length: int, temperature: float = 1, top_k: int = 0,
+               top_p: float = 1, repetition_penalty: float = 1, logprobs: bool = False
+               ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Yields `length` times the next tokens of all rows, int32 [B], and their log-probabilities, [B] or
+        None.
 
-        contexts: for each row a list of tokens, of which the last n_ctx are used. seeds: for each row a list of whole
-        numbers; [s, i] draws what sample_sequence draws in row i with seed s. In float32, what a row draws depends on
-        its own context and seed alone; in bfloat16 and int8, which round otherwise for other numbers of rows, on all
-        contexts. Controls: see sample.py. Log-probabilities are the model's own, before all controls, and of all ids
-        up to n_vocab, with or without a text.
+        contexts: for each row a list of tokens, of which the last n_ctx are used. seeds: for each row a list
+        of whole numbers; [s, i] draws as row i of sample_sequence with the seed s. In float32, what a row
+        draws depends on its own context and seed alone; in bfloat16 and int8, which round otherwise for
+        other numbers of rows, on all contexts. Controls: see sample.py. Log-probabilities are the model's
+        own, before all controls, and of all ids up to n_vocab, with or without a text.
 
         A row that has come to n_ctx tokens goes on with its last 3/4: see window_start.
         Raises InputError for values out of range, and for ids that the model does not have.
@@ -164,35 +178,34 @@ class Generator:
         check_rows(contexts, seeds, self.hparams.n_vocab)
         rows = [list(context)[-self.hparams.n_ctx:] for context in contexts]
         keys = [random_key(seed) for seed in seeds]
-        uniforms, old_starts, this_stream = np.zeros([len(rows), 0]), None, object()
-        self.active_stream = this_stream
+        this_stream = self.active_stream = object()
+        uniforms, old_starts = np.zeros([len(rows), 0]), None
         for n in range(length):
             if self.active_stream is not this_stream:
                 raise RuntimeError('another stream of this Generator has begun; finish one before the next')
             if n == uniforms.shape[1]:
                 uniforms = self.random_numbers(keys, max(2 * n, self.hparams.n_ctx))
+            history = padded(rows) if repetition_penalty != 1 else np.zeros([len(rows), 0], np.int32)
+            values = {**controls, 'uniform': uniforms[:, n], 'history': history}
             starts = [self.window_start(len(row)) for row in rows]
-            values = {**controls, 'uniform': uniforms[:, n],
-                      'history': padded(rows) if repetition_penalty != 1 else np.zeros([len(rows), 0], np.int32)}
             if starts == old_starts:
                 result = self.run([row[-1:] for row in rows], values, 1 + logprobs, n_tokens=1)
             else:
                 windows = [row[start:] for row, start in zip(rows, starts, strict=True)]
-                result = self.prefill(windows, values, 1 + logprobs)
-            old_starts = starts
-            tokens, logprobs_of_tokens = result if logprobs else (result, None)
+                result, old_starts = self.prefill(windows, values, 1 + logprobs), starts
+            tokens, token_logprobs = result if logprobs else (result, None)
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 row.append(token)
-            yield tokens, logprobs_of_tokens
+            yield tokens, token_logprobs
 
     def window_start(self, n):
-        """The first token that the model sees of a row of n. It moves by quarters of n_ctx, since each time the keys
-        and values of the others, whose positions change, are computed anew."""
+        """The first token that the model sees of a row of n. It moves by quarters of n_ctx, since each time
+        the keys and values of the others, whose positions change, are computed anew."""
         stride = max(1, self.hparams.n_ctx // 4)
         return -(-max(0, n - self.hparams.n_ctx) // stride) * stride
 
     def prefill(self, rows, values, output):
-        """Fills the cache with rows of tokens; returns one of self.outputs."""
+        """Fills the cache with rows of tokens; returns a result of self.outputs."""
         tokens = padded(rows)
         self.start = (tokens < 0).sum(axis=1)
         self.n_past, self.cache_size = 0, self.cache_size_for(tokens.shape[1])
@@ -219,19 +232,19 @@ class Generator:
         return min(size, self.hparams.n_ctx)
 
     def free_cache(self):
-        """Frees the cache's memory; a stream that goes on afterwards fails."""
+        """Frees the cache's memory, and ends the stream."""
         self.clear(0, 0)
         self.active_stream = None
 
-    def complete(self, contexts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], **options
-                 ) -> list[Continuation]:
+    def complete(self, contexts: Rows, seeds: Rows, **options) -> list[Continuation]:
         """The last of what continuations yields."""
         *_, rows = self.continuations(contexts, seeds, **options)
         return rows
 
-    def continuations(self, contexts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], *,
-                      stop: str | Sequence[str] = (), **controls) -> Iterator[list[Continuation]]:
-        """Yields after each token the same list of Continuations, until all are finished or `length` is reached.
+    def continuations(self, contexts: Rows, seeds: Rows, *, stop: str | Sequence[str] = (),
+                      **controls) -> Iterator[list[Continuation]]:
+        """Yields the same list of Continuations after each token, until all are finished or have `length`
+        tokens.
 
         stop: see Continuation; the other arguments: see stream.
         """
@@ -250,11 +263,12 @@ class Generator:
 def check_rows(contexts, seeds, n_vocab):
     """Raises InputError unless each row has a context, a list of ids below n_vocab, and a seed."""
     require(len(contexts), 'there is no context; give a list of token ids for each row')
-    require(len(contexts) == len(seeds), f'{len(contexts)} contexts have {len(seeds)} seeds; give each its own')
+    require(len(contexts) == len(seeds),
+            f'{len(contexts)} contexts have {len(seeds)} seeds; give each its own')
     for i, (context, seed) in enumerate(zip(contexts, seeds, strict=True)):
         if not whole_numbers(context):
-            raise InputError(f'contexts[{i}] must be a list of token ids, not {repr(context)[:60]}; of a text they '
-                             'are what enc.encode gives')
+            raise InputError(f'contexts[{i}] must be a list of token ids, not {repr(context)[:60]}; of a '
+                             'text they are what enc.encode gives')
         require(len(context), f'contexts[{i}] is empty; give at least one token')
         unknown = [token for token in context if not 0 <= token < n_vocab]
         if unknown:
@@ -266,10 +280,11 @@ def check_rows(contexts, seeds, n_vocab):
 
 def whole_numbers(values):
     """Whether this is a list or an array of them."""
-    return isinstance(values, (Sequence, np.ndarray)) and all(isinstance(n, (int, np.integer)) for n in values)
+    is_list = isinstance(values, (Sequence, np.ndarray))
+    return is_list and all(isinstance(value, (int, np.integer)) for value in values)
 
 
-def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:  # int32 [B, T]
+def padded(rows: Rows) -> np.ndarray:  # int32 [B, T]
     """With -1 at the left of the shorter ones."""
     T = max(map(len, rows))
     return np.array([[-1] * (T - len(row)) + list(row) for row in rows], np.int32)

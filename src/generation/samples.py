@@ -23,7 +23,8 @@ class SampleWriter:
     """
 
     def __init__(self, flags, unconditional: bool, special_tokens: bool = False):
-        controls = {name: getattr(flags, name) for name in ('temperature', 'top_k', 'top_p', 'repetition_penalty')}
+        controls = {'temperature': flags.temperature, 'top_k': flags.top_k, 'top_p': flags.top_p,
+                    'repetition_penalty': flags.repetition_penalty}
         check_controls(length=1 if flags.length is None else flags.length, **controls)
         self.model = generator.load(flags.model_name, flags.models_dir, flags.checkpoint, flags.precision)
         self.enc, n_ctx = self.model.enc, self.model.hparams.n_ctx
@@ -32,8 +33,8 @@ class SampleWriter:
                 'another token that ends a text, with which unconditional samples begin')
         self.special_tokens = special_tokens
         self.seed, self.nsamples, self.batch_size = flags.seed, flags.nsamples, flags.batch_size
-        self.options: dict = {'length': flags.length or (n_ctx if unconditional else max(1, n_ctx // 2)), **controls,
-                              'stop': flags.ends}
+        length = n_ctx if unconditional else max(1, n_ctx // 2)
+        self.options: dict = {'length': flags.length or length, **controls, 'stop': flags.ends}
         self.device = device()
 
     def name_device(self):
@@ -46,15 +47,13 @@ class SampleWriter:
         """A prompt's tokens; of more than n_ctx the last, which is told on stderr."""
         tokens, n_ctx = self.enc.encode(prompt, self.special_tokens), self.model.hparams.n_ctx
         if len(tokens) > n_ctx:
-            tqdm.write(f'{name} has {len(tokens)} tokens; its last {n_ctx} are used, which is what the model sees',
-                       file=sys.stderr)
+            tqdm.write(f'{name} has {len(tokens)} tokens; its last {n_ctx} are used, which is what the model '
+                       'sees', file=sys.stderr)
         return tokens[-n_ctx:]
 
     def write(self, file: typing.IO[str], prompt: str | None = None, prefix: str = '', stream: bool = False):
-        """Writes nsamples samples (0: without end) of a prompt, each after a line with its number and the prefix.
-
-        stream: print a sample that is drawn alone while it comes.
-        """
+        """Writes nsamples samples (0: without end) of a prompt, each after a line of its number and the
+        prefix; with stream, a sample that is drawn alone while it comes."""
         context = [self.enc.eot] if prompt is None else self.context(prompt)
         self.name_device()
         seed = generator.new_seed() if self.seed is None else self.seed
@@ -80,10 +79,11 @@ class SampleWriter:
             print(file=file, flush=True)
 
     def complete(self, prompts_file: str, output: str | None, logprobs: bool):
-        """Writes nsamples JSON lines for each prompt of a file; if `output` has some of them already, the others.
+        """Writes nsamples JSON lines for each prompt of a file; if `output` has some of them already, the
+        others.
 
-        In float32, the n-th sample of a prompt is the n-th that it has alone with this seed. A prompt that the file
-        repeats goes on with further samples.
+        In float32, the n-th sample of a prompt is the n-th that it has alone with this seed. A prompt that
+        the file repeats goes on with further samples.
         """
         if output and os.path.exists(output_path(output)):
             require(not os.path.samefile(output_path(output), paths.expand(prompts_file)),
@@ -101,9 +101,10 @@ class SampleWriter:
             # Batches are those of an undisturbed run: in bfloat16 and int8 the samples depend on them.
             for first in range(n_done - n_done % self.batch_size, len(tasks), self.batch_size):
                 batch = tasks[first:first + self.batch_size]
-                rows = self.model.complete(
-                    [self.context(prompt, f'{prompts_file}, line {line}: the prompt') for line, prompt, _ in batch],
-                    [[seed, number] for _, _, number in batch], logprobs=logprobs, **self.options)
+                contexts = [self.context(prompt, f'{prompts_file}, line {line}: the prompt')
+                            for line, prompt, _ in batch]
+                seeds = [[seed, number] for _, _, number in batch]
+                rows = self.model.complete(contexts, seeds, logprobs=logprobs, **self.options)
                 n_old = max(0, n_done - first)
                 for (_, prompt, _), row in zip(batch[n_old:], rows[n_old:], strict=True):
                     file.write(as_json(prompt, row, logprobs))
@@ -123,15 +124,17 @@ def as_json(prompt, row, logprobs):
 
 
 def read_prompts(path):
-    """[(number of the line, prompt)]: a prompt a line; or JSON lines with a field `prompt`, if the file's name ends in
-    .jsonl or its first line is such an object. Raises InputError, naming the line, for anything else."""
+    """[(number of the line, prompt)]: a prompt a line; or JSON lines with a field `prompt`, if the file's
+    name ends in .jsonl or its first line is such an object. Raises InputError, naming the line, for anything
+    else."""
     data = paths.read_small(paths.expand(path), paths.TEXT_FILE, or_pipe=True)
     paths.check_text(data, f'{path}: ')
     try:
         lines = data.decode('utf-8').removeprefix(paths.BYTE_ORDER_MARK).removesuffix('\n').split('\n')
     except UnicodeDecodeError as error:
         line = error.object[:error.start].count(b'\n') + 1
-        raise InputError(f'{path}, line {line}: not UTF-8; convert the file, as with iconv -t UTF-8') from None
+        raise InputError(f'{path}, line {line}: not UTF-8; convert the file, as with iconv -t UTF-8'
+                         ) from None
     require(lines != [''], f'{path} holds no prompt; write one a line')
     as_objects = path.endswith('.jsonl') or prompt_of(lines[0]) is not None
     prompts = []
@@ -158,11 +161,9 @@ def prompt_of(line):
 
 @contextlib.contextmanager
 def resumed_output(output, prompts):
-    """A file for JSON lines, and the number of lines it has; None: stdout. A last line that was cut off is removed. A
-    pipe or a device has none.
-
-    prompts: of all lines that there will be. Raises InputError if the file's lines do not begin with them.
-    """
+    """A file for JSON lines, or stdout for None, and how many it has (a pipe or a device: none). A last line
+    that was cut off is removed. prompts: of all lines that there will be; raises InputError if the file has
+    others."""
     if output is None:
         yield sys.stdout, 0
         return
@@ -178,10 +179,11 @@ def resumed_output(output, prompts):
         for line in iter(file.readline, ''):
             if not line.endswith('\n'):
                 break
-            require(n_done < len(prompts) and prompt_of(line) == prompts[n_done],
-                    f'--output {output}, line {n_done + 1} is not the answer to prompt {n_done + 1} of the file; '
-                    'name another output, or move this one away')
-            n_done, end = n_done + 1, file.tell()
+            number = n_done + 1
+            if prompts[n_done:number] != [prompt_of(line)]:
+                raise InputError(f'--output {output}, line {number} is not the answer to prompt {number} of '
+                                 'the file; name another output, or move this one away')
+            n_done, end = number, file.tell()
         file.truncate(end)
         yield file, n_done
 
@@ -194,7 +196,7 @@ def output_path(output):
 
 @contextlib.contextmanager
 def opened(output: str | None) -> Iterator[typing.IO[str]]:
-    """A text file named `output`, or stdout for None. The file appears at the end; on Ctrl-C with the samples so far."""
+    """A text file, or stdout for None. The file appears at the end; on Ctrl-C with the samples so far."""
     if output is None:
         yield sys.stdout
         return
