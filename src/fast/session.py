@@ -9,7 +9,7 @@ def cores() -> int:
 
 def device(gpu: int = 0) -> str:
     """The device of sessions in words: the GPU of this number, or the CPU if there is none."""
-    import tensorflow as tf
+    import tensorflow.compat.v1 as tf
     gpus = tf.config.list_physical_devices('GPU')
     if not gpus:
         return f'CPU, {cores()} cores'

@@ -163,14 +163,12 @@ class Generator:
         """Yields `length` times the next tokens of all rows, int32 [B], and their log-probabilities, [B] or
         None.
 
-        contexts: for each row a list of tokens, of which the last n_ctx are used. seeds: for each row a list
-        of whole numbers; [s, i] draws as row i of sample_sequence with the seed s. In float32, what a row
-        draws depends on its own context and seed alone; in bfloat16 and int8, which round otherwise for
-        other numbers of rows, on all contexts. Controls: see sample.py. Log-probabilities are the model's
-        own, before all controls, and of all ids up to n_vocab, with or without a text.
-
-        A row that has come to n_ctx tokens goes on with its last 3/4: see window_start.
-        Raises InputError for values out of range, and for ids that the model does not have.
+        contexts: lists of tokens, of which the last n_ctx are used. seeds: lists of whole numbers; [s, i]
+        draws as row i of sample_sequence with the seed s. In float32, a row's samples depend on its own
+        context and seed alone; in bfloat16 and int8, which round otherwise for other numbers of rows, on all
+        contexts. Controls: see sample.py. Log-probabilities are the model's own, before the controls, and of
+        all ids, with or without a text. Raises InputError for values out of range, and for ids that the
+        model does not have.
         """
         controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p,
                     'repetition_penalty': repetition_penalty}
