@@ -132,10 +132,10 @@ def of_scope(w, scope):  # the weights of a scope, without its name
 def transformer(hparams, w, X, past=None, positions=None, mask=None, layers=blocks):
     """From tokens to the last hidden state.
 
-    w: {name: tensor or QuantizedMatrix}. X: int32 [B, T]. past: None, or L pairs of keys and values, [B, H,
-    P, D]. positions: of X, int32 [T] or [B, T]; None for those after the past. mask, with a past: the keys
-    that each token sees, bool [T, S] or [B, 1, T, S]; None for all up to its own. layers: `blocks`, or a
-    faster function. Returns [B, T, E], and the keys and values of X, L pairs of [B, H, T, D].
+    w: {name: tensor or QuantizedMatrix}. X: int32 [B, T]. past: None, or keys and values, L pairs of
+    [B, H, P, D]. positions: of X, int32 [T] or [B, T]; None for those after the past. mask: the keys that each
+    token sees if there is a past, bool [T, S] or [B, 1, T, S]; None for all up to its own. layers: `blocks`, or
+    a faster function. Returns [B, T, E], and the keys and values of X, L pairs of [B, H, T, D].
     """
     P, T = shape_list(past[0][0])[2] if past else 0, shape_list(X)[1]
     positions = P + tf.range(T) if positions is None else positions

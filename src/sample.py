@@ -159,12 +159,13 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
                     vocabulary=None):
     """Adds to the graph the sampling of `length` tokens after a context, as one operation.
 
-    start_token, batch_size: for a context of this one token, batch_size times; or context: int32 [B, T]; T +
-    length may not exceed n_ctx. padded: shorter rows may have -1 at their left. temperature: 0 is greedy.
-    top_k, top_p: see their functions; of both, top-k applies first. seed: see random_keys. stop_token: a row
-    that has drawn it repeats it; if all have, the run ends. vocabulary: see sample_token. Returns int32 [B,
-    T + length], the context included. Raises InputError for numbers out of range; with tensors that are,
-    running the operation fails.
+    start_token, batch_size: for a context of this one token, batch_size times; or
+    context: int32 [B, T]; T + length may not exceed n_ctx. padded: shorter rows may have -1 at their left.
+    temperature: 0 is greedy. top_k, top_p: see their functions; of both, top-k applies first.
+    seed: see random_keys. vocabulary: see sample_token.
+    stop_token: a row that has drawn it repeats it; if all have, the run ends.
+    Returns int32 [B, T + length], the context included. Raises InputError for numbers out of range; with
+    tensors that are, running the operation fails.
     """
     controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
     assertions = [*check_controls(length=length, **controls), *assert_or_raise(

@@ -88,8 +88,7 @@ def without_kernels():
 
 
 def optimization_barrier(x):
-    """x; keeps a kernel from fusing operations before it with those after it, whose loops would repeat
-    them."""
+    """x; keeps a kernel from fusing operations before it with loops after it, which would repeat them."""
     return xla.optimization_barrier(x)[0] if in_kernel() else x
 
 
