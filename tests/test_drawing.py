@@ -487,6 +487,13 @@ def test_seeds_that_are_not_one_for_each_context_are_refused(small, seeds, messa
         next(small[1].stream([[1], [2]], seeds, length=2))
 
 
+def test_seeds_of_any_size_and_number_have_keys_of_their_own():
+    seeds = [[1], [2], [0, 1], [1, 2], [2 ** 63 - 1], [2 ** 63], [2 ** 64 + 1], [1, 2 ** 64], [1, 2, 3], []]
+    keys = [tuple(np.array(generator.random_key(seed), np.int64)) for seed in seeds]
+    assert len(set(keys)) == len(seeds)
+    assert generator.random_key([1]) == generator.random_key([1, 0]) == [1, 0]
+
+
 def test_rows_may_be_arrays(small):
     arrays = np.array([[0, 3], [4, 1]]), np.array([[1], [2]])
     assert rows_of(small[1], *arrays, length=3) == rows_of(small[1], *(each.tolist() for each in arrays), length=3)
