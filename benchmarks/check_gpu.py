@@ -34,10 +34,10 @@ def check_gpu():
     cli.load_tensorflow()
     import tensorflow as tf
 
-    from generation import generator
+    from fast import session
     gpus = len(tf.config.list_physical_devices('GPU'))
     require(gpus, 'TensorFlow finds no GPU here, which would be compared with the CPU')
-    print(f'{generator.device()} (of {gpus}), and CPU, {generator.cores()} cores; TensorFlow {tf.__version__}\n')
+    print(f'{session.device()} (of {gpus}), and CPU, {session.cores()} cores; TensorFlow {tf.__version__}\n')
     with tempfile.TemporaryDirectory(prefix='check-gpu-') as directory:
         kept = [show(*row) for row in Check(directory, 'GPU').rows(gpus)]
     sys.exit(0 if all(kept) else 1)

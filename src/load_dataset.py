@@ -369,8 +369,3 @@ def in_groups(items):
             group, characters = [], 0
     if group:
         yield group
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

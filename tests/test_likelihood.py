@@ -7,10 +7,9 @@ import tensorflow.compat.v1 as tf
 import toy
 from tiny_vocab import ENGLISH
 
-import model
 from errors import InputError
 from evaluation import likelihood, metrics
-from fast import kernels
+from fast import blocks, kernels
 
 
 def test_scores_come_in_order_from_a_bounded_number_of_spans(scored, monkeypatch):
@@ -33,7 +32,7 @@ def test_scores_come_in_order_from_a_bounded_number_of_spans(scored, monkeypatch
 def test_as_kernels_and_by_blocks_of_attention(scored, monkeypatch):
     """As large models are computed."""
     monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
-    monkeypatch.setattr(model, 'ATTENTION_BLOCK', 8)
+    monkeypatch.setattr(blocks, 'ATTENTION_BLOCK', 8)
     scorer = likelihood.Likelihood('random', scored.folder)
     tokens = scorer.enc.encode(ENGLISH)[:65]  # of which two spans have the same shape
 

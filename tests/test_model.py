@@ -9,7 +9,8 @@ import toy
 
 import model
 from errors import InputError
-from fast import kernels
+from fast import blocks, kernels
+from fast.quantized import with_precision
 from hparams import load_hparams
 
 SHAPES = [{}, {'n_embd': 48, 'n_head': 3, 'n_layer': 3}, {'n_embd': 32, 'n_head': 1, 'n_layer': 1},
@@ -50,7 +51,7 @@ def compiled(request, monkeypatch):
     """Once as small models are computed; once as large ones are, by kernels, and by blocks of attention."""
     if request.param == 'kernels':
         monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
-        monkeypatch.setattr(model, 'ATTENTION_BLOCK', 4)
+        monkeypatch.setattr(blocks, 'ATTENTION_BLOCK', 4)
 
 
 @pytest.mark.parametrize('sizes', SHAPES)
@@ -163,9 +164,9 @@ def test_bfloat16_is_near_the_reference():
         with toy.session() as s:
             X = tf.constant(tokens, tf.int32)
             w = model.weights(hp)
-            h, presents = model.transformer(hp, model.with_precision(w, dtype), X)
+            h, presents = model.transformer(hp, with_precision(w, dtype), X)
             assert h.dtype == tf.float32 and presents[0][0].dtype == dtype
-            total, count = model.loss(model.output(model.with_precision(w, dtype), h), X)
+            total, count = model.loss(model.output(with_precision(w, dtype), h), X)
             toy.assign(s, values)
             gradients = [tf.convert_to_tensor(g) for g in tf.gradients(total, [*w.values()])]
             found[dtype] = s.run([total / count, *gradients])

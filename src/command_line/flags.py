@@ -3,10 +3,9 @@ import dataclasses
 import typing
 
 from errors import InputError
+from fast.precision import PRECISIONS
 
 COMPRESSIONS = ('none', 'float16', 'bfloat16')
-PRECISIONS = ('float32', 'tf32', 'bfloat16')  # of matrix products
-WEIGHT_PRECISIONS = (*PRECISIONS, 'int8')  # of the weights that samples are drawn with
 REQUIRED = dataclasses.MISSING  # in place of a default
 TF32 = "tf32: products in TF32 on NVIDIA's GPUs from Ampere on, else float32"
 MODEL = 'a name in models_dir or checkpoint_dir, or a path with a / in it'

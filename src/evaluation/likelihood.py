@@ -1,12 +1,12 @@
 """A model loaded once, and the log-probability that it gives to each token after those before it.
 
     model = Likelihood('124M')
-    for window, scores in model.score(windows(tokens, context=1024, stride=512)):
-        scores.log_probabilities    # float64 [window.scored]
+    for span, scores in model.score(windows(tokens, context=1024, stride=512)):
+        scores.log_probabilities    # float64 [span.scored]
 
-Windows are computed in batches of a few fixed shapes, since for every other shape kernels would be compiled anew: of
-`batch_size` windows of `context` tokens, or as many more as are shorter by halves. The output layer, a third of the
-arithmetic, is computed where tokens are scored and nowhere else.
+Spans are computed in batches of a few fixed shapes, since kernels are compiled anew for each: `batch_size`
+rows of `context` tokens, or more rows that are shorter by halves. The output layer, a third of the
+arithmetic, is computed at scored tokens only.
 """
 import collections
 import dataclasses
@@ -16,24 +16,26 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import model
-from command_line.flags import PRECISIONS
-from errors import require
-from generation import generator
+from errors import InputError, require
+from fast.precision import PRECISIONS, set_precision
+from fast.quantized import with_precision
+from fast.session import device, session_config
 from storage import checkpoint
 from training.windows import PADDING
 
-SHORTEST = 16  # tokens in a shape
-BATCH_TOKENS = 2048  # in a batch, where no batch_size is given
-BATCHES_AHEAD = 16  # computed while the first window read waits for others of its shape
+MIN_SIZE = 16  # tokens in a shape
+BATCH_TOKENS = 2048  # without a batch_size
+BATCHES_AHEAD = 16  # computed while the first span read waits for others of its shape
 MASKED_LOGIT = -1e30  # added to a logit
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Of the scored tokens of a window, in order, each given those before it.
+    """The scored tokens of a span, in order, each given those before it.
 
-    log_probabilities: float64 [scored], in nats. best: int32 [scored], the likeliest tokens. filtered: both where some
-    tokens are ruled out, so that the others share all probability; that of a token ruled out is about RULED_OUT.
+    log_probabilities: float64 [scored], in nats. best: int32 [scored], the likeliest tokens. filtered: both
+    without the banned tokens, so that the others share all probability; a banned token's is about
+    MASKED_LOGIT.
     """
     log_probabilities: np.ndarray
     best: np.ndarray | None = None
@@ -43,98 +45,102 @@ class Scores:
 class Likelihood:
     """The model of a name, or of a training run's directory, in a session of its own.
 
-    checkpoint_name: see checkpoint.choose. precision: of matrix products, see flags.PRECISIONS.
-    batch_size: windows of context tokens in a batch, None for as many as make BATCH_TOKENS. context: the most tokens
-    that the model sees, None for n_ctx. Raises InputError for what cannot be loaded, and for values out of range.
+    checkpoint_name: see checkpoint.resolve_checkpoint. precision: one of PRECISIONS. batch_size: rows of
+    context tokens in a batch, None for BATCH_TOKENS in all. context: the most tokens that the model sees,
+    None for n_ctx. Raises InputError for files that cannot be loaded, and for values out of range.
     Attributes: prefix (of the checkpoint), hparams, enc, context, device (in words).
     """
 
-    def __init__(self, model_name: str = '124M', models_dir: str = 'models', checkpoint_name: str | None = None, *,
-                 precision: str = 'float32', batch_size: int | None = None, context: int | None = None):
+    def __init__(self, model_name: str = '124M', models_dir: str = 'models',
+                 checkpoint_name: str | None = None, *, precision: str = 'float32',
+                 batch_size: int | None = None, context: int | None = None):
         directory, self.hparams, self.enc = checkpoint.load_sizes_and_vocabulary(model_name, models_dir)
         self.context = self.hparams.n_ctx if context is None else context
         require(1 <= self.context <= self.hparams.n_ctx,
                 f'--context must be from 1 to n_ctx, {self.hparams.n_ctx}, not {context}')
         require(batch_size is None or batch_size >= 1, f'--batch_size must be 1 or more, not {batch_size}')
-        require(precision in PRECISIONS, f'--precision must be one of {", ".join(PRECISIONS)}, not {precision!r}')
+        require(precision in PRECISIONS,
+                f'--precision must be one of {", ".join(PRECISIONS)}, not {precision!r}')
         self.batch_size = batch_size or max(1, BATCH_TOKENS // self.context)
         self.prefix = checkpoint.resolve_checkpoint(directory, self.hparams, checkpoint_name)
-        self.session = tf.Session(graph=tf.Graph(), config=generator.session_config())
-        self.device = generator.device()
-        self.batches = {}  # shape -> Batch
+        self.session = tf.Session(graph=tf.Graph(), config=session_config())
+        self.device = device()
+        self.graphs = {}  # shape -> BatchGraph
         with self.session.graph.as_default():
-            self.weights = model.with_precision(model.weights(self.hparams), model.set_precision(precision))
+            self.weights = with_precision(model.weights(self.hparams), set_precision(precision))
             checkpoint.restore(self.session, self.prefix, checkpoint.model_variables())
 
-    def score(self, windows: Iterable, best: bool = False, banned: Collection[int] = ()) -> Iterator[tuple]:
-        """Yields pairs of a Window and its Scores, in order; the windows are read a few batches ahead.
+    def score(self, spans: Iterable, best: bool = False, banned: Collection[int] = ()) -> Iterator[tuple]:
+        """Yields pairs of a span and its Scores, in order; the spans are read a few batches ahead.
 
-        best: whether to find the likeliest tokens, too. banned: ids that Scores.filtered rules out. Raises InputError
-        for a token that the model does not have.
+        spans: with `tokens`, of which the last `scored` are. best: find the likeliest tokens, too. banned:
+        ids that Scores.filtered leaves out. Raises InputError for a token that the model does not have.
         """
-        waiting, done, first, seen = collections.defaultdict(list), {}, 0, 0
-        for number, window in enumerate(windows):
-            shape = self.shape(window)
-            waiting[shape].append((number, window))
-            seen += shape[0]
-            if len(waiting[shape]) == self.rows(shape):
+        waiting, done, first, n_tokens = collections.defaultdict(list), {}, 0, 0
+        for number, span in enumerate(spans):
+            shape = self.shape(span)
+            waiting[shape].append((number, span))
+            n_tokens += shape[0]
+            if len(waiting[shape]) == self.n_rows(shape):
                 done.update(self.run(shape, waiting.pop(shape), best, banned))
-            if seen > BATCHES_AHEAD * self.batch_size * self.context and first not in done:
-                # The one that all others wait for: its batch is not filled any further.
-                shape = next(each for each, some in waiting.items() if some[0][0] == first)
+            if n_tokens > BATCHES_AHEAD * self.batch_size * self.context and first not in done:
+                # The batch of the span that all others wait for is not filled any further.
+                shape = next(shape for shape, batch in waiting.items() if batch[0][0] == first)
                 done.update(self.run(shape, waiting.pop(shape), best, banned))
             while first in done:
-                seen -= self.shape(done[first][0])[0]
+                n_tokens -= self.shape(done[first][0])[0]
                 yield done.pop(first)
                 first += 1
-        for shape, some in waiting.items():
-            done.update(self.run(shape, some, best, banned))
+        for shape, batch in waiting.items():
+            done.update(self.run(shape, batch, best, banned))
         yield from (done[number] for number in sorted(done))
 
-    def shape(self, window):  # -> tokens in a row, scored tokens in a row
-        return self.size(len(window.tokens) - 1), self.size(window.scored)
+    def shape(self, span):  # -> tokens in a row, scored tokens in a row
+        return self.size(len(span.tokens) - 1), self.size(span.scored)
 
     def size(self, n):
         """The smallest size of a shape that holds n tokens: the context, or it halved again and again."""
         size = self.context
-        while size // 2 >= max(n, SHORTEST):
+        while size // 2 >= max(n, MIN_SIZE):
             size //= 2
         return size
 
-    def rows(self, shape):
+    def n_rows(self, shape):
         return max(1, self.batch_size * self.context // shape[0])
 
-    def run(self, shape, numbered, best, banned):  # -> {number: (Window, Scores)}
-        if shape not in self.batches:
+    def run(self, shape, batch, best, banned):  # [(number, span)] -> {number: (span, Scores)}
+        if shape not in self.graphs:
             with self.session.graph.as_default():
-                self.batches[shape] = Batch(self.hparams, self.weights, self.rows(shape), *shape)
-        batch = self.batches[shape]
-        tokens, positions, targets = (np.full(each.shape, filler, np.int32) for each, filler in (
-            (batch.tokens, 0), (batch.positions, 0), (batch.targets, PADDING)))
-        for row, (_, window) in enumerate(numbered):
-            self.check(window.tokens)
-            n, scored = len(window.tokens) - 1, window.scored
-            tokens[row, :n] = window.tokens[:-1]
-            positions[row, :scored], targets[row, :scored] = np.arange(n - scored, n), window.tokens[-scored:]
-        feed = {batch.tokens: tokens, batch.positions: positions, batch.targets: targets}
+                self.graphs[shape] = BatchGraph(self.hparams, self.weights, self.n_rows(shape), *shape)
+        graph = self.graphs[shape]
+        tokens, positions = np.zeros(graph.tokens.shape, np.int32), np.zeros(graph.positions.shape, np.int32)
+        targets = np.full(graph.targets.shape, PADDING, np.int32)
+        for row, (_, span) in enumerate(batch):
+            self.check(span.tokens)
+            n, scored = len(span.tokens) - 1, span.scored
+            tokens[row, :n] = span.tokens[:-1]
+            positions[row, :scored], targets[row, :scored] = np.arange(n - scored, n), span.tokens[-scored:]
+        feed = {graph.tokens: tokens, graph.positions: positions, graph.targets: targets}
         if banned:
-            feed[batch.added] = np.zeros(self.hparams.n_vocab, np.float32)
-            feed[batch.added][list(banned)] = MASKED_LOGIT
-        found = self.session.run(batch.fetches(best, banned), feed)
-        return {number: (window, scores([each[row, :window.scored] for each in found]))
-                for row, (number, window) in enumerate(numbered)}
+            feed[graph.added] = np.zeros(self.hparams.n_vocab, np.float32)
+            feed[graph.added][list(banned)] = MASKED_LOGIT
+        outputs = self.session.run(graph.outputs[:4 if banned else 2 if best else 1], feed)
+        return {number: (span, scores_of(*(values[row, :span.scored] for values in outputs)))
+                for row, (number, span) in enumerate(batch)}
 
     def check(self, tokens):
-        wrong = [each for each in (np.min(tokens), np.max(tokens)) if not 0 <= each < self.hparams.n_vocab]
-        require(not wrong, f'the data holds token {min(wrong, default="")}, but the model\'s n_vocab is '
-                           f'{self.hparams.n_vocab}: encode it with the model\'s own vocabulary')
+        for token in (np.min(tokens), np.max(tokens)):
+            if not 0 <= token < self.hparams.n_vocab:
+                raise InputError(f'the data holds token {token}, but the model\'s n_vocab is '
+                                 f'{self.hparams.n_vocab}: encode it with the model\'s own vocabulary')
 
 
-class Batch:
-    """The graph of one shape: R rows of T tokens, of which S positions each are looked at.
+class BatchGraph:
+    """R rows of T tokens, S of them scored.
 
-    tokens: int32 [R, T]; positions, targets: int32 [R, S], where the hidden state is taken from, and the token to come
-    after it or PADDING; added: float32 [V], to the logits of what is filtered.
+    tokens: int32 [R, T]. positions, targets: int32 [R, S], of hidden states, and the tokens that come after
+    them or PADDING. added: float32 [V], to filtered logits. outputs: losses and likeliest tokens, [R, S],
+    and both filtered.
     """
 
     def __init__(self, hparams, w, R, T, S):
@@ -142,19 +148,14 @@ class Batch:
         self.positions, self.targets = tf.placeholder(tf.int32, [R, S]), tf.placeholder(tf.int32, [R, S])
         self.added = tf.placeholder(tf.float32, [hparams.n_vocab])
         h, _ = model.transformer(hparams, w, self.tokens)
-        logits = model.output(w, tf.reshape(tf.gather(h, self.positions, batch_dims=1), [R * S, hparams.n_embd]))
-        self.plain, self.filtered = (self.results(each) for each in (logits, tf.cast(logits, tf.float32) + self.added))
-
-    def results(self, logits):  # [R S, V] -> float32 [R, S], int32 [R, S]
-        losses = model.cross_entropy(logits, tf.reshape(self.targets, [-1]))
-        best = tf.argmax(logits, axis=-1, output_type=tf.int32)
-        return tf.reshape(losses, self.targets.shape), tf.reshape(best, self.targets.shape)
-
-    def fetches(self, best, banned):
-        return [*self.plain[:2 if best or banned else 1], *(self.filtered if banned else ())]
+        h = tf.gather(h, self.positions, batch_dims=1)
+        logits = model.output(w, tf.reshape(h, [R * S, hparams.n_embd]))
+        self.outputs = []
+        for values in (logits, tf.cast(logits, tf.float32) + self.added):
+            losses = model.cross_entropy(values, tf.reshape(self.targets, [-1]))
+            best = tf.argmax(values, axis=-1, output_type=tf.int32)
+            self.outputs += [tf.reshape(losses, [R, S]), tf.reshape(best, [R, S])]
 
 
-def scores(found):  # what Batch.fetches names, of one window -> Scores
-    losses, *rest = found
-    best = rest.pop(0) if rest else None
-    return Scores(-losses.astype(np.float64), best, scores(rest) if rest else None)
+def scores_of(losses, best=None, *filtered):  # arrays [scored] -> Scores
+    return Scores(-losses.astype(np.float64), best, scores_of(*filtered) if filtered else None)

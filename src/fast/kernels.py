@@ -1,8 +1,8 @@
-"""Functions of tensors compiled into one kernel by XLA.
+"""Functions of tensors compiled into one kernel by XLA: `fused` for training, `kernel` for sampling.
 
-`fused` is for training. An expression such as the layer normalization is a dozen operations, each of which passes over
-memory for little arithmetic; XLA makes one pass of them. Matrix products of many rows stay outside: TensorFlow's own
-are faster on a CPU. `kernel` is for sampling, where products have few rows, and reading the weights is all the work.
+In training, XLA passes over memory once where the operations of a normalization pass a dozen times; products
+of many rows stay outside, as TensorFlow's own are faster on a CPU. In sampling, products have few rows,
+reading the weights is all the work, and whole layers are kernels. Nothing is compiled for a GPU.
 """
 import functools
 import inspect
@@ -11,34 +11,31 @@ import tensorflow as tf2
 import tensorflow.compat.v1 as tf
 from tensorflow.compiler.tf2xla.python import xla
 
-MIN_FUSED_ELEMENTS = 1 << 14  # numbers in a row of the batch; to compile for less takes longer than it will save
+MIN_FUSED_ELEMENTS = 1 << 14  # numbers in a row of the batch; compiling for fewer takes longer than it saves
 
 
 def fused(function=None, *, gradient=None):
-    """Decorates a function of tensors, with one tensor as result.
+    """Decorates a function of tensors with one tensor as result.
 
-    It is compiled where that pays: where all sizes but the first of each argument are known when the graph is made
-    (those of a prompt are not: each length would be compiled anew), and make at least SMALLEST numbers. It is not
-    compiled for a GPU, nor after compile_nothing, nor in a loop of TensorFlow 1.
-
-    The backward pass computes the function again from its arguments, so that these are all that is kept for it.
-    gradient: instead, a function of the result's gradient, the result, and as many of the arguments as it takes; it
-    returns the first argument's gradient, the only one, and what it takes is all that is kept.
+    It is compiled if all sizes but the first are known when the graph is made (a prompt's length is not:
+    each would be compiled anew) and are large enough. The backward pass computes the function again.
+    gradient: instead, a function of the result's gradient, the result, and as many of the arguments as it
+    takes, to the first argument's gradient; only these tensors are kept for it.
     """
     if function is None:
         return functools.partial(fused, gradient=gradient)
     name = f'Fused{function.__module__}.{function.__qualname__}'
 
-    def derived(dy, *args):
-        found = iter(tf.gradients(function(*args), [x for x in args if x.dtype.is_floating], dy))
-        return [next(found) if x.dtype.is_floating else None for x in args]
+    def recomputed(dy, *args):
+        gradients = iter(tf.gradients(function(*args), [x for x in args if x.dtype.is_floating], dy))
+        return [next(gradients) if x.dtype.is_floating else None for x in args]
 
-    n_kept = 0 if gradient is None else len(inspect.signature(gradient).parameters) - 1  # the result among them
+    n_kept = len(inspect.signature(gradient).parameters) - 1 if gradient else 0  # the result among them
     forward = tf2.function(function, jit_compile=True, autograph=False)
-    backward = tf2.function(derived if gradient is None else gradient, jit_compile=True, autograph=False)
+    backward = tf2.function(gradient or recomputed, jit_compile=True, autograph=False)
 
-    # The gradient is given by name, and takes what it needs from the operation: so it also holds for operations that
-    # memory_saving_gradients has copied. What tf.custom_gradient makes would keep to the tensors of the first.
+    # The gradient goes by name and reads the operation's inputs, so it holds for operations that
+    # memory_saving_gradients has copied; tf.custom_gradient would keep the first operation's tensors.
     @tf.RegisterGradient(name)
     def registered(op, dy, *_):
         if gradient is None:
@@ -57,11 +54,8 @@ def fused(function=None, *, gradient=None):
 
 
 def kernel(function):
-    """Decorates a function of tensors (and of dicts, lists and named tuples of them) that no gradient is taken of.
-
-    It is compiled as a whole, once for each set of shapes that it is run with; but not for a GPU, nor where the sizes
-    known when the graph is made add up to less than SMALLEST, nor after compile_nothing, nor in a loop of TensorFlow 1.
-    """
+    """Decorates a function of tensors, or of nests of them, of which no gradient is taken. It is compiled as
+    a whole, once for each set of shapes, if the known sizes are large enough."""
     def marked(*args):
         tf.add_to_collection('kernel', function)
         return function(*args)
@@ -70,44 +64,34 @@ def kernel(function):
     @functools.wraps(function)
     def call(*args):
         size = sum(x.shape.num_elements() or 0 for x in tf2.nest.flatten(args) if tf.is_tensor(x))
-        return (function if in_kernel() or size < MIN_FUSED_ELEMENTS or without_kernels() else compiled)(*args)
+        if in_kernel() or size < MIN_FUSED_ELEMENTS or without_kernels():
+            return function(*args)
+        return compiled(*args)
     return call
 
 
 def in_kernel():
-    """Whether the graph that is being made is that of a kernel."""
+    """Whether the graph that is being made is a kernel's."""
     return bool(tf.get_collection('kernel'))
 
 
 def disable_xla():
-    """From here on, the default graph gets plain operations alone, for programs that have no XLA to run it."""
-    tf.add_to_collection('plain', 1)
+    """From here on the default graph gets plain operations alone, for programs that have no XLA."""
+    tf.add_to_collection('disable_xla', True)
 
 
 def without_kernels():
-    # What is compiled does not enter the loops and conditions of TensorFlow 1, which tf.disable_v2_behavior() brings
-    # back: its inputs would be "from different frames".
+    # In TensorFlow 1's loops and conditions (tf.disable_v2_behavior) the inputs of compiled functions would
+    # be "from different frames".
     in_old_loop = tf.get_default_graph()._get_control_flow_context() is not None
-    return bool(tf.get_collection('plain')) or in_old_loop or on_gpu()
+    return bool(tf.get_collection('disable_xla') or in_old_loop or tf.config.list_physical_devices('GPU'))
 
 
 def optimization_barrier(x):
-    """x; in a kernel, operations before it and after it are not joined as XLA simplifies them. Loops still may be."""
+    """x; keeps a kernel from fusing operations before it with loops after it, which would repeat them."""
     return xla.optimization_barrier(x)[0] if in_kernel() else x
 
 
 def materialized(x):  # floating, finite -> the same
-    """x, for a kernel: it is stored, and not computed again by each turn of the loops of what uses it."""
-    return x / (1 + 0 * x)  # XLA does not copy a division into loops, as it takes long, and cannot know that this is x
-
-
-def write_cache(buffer, new, position):  # [B, H, S, D], [B, H, T, D], scalar -> [B, H, S, D]
-    """The buffer with `new` from a position of axis 2 on. A kernel that assigns it to the buffer copies nothing."""
-    if in_kernel():
-        return xla.dynamic_update_slice(buffer, new, tf.stack([0, 0, position, 0]))
-    end = position + tf.shape(new)[2]
-    return tf.concat([buffer[:, :, :position], new, buffer[:, :, end:]], axis=2)
-
-
-def on_gpu():
-    return bool(tf2.config.list_physical_devices('GPU'))
+    """x, stored in a kernel, not computed again by each turn of the loops that use it."""
+    return x / (1 + 0 * x)  # XLA copies no division into loops, as it is slow, and cannot see that this is x

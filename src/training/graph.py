@@ -5,7 +5,9 @@ from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
 import memory_saving_gradients
 import model
-from generation import generator
+from fast import session as sessions
+from fast.precision import set_precision
+from fast.quantized import with_precision
 from storage import checkpoint
 from training import optimizer
 
@@ -19,7 +21,7 @@ class Graph:
         self.inputs = tf.placeholder(tf.int32, [None, hparams.n_ctx], 'inputs')
         self.tokens = tf.placeholder(tf.int32, [None, hparams.n_ctx], 'tokens')
         self.rate = tf.placeholder(tf.float32, [], 'learning_rate')
-        self.weights, self.dtype = model.weights(hparams), model.set_precision(flags.precision)
+        self.weights, self.dtype = model.weights(hparams), set_precision(flags.precision)
         variables = checkpoint.model_variables()
         if flags.only_train_transformer_layers:
             variables = [v for v in variables if v.op.name.startswith('model/h')]
@@ -40,7 +42,7 @@ class Graph:
         return tf2.function(function, jit_compile=True, autograph=False) if self.flags.xla else function
 
     def losses_of(self, inputs, tokens, *values):  # -> scalar, scalar: the sum of the losses, their number
-        w = model.with_precision(dict(zip(self.weights, values, strict=True)), self.dtype)
+        w = with_precision(dict(zip(self.weights, values, strict=True)), self.dtype)
         h, _ = model.transformer(self.hparams, w, inputs)
         return model.loss(model.output(w, h), tokens)
 
@@ -55,7 +57,7 @@ class Graph:
 
 def session_config(worker):
     """The ConfigProto of a session that trains, with the worker's GPU and threads."""
-    config = generator.session_config()
+    config = sessions.session_config()
     if worker.gpu is not None:
         config.gpu_options.visible_device_list = str(worker.gpu)
     config.intra_op_parallelism_threads = worker.threads

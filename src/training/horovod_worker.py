@@ -15,7 +15,7 @@ import tensorflow.compat.v1 as tf
 from horovod.runner.util.network import get_local_host_addresses
 
 from errors import InputError
-from load_dataset import cores
+from fast.session import cores
 from training.watch import STATUS_LOST, Watch, script
 from training.worker import Worker
 

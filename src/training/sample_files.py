@@ -26,7 +26,7 @@ class SampleFiles:
                 top_k=flags.top_k, top_p=flags.top_p)
             for number, row in zip(numbers, rows, strict=True):
                 texts.append(f'======== SAMPLE {number + 1} ========\n{row.text}\n')
-        self.generator.release()
+        self.generator.free_cache()
         return texts
 
     def write(self, step, texts):

@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf
 
 from command_line import interrupts
 from errors import InputError, require
+from fast import session as sessions
 from generation import generator
 from load_dataset import fingerprint
 from storage import checkpoint, paths, run_folder
@@ -273,7 +274,7 @@ def train(flags, worker: Worker | None = None) -> int:
         trainer = Trainer(flags, worker, session, signals)
         if worker.rank == 0 or worker.gpu is not None:
             rank = f' of rank {worker.rank}' if worker.rank else ''
-            log.warn(f'Device{rank}: {generator.device(worker.gpu or 0)}')
+            log.warn(f'Device{rank}: {sessions.device(worker.gpu or 0)}')
         stack.enter_context(signals.noted())
         try:
             trainer.train()
