@@ -25,11 +25,11 @@ demo: install models/demo data/demo.npz
 	./train.py --dataset data/demo.npz --model_name demo --run_name demo --seed 1 --steps $(DEMO_STEPS) \
 		--batch_size 8 --learning_rate 7e-4 --val_every 300 --val_batch_size 16 --val_batch_count 16 \
 		--sample_every 500 --save_every 500
-	./src/generate_unconditional_samples.py --models_dir checkpoint --model_name demo --nsamples 3 --temperature 0.8
-	./src/interactive_conditional_samples.py --models_dir checkpoint --model_name demo --nsamples 3 --temperature 0.7 \
+	./src/generate_unconditional_samples.py --model_name checkpoint/demo --nsamples 3 --temperature 0.8
+	./src/interactive_conditional_samples.py --model_name checkpoint/demo --nsamples 3 --temperature 0.7 \
 		--length 100 --prompt "    def read(self, " --include_prefix
 
-OF_DEMO = --models_dir checkpoint --model_name demo --seed 1 --length 400
+OF_DEMO = --model_name checkpoint/demo --seed 1 --length 400
 define draw
 ./src/generate_unconditional_samples.py $(OF_DEMO) $(2) --nsamples 12 --batch_size 12 \
 	--output gpt-2-samples/unconditional-$(1).txt

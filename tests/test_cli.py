@@ -11,6 +11,7 @@ import pytest
 
 from command_line import cli, startup
 from errors import InputError, require
+from version import VERSION
 
 SRC = os.path.dirname(os.path.dirname(os.path.abspath(cli.__file__)))
 ROOT = os.path.dirname(SRC)
@@ -598,3 +599,9 @@ def test_a_function_keeps_its_docstring_and_gets_the_help_of_inherited_fields(ca
     said = ''.join(capsys.readouterr())
     assert 'Does it in its own words.' in said and 'Does more.' not in said and 'Does something' not in said
     assert 'the data to read.' in said and 'how many.' in said and 'how fast.' in said
+
+
+def test_version_is_printed_and_nothing_else_done(capsys):
+    cli.run(script, ['--version'])
+    cli.run({'one': script}, ['--version'])
+    assert capsys.readouterr().out == f'{VERSION}\n' * 2

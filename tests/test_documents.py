@@ -90,11 +90,6 @@ INSTEAD = {  # to be quicker, or to do without the network
     'novels/**/*.txt': 'docs/decisions/*.md',
     '--val_every 100': '--val_every 3',
     './download_model.py 124M': 'cp -r models/demo models/124M',
-    # Until one flag names models, runs and paths:
-    '--model_name checkpoint/demo': '--models_dir checkpoint --model_name demo',
-    '--model_name notes': '--models_dir checkpoint --model_name notes',
-    '--model_name novels': '--models_dir checkpoint --model_name novels',
-    "load('checkpoint/demo'": "load('demo', 'checkpoint'",
 }
 NEEDS = {'--train_vocab': 'tokenizers', 'from transformers': 'torch'}  # text: a module
 OTHERS_FLAGS = {'allow-run-as-root', 'oversubscribe', 'gloo', 'build-arg', 'rm', 'logdir',
@@ -363,7 +358,7 @@ def test_the_table_of_the_architecture_has_each_folder_and_module():
     (table,) = re.findall(r'^\| path in `src` .*\n((?:\|.*\n)+)', read('docs/architecture.md'), re.MULTILINE)
     named = {path.strip('/').removesuffix('.py') for path in re.findall(r'`([\w]+(?:/|\.py))`', table)}
     parts = {part_of(name) for name in NAMES if name.startswith('src/') and name not in SCRIPTS}
-    assert named == parts - {'merges', 'pieces'}  # which go
+    assert named == parts
 
 
 def test_each_arrow_of_the_diagram_is_an_import():

@@ -12,7 +12,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FILES = sorted([*glob.glob(f'{ROOT}/*.py'), *glob.glob(f'{ROOT}/src/**/*.py', recursive=True)])
 NAMES = [os.path.relpath(path, ROOT).replace(os.sep, '/') for path in FILES]
 
-FOR_EVERYBODY = {'errors', 'storage.paths'}
+FOR_EVERYBODY = {'errors', 'storage.paths', 'version'}
 MODEL = {'hparams', 'model', 'encoder', 'storage', 'tensorflow', 'numpy'}
 MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and FOR_EVERYBODY
     'download_model.py': {'command_line', 'requests', 'tqdm', 'urllib3'},

@@ -24,6 +24,7 @@ from command_line import interrupts
 from command_line.interrupts import default_signal_handlers  # noqa: F401  for scripts
 from errors import InputError
 from storage import paths
+from version import VERSION
 
 MAX_SIZE, MAX_SEED = (1 << 31) - 1, (1 << 63) - 1  # TensorFlow has sizes in 32 bits
 EXPECTED = {int: 'a whole number', float: 'a number', bool: 'true or false'}
@@ -55,6 +56,9 @@ def run(function: Function | dict[str, Function], argv: list[str] | None = None)
     script = os.path.basename(sys.argv[0])
     argv = sys.argv[1:] if argv is None else argv
     set_encoding(sys.stdout, 'replace')  # of characters that a terminal cannot show
+    if argv == ['--version']:
+        print(VERSION)
+        return
     try:
         with interrupts.handling({'SIGINT': signal.default_int_handler, 'SIGTERM': end, 'SIGHUP': end}):
             if isinstance(function, dict):
