@@ -121,8 +121,8 @@ class Generator:
             return tf.identity(n_past)
 
     def outputs(self, n_rows, n_tokens=None):
-        """Functions of the values of self.inputs that take n_tokens (1, or None for any number) of each row:
-        they return nothing, the next tokens [B], or these and their log-probabilities [B]."""
+        """Two functions of the values of self.inputs that take n_tokens (1, or None for any number) of each row
+        to the next tokens [B], or to these and their log-probabilities [B]."""
         key = n_rows, n_tokens and self.cache_size
         if key not in self.calls:
             with self.session.graph.as_default(), tf.name_scope('step'):
@@ -153,7 +153,7 @@ class Generator:
         logprobs = tf.gather(tf.nn.log_softmax(logits), drawn, batch_dims=1)
         with tf.control_dependencies([written]):
             drawn = tf.identity(drawn)
-        return written.op, drawn, (drawn, logprobs)
+        return drawn, (drawn, logprobs)
 
     # Sampling
 
@@ -187,10 +187,10 @@ class Generator:
             values = {**controls, 'uniform': uniforms[:, n], 'history': history}
             starts = [self.window_start(len(row)) for row in rows]
             if starts == old_starts:
-                result = self.run([row[-1:] for row in rows], values, 1 + logprobs, n_tokens=1)
+                result = self.run([row[-1:] for row in rows], values, bool(logprobs), n_tokens=1)
             else:
                 windows = [row[start:] for row, start in zip(rows, starts, strict=True)]
-                result, old_starts = self.prefill(windows, values, 1 + logprobs), starts
+                result, old_starts = self.prefill(windows, values, bool(logprobs)), starts
             tokens, token_logprobs = result if logprobs else (result, None)
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 row.append(token)
@@ -202,24 +202,24 @@ class Generator:
         stride = max(1, self.hparams.n_ctx // 4)
         return -(-max(0, n - self.hparams.n_ctx) // stride) * stride
 
-    def prefill(self, rows, values, output):
-        """Fills the cache with rows of tokens; returns a result of self.outputs."""
+    def prefill(self, rows, values, logprobs):
+        """Fills the cache with rows of tokens; returns the next tokens."""
         tokens = padded(rows)
         self.start = (tokens < 0).sum(axis=1)
         self.n_past, self.cache_size = 0, self.cache_size_for(tokens.shape[1])
         self.clear(len(rows), self.cache_size)
         part = max(MIN_PREFILL_TOKENS, PREFILL_TOKENS // len(rows))
         while self.n_past + part < tokens.shape[1]:
-            self.run(tokens[:, self.n_past:self.n_past + part], values, 0)
-        return self.run(tokens[:, self.n_past:], values, output)
+            self.run(tokens[:, self.n_past:self.n_past + part], values, logprobs)
+        return self.run(tokens[:, self.n_past:], values, logprobs)
 
-    def run(self, tokens, values, output, n_tokens=None):
+    def run(self, tokens, values, logprobs, n_tokens=None):
         size = self.cache_size_for(self.n_past + len(tokens[0]))
         if size > self.cache_size:
             self.grow(size - self.cache_size)
             self.cache_size = size
         values = {**values, 'tokens': tokens, 'n_past': self.n_past, 'start': self.start}
-        result = self.outputs(len(tokens), n_tokens)[output](*(values[name] for name in self.inputs))
+        result = self.outputs(len(tokens), n_tokens)[logprobs](*(values[name] for name in self.inputs))
         self.n_past += len(tokens[0])
         return result
 
