@@ -14,7 +14,7 @@ def numpy_model(hp, values):
 
 def transformers_model(hp, values):
     """The same by transformers' GPT2LMHeadModel, in double precision."""
-    torch = pytest.importorskip('torch', reason='make test-peers compares with transformers')
+    torch = pytest.importorskip('torch', reason='make test-all compares with transformers')
     from test_model import transformers_model
     torch.set_num_threads(1)  # of models this small, threads only wait for each other
     peer = transformers_model(hp, values).double().eval()

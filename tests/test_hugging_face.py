@@ -159,8 +159,8 @@ def test_a_vocabulary_without_an_end_of_text_has_none(home, tmp_path):
 # What reads it
 
 def peer():
-    pytest.importorskip('torch', reason='make test-peers compares with transformers')
-    return pytest.importorskip('transformers', reason='make test-peers compares with transformers')
+    pytest.importorskip('torch', reason='make test-all compares with transformers')
+    return pytest.importorskip('transformers', reason='make test-all compares with transformers')
 
 
 @pytest.fixture(scope='module')
@@ -200,7 +200,7 @@ def test_transformers_tokenizer_gives_the_same_ids(home):
 
 
 def test_ctranslate2s_converter_takes_it(home, continuation, tmp_path):
-    ctranslate2 = pytest.importorskip('ctranslate2', reason='make test-peers converts for CTranslate2')
+    ctranslate2 = pytest.importorskip('ctranslate2', reason='make test-all converts for CTranslate2')
     peer()
     ctranslate2.converters.TransformersConverter(str(home[0] / 'hf')).convert(str(tmp_path / 'ct2'))
     prompt, expected = continuation
@@ -232,7 +232,7 @@ def test_a_model_with_ids_that_have_no_text_is_taken_and_comes_back(tmp_path):
     drawn = gpt2.generate(**tokenizer('The keeper of the lighthouse', return_tensors='pt'), do_sample=False,
                           max_new_tokens=40, pad_token_id=enc.eot)
     assert drawn[0, len(prompt):].tolist() == expected.tokens
-    ctranslate2 = pytest.importorskip('ctranslate2', reason='make test-peers converts for CTranslate2')
+    ctranslate2 = pytest.importorskip('ctranslate2', reason='make test-all converts for CTranslate2')
     ctranslate2.converters.TransformersConverter(str(tmp_path / 'hf')).convert(str(tmp_path / 'ct2'))
     (result,) = ctranslate2.Generator(str(tmp_path / 'ct2'), compute_type='float32').generate_batch(
         [[enc.decoder[id] for id in prompt]], max_length=40, sampling_topk=1, include_prompt_in_result=False,

@@ -29,8 +29,8 @@ def run_model(hp, values, tokens, past=None):
 
 def transformers_model(hp, values):
     """transformers' GPT2LMHeadModel with these weights, which are a checkpoint's."""
-    torch = pytest.importorskip('torch', reason='make test-peers compares with transformers')
-    transformers = pytest.importorskip('transformers', reason='make test-peers compares with transformers')
+    torch = pytest.importorskip('torch', reason='make test-all compares with transformers')
+    transformers = pytest.importorskip('transformers', reason='make test-all compares with transformers')
     config = transformers.GPT2Config(vocab_size=hp.n_vocab, n_positions=hp.n_ctx, n_embd=hp.n_embd, n_head=hp.n_head,
                                      n_layer=hp.n_layer, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
     peer = transformers.GPT2LMHeadModel(config)
