@@ -288,7 +288,7 @@ def weight_files(source):  # -> paths
         names = sorted(set(map(str, names.values()))) if isinstance(names, dict) else []
         require(names and all(name.endswith('.safetensors') for name in names),
                 f'{index} has no weight_map of tensors to files *.safetensors')
-        return [os.path.join(source, paths.child('', name, f'{index}: the file')) for name in names]
+        return [paths.child(source, name, f'{index}: the file') for name in names]
     for name in sorted(os.listdir(source)):
         if name.endswith(('.bin', '.pt', '.pth', '.ckpt', '.pkl')):
             raise InputError(f'{source} has its weights in {name}, a pickle: reading one runs whatever '
