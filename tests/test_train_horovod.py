@@ -398,11 +398,11 @@ def test_sigterm_to_the_launcher_saves_once(flags, launcher):
 
 @with_horovod
 def test_a_folder_that_is_moved_is_told_once_and_ends_all(flags):
-    made = flags(run_name='moved', val_every=10000, val_batch_count=2, steps=10000)  # no save while it is moved
+    made = flags(run_name='moved', sample_every=5, sample_length=5, steps=10000)  # no save while it is moved
     words = [sys.executable, SCRIPT, *words_of(made)]
     directory = os.path.join(made['checkpoint_dir'], 'moved')
     with launched('mpi', 2, *words) as process:
-        assert any('validation loss' in line for line in process.stdout)
+        assert any('SAMPLE 1' in line for line in process.stdout)
         os.rename(directory, f'{directory}-away')
         _, stderr = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 2 and not processes(words[-1])
