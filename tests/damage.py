@@ -364,5 +364,5 @@ def of_texts(folder):
         'prompts.jsonl': lambda: samples.read_prompts(at('prompts.jsonl')), 'answers.jsonl': answered,
         'lambada.jsonl': lambda: list(test_sets.lambada_passages(at('lambada.jsonl'))),
         'cbt.txt': lambda: list(test_sets.cbt_questions(at('cbt.txt'))),
-        'wiki.test.tokens': lambda: list(test_sets.corpus_documents('wikitext2', at('wiki.test.tokens')))}
+        'wiki.test.tokens': lambda: [vars(document) for document in test_sets.documents('wikitext2', at('wiki.test.tokens'))]}
     return Target('texts', list(map(at, loads)), lambda: [load() for load in loads.values()], sealed=False)

@@ -54,8 +54,9 @@ def read_hparams(folder, data):
 
 
 def read_safetensors(folder, data):
-    for each in hugging_face.read_header(written(folder, data, 'model.safetensors')):
-        assert 0 <= each.offset <= len(data) and isinstance(each.name, str)
+    for name, tensor in hugging_face.open_tensors(written(folder, data, 'model.safetensors')).items():
+        if tensor.get_dtype() in hugging_face.DTYPES and tensor.get_shape():
+            assert hugging_face.read_tensor(tensor, False).nbytes <= 4 * len(data) and isinstance(name, str)
 
 
 def read_prompts(folder, data):
