@@ -115,7 +115,7 @@ def test_products_are_rounded_to_tf32_only_where_it_is_asked_for(flags, precisio
     (trainer.Worker(), ['Device: 0']), (trainer.Worker(1, 2), []), (trainer.Worker(0, 2, gpu=0), ['Device: 0']),
     (trainer.Worker(1, 2, gpu=3), ['Device of rank 1: 3'])])
 def test_each_gpu_is_named_once_and_the_cpu_by_one_rank(flags, monkeypatch, capsys, worker, told):
-    monkeypatch.setattr(trainer.generator, 'device', str)
+    monkeypatch.setattr(trainer.sessions, 'device', str)
     trainer.train(flags(steps=0), worker)
     output = capsys.readouterr()
     assert re.findall('Device.*', output.err) == told and 'Device' not in output.out
