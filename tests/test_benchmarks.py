@@ -10,6 +10,8 @@ import pytest
 
 from command_line import cli, startup
 
+pytestmark = pytest.mark.processes
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 

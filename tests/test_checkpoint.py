@@ -20,6 +20,8 @@ from generation import generator
 from storage import checkpoint, new_model, paths, run_folder, run_state
 from storage.run_state import TrainState
 
+pytestmark = pytest.mark.slow
+
 
 def silent(line):
     pass

@@ -22,6 +22,8 @@ import sys
 import pytest
 from test_layout import FOR_EVERYBODY, NAMES, SCRIPTS, imports, module_of
 
+pytestmark = pytest.mark.processes
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FIRST = ['README.md', 'docs/training.md']  # they make the runs that the others use
 

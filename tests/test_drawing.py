@@ -18,6 +18,8 @@ from fast.precision import WEIGHT_PRECISIONS
 from fast.quantized import quantize
 from generation import generator
 
+pytestmark = pytest.mark.slow
+
 CONTEXTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5], [7], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5, 9], [5, 5]]  # of several lengths
 SMALL = {'n_vocab': 6, 'n_ctx': 8, 'n_embd': 16, 'n_head': 2}
 DRAWN = 1000  # pairs of tokens, for a distribution

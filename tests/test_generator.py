@@ -33,6 +33,8 @@ from generation import samples as sampling
 from hparams import load_hparams
 from interactive_conditional_samples import interact_model
 
+pytestmark = pytest.mark.slow
+
 SIZES = {'n_layer': 2, 'n_head': 2, 'n_embd': 32, 'n_ctx': 48}
 END = '<|endoftext|>'
 LINE = '=' * 40 + ' SAMPLE {} ' + '=' * 40 + '\n'

@@ -11,7 +11,7 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = [name for name in (*glob.glob(f'{ROOT}/*.py'), *glob.glob(f'{ROOT}/src/*.py')) if os.access(name, os.X_OK)]
 
-pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='looks for processes as Linux lists them')
+pytestmark = [pytest.mark.processes, pytest.mark.skipif(sys.platform != 'linux', reason='looks for processes as Linux lists them')]
 
 
 def test_a_run_that_is_killed_ends_as_one_that_is_not():

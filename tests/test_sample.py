@@ -16,6 +16,8 @@ from encoder import get_encoder
 from errors import InputError
 from fast import kernels
 
+pytestmark = pytest.mark.slow
+
 CONTEXT = [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]]
 
 

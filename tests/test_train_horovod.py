@@ -27,6 +27,8 @@ from storage.npz import write_npz
 from training import trainer
 from training.windows import Sampler
 
+pytestmark = pytest.mark.processes
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RANKS = os.path.join(ROOT, 'tests', 'ranks.py')
 TWO_HOSTS = os.path.join(ROOT, 'tests', 'two_hosts.sh')
@@ -435,12 +437,12 @@ def test_what_differs_between_ranks_is_named_once_and_nothing_is_written(flags, 
     assert 'was lost' not in stderr and not os.path.exists(made['checkpoint_dir'])
 
 
-# The README
+# The document
 
 @with_horovod
-def test_the_command_of_the_readme(flags, tmp_path, world):
+def test_the_command_of_the_document(flags, tmp_path, world):
     """As it stands, but for two processes, with the flags of a small model, and as root."""
-    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as file:
+    with open(os.path.join(ROOT, 'docs', 'distributed.md'), encoding='utf-8') as file:
         (command,) = re.findall(r'^mpirun (.*?[^\\])\n', file.read(), re.MULTILINE | re.DOTALL)
     enc = checkpoint.load_sizes_and_vocabulary('toy', str(world / 'models'))[2]
     write_npz(str(tmp_path / 'encoded.npz'), load_dataset.load_dataset(enc, str(world / 'text')), len(enc))

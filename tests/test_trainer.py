@@ -39,6 +39,8 @@ from training import data as training_data
 from training import trainer
 from training.windows import Sampler
 
+pytestmark = pytest.mark.slow
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
