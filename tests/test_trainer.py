@@ -237,14 +237,14 @@ def interrupt_starts():
         flags = kills.world(folder)
         before = sorted(os.listdir(folder))
         for (owner, method), number in (
-                ((load_dataset, 'encode_texts'), signal.SIGINT),
-                ((load_dataset, 'encode_texts'), signal.SIGTERM),
+                ((load_dataset, 'encode_slowly'), signal.SIGINT),
+                ((load_dataset, 'encode_slowly'), signal.SIGTERM),
                 ((run_folder, 'check_start'), signal.SIGINT),
                 ((trainer.Graph, 'losses_of'), signal.SIGINT),
                 ((checkpoint, 'load'), signal.SIGTERM)):
             attempt = kills.Attempt(functools.partial(interrupted_start, flags, owner, method, number),
                                     f'{folder}/log')
-            status = 130 if method == 'encode_texts' and number == signal.SIGINT else -number
+            status = 130 if method == 'encode_slowly' and number == signal.SIGINT else -number
             assert attempt.end() == status, f'{method}: {attempt.said()}'
             assert 'Traceback' not in attempt.said() and 'Stopped' not in attempt.said()
             assert sorted(os.listdir(folder)) == before
@@ -258,11 +258,11 @@ def interrupted_start(flags, owner, method, number, tell):
     original = getattr(owner, method)
 
     def call(*arguments, **options):
-        with contextlib.suppress(*([] if method == 'encode_texts' else [BaseException])):
+        with contextlib.suppress(*([] if method == 'encode_slowly' else [BaseException])):
             os.kill(os.getpid(), number)
         return original(*arguments, **options)
     setattr(owner, method, call)
-    cli.run(lambda: trainer.train(flags, trainer.Worker(0, 2 if method == 'encode_texts' else 1)), [])
+    cli.run(lambda: trainer.train(flags, trainer.Worker(0, 2 if method == 'encode_slowly' else 1)), [])
 
 
 @pytest.fixture
