@@ -1,6 +1,7 @@
 # make demo    from nothing to samples of a fine-tuned model
-# make test    all tests; make test-peers: with those that compare with transformers (and torch, which is large);
-#              make test-quick: those that take some four minutes, with another Python: VENV=.venv-3.13 PYTHON=python3.13
+# make test    the tests of every module, some four minutes; with another Python: VENV=.venv-3.13 PYTHON=python3.13
+# make test-all  all tests, also slow ones, those with many processes, and those that compare with transformers
+#              (and torch, which is large); without Horovod, its tests are skipped: make horovod
 # make bench   speed and memory, beside those of benchmarks/requirements.txt that are installed; some ten minutes
 # make horovod training on many processes, beside Debian's packages of install/horovod-debian.txt; MPI=0: without MPI
 # make check-gpu  what a GPU computes, beside the CPU, and how fast: a table to paste; five minutes
@@ -19,17 +20,17 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
 .NOTPARALLEL:
-.PHONY: demo samples curve test test-peers test-quick torture bench check-gpu lint install horovod clean
+.PHONY: demo samples curve test test-all torture bench check-gpu lint install horovod clean
 
 demo: install models/demo data/demo.npz
 	./train.py --dataset data/demo.npz --model_name demo --run_name demo --seed 1 --steps $(DEMO_STEPS) \
 		--batch_size 8 --learning_rate 7e-4 --val_every 300 --val_batch_size 16 --val_batch_count 16 \
 		--sample_every 500 --save_every 500
-	./src/generate_unconditional_samples.py --models_dir checkpoint --model_name demo --nsamples 3 --temperature 0.8
-	./src/interactive_conditional_samples.py --models_dir checkpoint --model_name demo --nsamples 3 --temperature 0.7 \
+	./src/generate_unconditional_samples.py --model_name checkpoint/demo --nsamples 3 --temperature 0.8
+	./src/interactive_conditional_samples.py --model_name checkpoint/demo --nsamples 3 --temperature 0.7 \
 		--length 100 --prompt "    def read(self, " --include_prefix
 
-OF_DEMO = --models_dir checkpoint --model_name demo --seed 1 --length 400
+OF_DEMO = --model_name checkpoint/demo --seed 1 --length 400
 define draw
 ./src/generate_unconditional_samples.py $(OF_DEMO) $(2) --nsamples 12 --batch_size 12 \
 	--output gpt-2-samples/unconditional-$(1).txt
@@ -85,15 +86,13 @@ ifneq ($(MPI)$(HOROVOD_GPU_OPERATIONS),)
 .PHONY: $(VENV)/installed-horovod
 endif
 
+PYTEST = python3 -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: $(VENV)/installed-tests
-	python3 -m pytest
+	$(PYTEST) -m "not slow and not processes"
 
-test-peers: $(VENV)/installed-peers test
-
-# All modules, but not for long.
-LONG = benchmarks checkpoint documents drawing generator kills sample torture train_horovod trainer
-test-quick: $(VENV)/installed-tests
-	python3 -m pytest $(LONG:%=--ignore=tests/test_%.py)
+test-all: $(VENV)/installed-peers
+	$(PYTEST)
 
 # With `pip install atheris`, files are also searched for by what they reach; it has wheels for Linux on x86-64 alone.
 torture: $(VENV)/installed-tests

@@ -8,16 +8,16 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))
 
-import cli
-from flags import TrainFlags
+from command_line import cli
+from command_line.flags import TrainFlags
 
 
-@cli.takes(TrainFlags)
+@cli.flags_from(TrainFlags)
 def train(**given):
     flags = TrainFlags(**given)
     cli.load_tensorflow()
-    with cli.ending_at_once():
-        import trainer
+    with cli.default_signal_handlers():
+        from training import trainer
     trainer.train(flags)
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""All benchmarks, one table: ./benchmarks/bench.py, or `make bench`. A new one is a file beside this, with rows()."""
-import encoding
-import sampling
+"""All benchmarks, one table: ./benchmarks/bench.py, or `make bench`. A benchmark is a file with rows()."""
+import encoding_speed
+import sampling_speed
 import table
-import training
+import training_speed
 
-import cli
+from command_line import cli
 
-BENCHMARKS = (training, encoding, sampling)
+BENCHMARKS = (training_speed, encoding_speed, sampling_speed)
 
 
 def bench():

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What a GPU computes, beside this machine's CPU, and how fast it trains: `make check-gpu`, about five minutes.
+"""Compares a GPU with this machine's CPU, and times its training: `make check-gpu`, about five minutes.
 
-Prints a Markdown table to paste into an issue. A check that fails says why, and the others follow. Written where there
-was no GPU: its tests compare a CPU with itself, and that is all that is known of it.
+Prints a Markdown table to paste into an issue. A check that fails says why, and the others follow. Written
+where there was no GPU: its tests compare a CPU with itself, and that is all that is known of it.
 """
 import contextlib
 import functools
@@ -18,9 +18,9 @@ import measure  # before the project's own: it makes their import possible
 import numpy as np
 import random_model
 import scaling
-import training
+import training_speed
 
-import cli
+from command_line import cli
 from errors import require
 
 SMALL = {'n_layer': 4, 'n_head': 4, 'n_embd': 256, 'n_ctx': 256}  # of the model that is compared
@@ -34,10 +34,10 @@ def check_gpu():
     cli.load_tensorflow()
     import tensorflow as tf
 
-    import generator
+    from fast import session
     gpus = len(tf.config.list_physical_devices('GPU'))
     require(gpus, 'TensorFlow finds no GPU here, which would be compared with the CPU')
-    print(f'{generator.device()} (of {gpus}), and CPU, {generator.cores()} cores; TensorFlow {tf.__version__}\n')
+    print(f'{session.device()} (of {gpus}), and CPU, {session.cores()} cores; TensorFlow {tf.__version__}\n')
     with tempfile.TemporaryDirectory(prefix='check-gpu-') as directory:
         kept = [show(*row) for row in Check(directory, 'GPU').rows(gpus)]
     sys.exit(0 if all(kept) else 1)
@@ -56,7 +56,7 @@ def show(what, figure_of, limit=None):
 
 
 class Check:
-    """What is compared. Errors are root mean squares, in standard deviations of what the CPU computes in float32."""
+    """The comparisons. Errors are root mean squares, in standard deviations of the CPU's float32 values."""
 
     def __init__(self, directory, device):  # GPU, or in tests CPU
         from create_model import create_model
@@ -74,7 +74,8 @@ class Check:
             yield f'log-probabilities, {precision}: error', functools.partial(self.scores, precision), limit
             yield f'gradients, {precision}: error', functools.partial(self.gradients, precision), limit
         yield 'sampling: error of log-probabilities', self.samples, LIMITS['float32']
-        yield 'run resumed, TF_DETERMINISTIC_OPS=1: difference', functools.partial(self.resumed, self.device), 0.0
+        resumed = functools.partial(self.resumed, self.device)
+        yield 'run resumed, TF_DETERMINISTIC_OPS=1: difference', resumed, 0.0
         yield 'run resumed on the CPU: error', functools.partial(self.resumed, 'CPU'), 1e-2
         for precision, xla in itertools.product(LIMITS, (False, True)):
             yield (f'training {SIZE}, {BATCH_SIZE} × {SEQUENCE} tokens, {precision}{", --xla" * xla}',
@@ -84,7 +85,8 @@ class Check:
 
     def run(self, function, device, **arguments):
         """The value of a function below, in a process of its own."""
-        with measure.children((function, {'directory': self.directory, 'device': device, **arguments})) as (child,):
+        arguments = {'directory': self.directory, 'device': device, **arguments}
+        with measure.children((function, arguments)) as (child,):
             return child.step()
 
     @functools.cached_property
@@ -108,7 +110,8 @@ class Check:
 
     def resumed(self, second):
         """Of a run whose first half was on the device and whose second is on another one, or on the same."""
-        parts, whole = ({'name': f'{name} on {second}', 'deterministic': '1'} for name in ('resumed', 'whole'))
+        parts, whole = ({'name': f'{name} on {second}', 'deterministic': '1'}
+                        for name in ('resumed', 'whole'))
         self.run(trained, self.device, steps=2, **parts)
         return error_of_runs(*(self.run(trained, second, steps=4, **name) for name in (parts, whole)))
 
@@ -120,8 +123,8 @@ class Check:
         launcher = 'mpi' if shutil.which('mpirun') else 'gloo'
         flags = flags_of(self.directory, name='two', **GRADIENT, batch_size=2)
         done = subprocess.run([*scaling.LAUNCHERS[launcher], '2', sys.executable, 'train-horovod.py', *(
-            f'--{name}={value}' for name, value in flags.items())], cwd=measure.ROOT, capture_output=True, text=True,
-            env={**os.environ, 'NCCL_DEBUG': 'INFO'}, check=False)
+            f'--{name}={value}' for name, value in flags.items())], cwd=measure.ROOT, capture_output=True,
+            text=True, env={**os.environ, 'NCCL_DEBUG': 'INFO'}, check=False)
         if done.returncode:
             raise RuntimeError(done.stderr)
         if self.device == 'GPU' and 'NCCL INFO' not in done.stdout:
@@ -152,33 +155,33 @@ def begin(device):
 
 def scored(directory, device, precision):
     begin(device)
-    import figures
-    import likelihood
+    from evaluation import likelihood, metrics
     model = likelihood.Likelihood('small', directory, precision=precision)
     tokens = np.load(os.path.join(directory, 'tokens.npz'))['arr_0']
-    windows = figures.windows(tokens[:1000], model.context, model.context // 2)
-    yield [value for _, scores in model.score(windows) for value in scores.log_probabilities.tolist()]
+    spans = metrics.spans(tokens[:1000], model.context, model.context // 2)
+    yield [value for _, scores in model.score(spans) for value in scores.log_probabilities.tolist()]
 
 
 def sampled(directory, device):
     begin(device)
-    import generator
-    rows = generator.load('small', directory).complete([[65, 66, 67]] * 2, [[1], [2]], length=100, logprobs=True)
+    from generation import generator
+    rows = generator.load('small', directory).complete([[65, 66, 67]] * 2, [[1], [2]], length=100,
+                                                       logprobs=True)
     yield [value for row in rows for value in row.logprobs]
 
 
 def flags_of(directory, name, **changes):
-    return {'dataset': os.path.join(directory, 'tokens.npz'), 'model_name': 'small', 'models_dir': directory, 'seed': 1,
-            'checkpoint_dir': os.path.join(directory, 'runs'), 'run_name': name, 'sample_every': 0, 'save_every': 0,
-            'batch_size': 4, **changes}
+    return {'dataset': os.path.join(directory, 'tokens.npz'), 'model_name': 'small', 'models_dir': directory,
+            'seed': 1, 'checkpoint_dir': os.path.join(directory, 'runs'), 'run_name': name,
+            'sample_every': 0, 'save_every': 0, 'batch_size': 4, **changes}
 
 
 def trained(directory, device, name, deterministic='0', **changes):
     """The folder of a run."""
     os.environ['TF_DETERMINISTIC_OPS'] = deterministic
     begin(device)
-    import trainer
-    from flags import TrainFlags
+    from command_line.flags import TrainFlags
+    from training import trainer
     trainer.train(TrainFlags(**flags_of(directory, name, **changes)))
     yield os.path.join(directory, 'runs', name)
 
@@ -188,11 +191,11 @@ def timed(directory, device, precision, xla):
     begin(device)
     import tensorflow as tf
 
-    import trainer
-    updates = training.ours(directory, SIZE, BATCH_SIZE, SEQUENCE, precision, saving=False, xla=xla)
+    from training import log
+    updates = training_speed.ours(directory, SIZE, BATCH_SIZE, SEQUENCE, precision, saving=False, xla=xla)
     with contextlib.closing(updates):
         seconds = statistics.median(itertools.islice(updates, UPDATES))
-        yield seconds, tf.config.experimental.get_memory_info(f'{device}:0')['peak'] or trainer.peak_memory()
+        yield seconds, tf.config.experimental.get_memory_info(f'{device}:0')['peak'] or log.peak_memory()
 
 
 if __name__ == '__main__':

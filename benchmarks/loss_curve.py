@@ -9,12 +9,13 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), '..', 'src'))
 
-import cli
-import paths
+from command_line import cli
 from errors import InputError, require
+from storage import paths
 
 FORGETS = 0.99  # as the mean that training shows beside the loss
-STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'loss', 'font.family': 'sans-serif', 'path.simplify_threshold': 0.5}
+STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'loss', 'font.family': 'sans-serif',
+         'path.simplify_threshold': 0.5}
 
 
 def draw(run_name: str, out: str, checkpoint_dir: str = 'checkpoint'):

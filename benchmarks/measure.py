@@ -1,8 +1,8 @@
 """Processes that measure: nothing but the work counts into their memory, and they can take turns.
 
-A measured function is a generator, in a file of this folder: each of its steps is one measurement, and yields what came
-of it, a JSON value. A Child runs one in a process of its own and takes a step when asked to; where children alternate,
-the machine's noise hits all of them alike.
+A measured function is a generator, in a file of this folder: each of its steps is one measurement, and yields
+what came of it, a JSON value. A Child runs one in a process of its own and takes a step when asked to; where
+children alternate, the machine's noise hits all of them alike.
 
     with measure.children((ours, {'size': '124M'}), (peer, {'size': '124M'})) as both:
         for seconds_of_ours, seconds_of_peer in measure.in_turn(both, 5): …
@@ -28,19 +28,19 @@ SERVE = 'import sys, measure; measure.serve(*sys.argv[1:])'
 
 
 class Child:
-    """A process that runs function(**arguments); `peak` is the most memory it has had, in GB. log: for its stderr."""
+    """A process that runs function(**arguments). peak: its most memory, in GB. log: a file for its stderr."""
 
     def __init__(self, function, arguments, log):
         self.name = [os.path.splitext(os.path.basename(inspect.getfile(function)))[0], function.__name__]
         self.log, self.peak = log, None
-        # The first import of TensorFlow or torch is in the child: this process stays small, for what it has in memory
-        # at a fork counts as a child's peak.
+        # The first import of TensorFlow or torch is in the child: this process stays small, for what it has
+        # in memory at a fork counts as a child's peak.
         self.process = subprocess.Popen(
             [sys.executable, '-c', SERVE, *self.name, json.dumps(arguments)], text=True, stderr=log,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': HERE})
 
     def step(self):
-        """What the function yields next. Raises RuntimeError, with the last it wrote to stderr, if it ended instead."""
+        """The next value of the function. Raises RuntimeError, with the end of stderr, if the process ended."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write('\n')
             self.process.stdin.flush()
@@ -83,7 +83,8 @@ def serve(module, function, arguments):
     steps = getattr(importlib.import_module(module), function)(**json.loads(arguments))
     for _ in sys.stdin:
         value = next(steps)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 1e9
+        unit = 1 if sys.platform == 'darwin' else 1024  # bytes
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
         print(json.dumps([value, peak]), file=answers, flush=True)
 
 
@@ -97,7 +98,7 @@ def seconds(function, warm_up=3):
         yield time.perf_counter() - start
 
 
-def run_script(*words):  # -> seconds, and the most GB that it and its children had at a time (None where unknown)
+def run_script(*words):  # -> seconds, peak memory in GB of the script and its children, or None
     """Runs a script of the project as a user does, from its start to its end."""
     peak = 0
     with tempfile.TemporaryFile('w+', errors='replace') as log:
@@ -114,7 +115,7 @@ def run_script(*words):  # -> seconds, and the most GB that it and its children 
 
 
 def tree_memory(pid):
-    """The bytes that a process and its children have now, what they share counted once; 0 where Linux does not say."""
+    """The bytes of a process and its children, shared ones counted once; 0 where the system does not tell."""
     total = 0
     with contextlib.suppress(OSError):  # it has ended, or this is not Linux
         with open(f'/proc/{pid}/smaps_rollup', encoding='ascii') as file:

@@ -31,7 +31,7 @@ def write_help(path):
 
 
 def write_large(directory, size):
-    """Writes files of about DOCUMENT characters each, `size` bytes or little more in all; returns how many exactly.
+    """Writes files of about DOCUMENT characters each; returns their bytes, which are `size` or little more.
 
     Their text is that of the code and prose in the library directories of this Python, over again if need be.
     """
@@ -47,6 +47,8 @@ def write_large(directory, size):
 
 
 def library_files():
-    return sorted({os.path.join(folder, name)
-                   for root in (sysconfig.get_path('stdlib'), *site.getsitepackages())
-                   for folder, _, names in os.walk(root) for name in names if name.endswith(('.py', '.txt', '.rst'))})
+    files = set()
+    for root in (sysconfig.get_path('stdlib'), *site.getsitepackages()):
+        for folder, _, names in os.walk(root):
+            files |= {os.path.join(folder, name) for name in names if name.endswith(('.py', '.txt', '.rst'))}
+    return sorted(files)

@@ -20,7 +20,7 @@ import measure  # before the project's own: it makes their import possible
 import random_model
 import table
 
-import cli
+from command_line import cli
 from errors import require
 
 EFFICIENCY = 0.85  # of two processes, to reach
@@ -91,9 +91,8 @@ def measured():
     cli.load_tensorflow()
     import tensorflow.compat.v1 as tf
 
-    import horovod_worker
-    import trainer
-    from flags import HorovodFlags
+    from command_line.flags import HorovodFlags
+    from training import horovod_worker, trainer
     directory, steps = settings['directory'], settings['steps']
     flags = HorovodFlags(dataset=os.path.join(directory, 'tokens.npz'), model_name=settings['size'],
                          models_dir=directory, checkpoint_dir=os.path.join(directory, 'runs'), sample_every=0,
@@ -102,7 +101,7 @@ def measured():
     with (horovod_worker.started(flags.compression) as worker, tf.Graph().as_default(),
           tf.Session(config=trainer.session_config(worker)) as session):
         training = trainer.Trainer(flags, worker, session, trainer.Signals())
-        update = median(training.advance, steps, worker)
+        update = median(training.update, steps, worker)
         # The weights are as many and as large as their gradients. One number of each result is all that is fetched.
         reduced = worker.reduce([v.read_value() for v in training.run.model_variables])
         first = [tf.reshape(each, [-1])[0] for each in reduced]

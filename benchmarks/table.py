@@ -52,13 +52,13 @@ class Row:
 
 
 class Others:
-    """How busy other processes keep the cores from now on; where the system does not tell, `share` is None."""
+    """The share of the cores that other processes take from now on; None where the system does not tell."""
 
     def __init__(self):
         self.before = self.times()
 
     @staticmethod
-    def times():  # -> seconds of all cores, those in which they worked, those of them for this process and its children
+    def times():  # -> seconds of all cores, of their work, of their work for this process and its children
         try:
             with open('/proc/stat', encoding='ascii') as file:
                 user, nice, system, idle, waiting, *interrupts = map(int, file.readline().split()[1:9])
@@ -77,7 +77,7 @@ class Others:
 
 
 def show(measure_rows):
-    """Prints what measure_rows() gives as a Markdown table, and below it what was measured with and what is missing."""
+    """Prints the rows of measure_rows() as a Markdown table; below it versions, and missing packages."""
     others = Others()
     rows = list(measure_rows())
     lines = [('work', 'ours', 'peer', 'ratio', 'to reach'), *(row.cells() for row in rows)]

@@ -3,19 +3,16 @@ import tensorflow.compat.v1 as tf
 
 
 class AccumulatingOptimizer:
-    """Averages gradients over several runs of compute_gradients, then applies them once with another optimizer.
+    """Averages gradients over runs of compute_gradients, then applies them once with another optimizer.
 
-    N batches of B give the update of one batch of N·B. In a session: run reset(), then compute_gradients(loss) once
-    for each batch, then apply_gradients(). Each method adds its operation to the graph; call it once.
-
-    Where gradients are at hand, or are to be changed before they are applied: add(gradients) in place of
-    compute_gradients, and sums (a list of variables) divided by count in place of apply_gradients.
+    N batches of B give the update of one batch of N·B. In a session: run reset(), compute_gradients(loss) for
+    each batch, then apply_gradients(). Each method adds its operation to the graph; call it once. Who has
+    gradients, or changes them, calls add(gradients), and applies sums (a list of variables) divided by count.
     """
 
     def __init__(self, opt, var_list):
-        self.opt = opt
-        self.var_list = list(var_list)
-        # Local: zeroed at the start of each update, so no part of what a checkpoint must hold.
+        self.opt, self.var_list = opt, list(var_list)
+        # Local variables are zeroed at the start of each update, and no part of a checkpoint.
         self.sums = [local_zeros(v.shape.as_list(), v.op.name) for v in self.var_list]
         self.total_loss = local_zeros([], 'total_loss')
         self.count = local_zeros([], 'count')
@@ -29,10 +26,12 @@ class AccumulatingOptimizer:
         return self.add(gradients(loss, self.var_list), loss)
 
     def add(self, gradients, loss=0.0):
-        """The operation that adds one batch. gradients: for each variable a tensor of its shape, or None for zeros."""
-        added = [total.assign_add(tf.convert_to_tensor(each))
-                 for total, each in zip(self.sums, gradients, strict=True) if each is not None]
-        return tf.group(*added, self.total_loss.assign_add(loss), self.count.assign_add(1))
+        """The operation that adds one batch. gradients: for each variable a tensor of its shape, or None."""
+        added = [self.total_loss.assign_add(loss), self.count.assign_add(1)]
+        for total, gradient in zip(self.sums, gradients, strict=True):
+            if gradient is not None:
+                added.append(total.assign_add(tf.convert_to_tensor(gradient)))
+        return tf.group(*added)
 
     def apply_gradients(self):
         """The mean loss of the batches, once the update by the mean gradient has been applied."""

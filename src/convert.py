@@ -4,24 +4,22 @@
     ./src/convert.py to_hf novels novels-hf/
     ./src/convert.py from_hf novels-hf/ novels2
 """
-import math
-
-import cli
-import paths
-from flags import ExportFlags
+from command_line import cli
+from command_line.flags import ExportFlags
+from storage import paths
 
 
-@cli.takes(ExportFlags)
-def to_hf(*args, **given):
-    """Writes a model, or a training run's, into a folder that transformers and what reads its format take."""
+@cli.flags_from(ExportFlags)
+def to_hf(*args, **flags):
+    """Writes a model, or a training run's, into a folder that transformers and readers of its format take."""
     def write(folder, directory, checkpoint):
-        import hugging_face
+        from formats import hugging_face
         return hugging_face.write(folder, directory, checkpoint)
-    cli.write_model(ExportFlags(*args, **given), write)
+    cli.write_model(ExportFlags(*args, **flags), write)
 
 
 def from_hf(directory: str, name: str, models_dir: str = 'models'):
-    """Makes a model of models_dir from a folder in the format of transformers, with its weights in safetensors.
+    """Makes a model of models_dir from a folder in the format of transformers, with weights in safetensors.
 
     Args:
         directory: the folder, which holds config.json, the vocabulary and the weights.
@@ -31,11 +29,10 @@ def from_hf(directory: str, name: str, models_dir: str = 'models'):
     target = paths.for_tensorflow(paths.child(models_dir, name, 'NAME'))
     paths.check_new(target)
     cli.load_tensorflow(computes=False)
-    import hugging_face
-    import model
+    from formats import hugging_face
     with paths.making(target) as folder:
         hparams = hugging_face.read(directory, folder)
-    print(f'Made {target}: {sum(map(math.prod, model.weight_shapes(hparams).values())):,} parameters')
+    print(f'Made {target}: {hparams.n_parameters():,} parameters')
 
 
 COMMANDS: dict[str, cli.Function] = {'to_hf': to_hf, 'from_hf': from_hf}

@@ -5,7 +5,7 @@
     ./src/evaluate.py perplexity --data novels/ --run_name novels
     ./src/evaluate.py logprobs --data sentences.txt
 
-Figures go to stdout as a table, or as one object with --json; log-probabilities as JSON lines.
+Metrics go to stdout as a table, or as one object with --json; log-probabilities as JSON lines.
 """
 import contextlib
 import dataclasses
@@ -14,54 +14,61 @@ import math
 import os
 import sys
 
-import cli  # before what may not be installed
+from command_line import cli  # before packages that may not be installed
 
 # isort: split
 from tqdm import tqdm
 
-import corpora
-import figures
 import load_dataset
-import paths
 from errors import require
+from evaluation import metrics, test_sets
+from storage import paths
 
-# Layers, heads and width of the released models, and Table 3 of the paper, under the names that it uses.
-RELEASED_SIZES = {'124M': (12, 12, 768), '355M': (24, 16, 1024), '774M': (36, 20, 1280), '1558M': (48, 25, 1600)}
-TABLE_3 = {
-    'LAMBADA (PPL)': (35.13, 15.60, 10.87, 8.63), 'LAMBADA (ACC)': (45.99, 55.48, 60.12, 63.24),
-    'CBT-CN (ACC)': (87.65, 92.35, 93.45, 93.30), 'CBT-NE (ACC)': (83.4, 87.1, 88.0, 89.05),
-    'WikiText2 (PPL)': (29.41, 22.76, 19.93, 18.34), 'PTB (PPL)': (65.85, 47.33, 40.31, 35.76),
-    'enwik8 (BPB)': (1.16, 1.01, 0.97, 0.93), 'text8 (BPC)': (1.17, 1.06, 1.02, 0.98),
-    'WikiText103 (PPL)': (37.50, 26.37, 22.05, 17.48), '1BW (PPL)': (75.20, 55.72, 44.575, 42.16),
-}
-NEAREST = {  # command: {figure: the one of Table 3 that it comes nearest to}
-    'wikitext2': {'perplexity per word and line end': 'WikiText2 (PPL)'},
-    'wikitext103': {'perplexity per word and line end': 'WikiText103 (PPL)'},
-    'ptb': {'perplexity per word and line end': 'PTB (PPL)'},
-    '1bw': {'perplexity per word and line end': '1BW (PPL)'},
-    'enwik8': {'bits per byte': 'enwik8 (BPB)'},
-    'text8': {'bits per byte': 'text8 (BPC)'},
-    'lambada': {'last token: accuracy, %': 'LAMBADA (ACC)', 'last token: perplexity': 'LAMBADA (PPL)'},
-}
+# Layers, heads and width of the released models
+RELEASED_SIZES = {'124M': (12, 12, 768), '355M': (24, 16, 1024), '774M': (36, 20, 1280),
+                  '1558M': (48, 25, 1600)}
+PER_WORD = 'perplexity per word and line end'
+TABLE_3 = [  # of the paper: command (or part of CBT's file name), nearest metric, name there, values
+    ('lambada', 'last token: perplexity', 'LAMBADA (PPL)', (35.13, 15.60, 10.87, 8.63)),
+    ('lambada', 'last token: accuracy, %', 'LAMBADA (ACC)', (45.99, 55.48, 60.12, 63.24)),
+    ('_CN_', 'accuracy, %', 'CBT-CN (ACC)', (87.65, 92.35, 93.45, 93.30)),
+    ('_NE_', 'accuracy, %', 'CBT-NE (ACC)', (83.4, 87.1, 88.0, 89.05)),
+    ('wikitext2', PER_WORD, 'WikiText2 (PPL)', (29.41, 22.76, 19.93, 18.34)),
+    ('ptb', PER_WORD, 'PTB (PPL)', (65.85, 47.33, 40.31, 35.76)),
+    ('enwik8', 'bits per byte', 'enwik8 (BPB)', (1.16, 1.01, 0.97, 0.93)),
+    ('text8', 'bits per byte', 'text8 (BPC)', (1.17, 1.06, 1.02, 0.98)),
+    ('wikitext103', PER_WORD, 'WikiText103 (PPL)', (37.50, 26.37, 22.05, 17.48)),
+    ('1bw', PER_WORD, '1BW (PPL)', (75.20, 55.72, 44.575, 42.16))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Which model evaluates which data.
+    """The flags of all commands; the classes below add those of some commands.
 
     Args:
         data: a file, a directory, a quoted glob, or several of these with commas between.
-        model_name: a directory of models_dir.
+        model_name: the name of a model or run, or its path, with a / in it.
         models_dir: where models are.
-        run_name: evaluate a training run instead, a directory of checkpoint_dir.
+        run_name: the name of a training run instead.
         checkpoint_dir: where runs are.
-        checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of any;
-            without it the newest.
-        precision: of matrix products, float32, bfloat16, or tf32 (of NVIDIA's GPUs from Ampere on; else float32).
-        batch_size: windows of --context tokens side by side, and as many more as they are shorter; None for as many as
-            make 2,048 tokens. It does not change the figures.
+        checkpoint: one of the model's or run's checkpoints, such as model-best or model-1000, or the path of
+            any; without it the newest.
+        precision: of matrix products, float32, bfloat16, or tf32 (of NVIDIA's GPUs from Ampere on; else
+            float32).
+        batch_size: spans of --context tokens side by side, or more shorter ones; None for 2,048 tokens. It
+            does not change the results.
         context: the most tokens that the model sees at once; None for n_ctx.
         json: print one JSON object instead of a table.
+        stride: tokens that each span scores after the first; None for half of the context. The paper's is 32:
+            lower perplexities, as each token has more before it, and as much slower as it is smaller.
+        boundary: endoftext (each text by itself, after an <|endoftext|>), none (each by itself; without a
+            prompt its first token is not scored), or, of documents, joined (all as one text, with an
+            <|endoftext|> after each, which is scored).
+        encoding: of the text files.
+        special_tokens: in text files, <|endoftext|> separates documents, and other special tokens of the
+            model are themselves; false: they are text like any other.
+        prompt: stands before each line, and is not scored; a JSON line's own "prompt" takes its place.
+        detokenize: make tokenised text, that of lambada_test_plain_text.txt, natural first.
     """
     data: str
     model_name: str = '124M'
@@ -77,220 +84,153 @@ class Flags:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextFlags(Flags):
-    """Of a text that is longer than the model sees at once.
-
-    Args:
-        stride: tokens that each window scores after the first; None for half of the context. The paper's is 32: lower
-            figures, as each token has more before it, and as much slower as it is smaller.
-        boundary: endoftext (each document by itself, after an <|endoftext|>), none (each by itself, its first token not
-            scored), or joined (all as one text, each followed by an <|endoftext|>, which is scored).
-    """
     stride: int | None = None
     boundary: str = 'endoftext'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FileFlags(TextFlags):
-    """Of files of any text.
-
-    Args:
-        encoding: of the text files.
-        special_tokens: in text files, <|endoftext|> separates documents, and other special tokens of the
-            model are themselves; false: they are text like any other.
-    """
     encoding: str = 'utf-8'
     special_tokens: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PassageFlags(Flags):
-    """Of passages.
+class LineFlags(TextFlags):
+    prompt: str = ''
 
-    Args:
-        boundary: none (a passage is all that the model sees), or endoftext (an <|endoftext|> is before it).
-    """
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PassageFlags(Flags):
     boundary: str = 'none'
+
+    def __post_init__(self):
+        require(self.boundary in ('none', 'endoftext'),
+                f'--boundary must be none or endoftext, not {self.boundary!r}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LambadaFlags(PassageFlags):
-    """Of LAMBADA.
-
-    Args:
-        detokenize: make tokenised text, that of lambada_test_plain_text.txt, natural first.
-    """
     detokenize: bool = False
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LineFlags(TextFlags):
-    """Of lines.
+# Commands. Each reads its data before TensorFlow is loaded, which takes seconds.
 
-    Args:
-        prompt: is before each line, and not scored; in JSON lines, their own "prompt" is instead of it.
-    """
-    prompt: str = ''
-
-
-# Commands
-
-@cli.takes(FileFlags)
-def perplexity(**given):
+@cli.flags_from(FileFlags)
+def perplexity(**values):
     """Perplexity of any text, or of a .npz of encode.py: per token and word, and bits per byte."""
-    flags = FileFlags(**given)
+    flags = FileFlags(**values)
     files = load_dataset.find_files(flags.data)
-    text_figures('perplexity', flags, lambda enc: corpora.text_documents(
-        enc, files, flags.encoding, flags.special_tokens))
+    with loaded(flags, 'tokens') as (model, progress):
+        documents = test_sets.text_documents(model.enc, files, flags.encoding, flags.special_tokens)
+        results = metrics.perplexity(model, documents, flags.stride, flags.boundary, progress)
+    report('perplexity', flags, model, results)
 
 
-def corpus(name, given):
-    flags = TextFlags(**given)
-    # Whether the file is there is told before TensorFlow is loaded.
-    documents = list(corpora.corpus_documents(name, flags.data))
-    text_figures(name, flags, lambda enc: documents, lines=name in ('wikitext2', 'wikitext103', 'ptb', '1bw'))
+def perplexity_of(name):
+    """The command that measures the perplexity of a published test set."""
+    test_set = test_sets.TEXTS[name]
+
+    def command(**values):
+        flags = TextFlags(**values)
+        documents = list(test_sets.documents(name, flags.data))
+        with loaded(flags, 'tokens') as (model, progress):
+            options = (flags.stride, flags.boundary, progress)
+            results = metrics.perplexity(model, documents, *options, lines=not test_set.bytewise)
+        report(name, flags, model, results)
+    files, unit = ' or '.join(test_set.files), 'perplexity, detokenised, of'
+    if test_set.bytewise:
+        files, unit = 'another file', f'bits per byte of the last 5 million bytes of {files}, or of all of'
+    command.__doc__ = f'{test_set.title}: {unit} {files}.'
+    return cli.flags_from(TextFlags)(command)
 
 
-@cli.takes(TextFlags)
-def wikitext2(**given):
-    """WikiText-2: perplexity of wiki.test.tokens (or .raw), detokenised."""
-    corpus('wikitext2', given)
+@cli.flags_from(LambadaFlags)
+def lambada(**values):
+    """LAMBADA: accuracy and perplexity of the last words, and tokens, of passages (.jsonl or text)."""
+    flags = LambadaFlags(**values)
+    passages = list(test_sets.lambada_passages(flags.data, tokenised=flags.detokenize))
+    with loaded(flags, 'passages') as (model, progress):
+        results = metrics.lambada(model, passages, flags.boundary, progress)
+    report('lambada', flags, model, results)
 
 
-@cli.takes(TextFlags)
-def wikitext103(**given):
-    """WikiText-103: the same test set as WikiText-2's, under its own name."""
-    corpus('wikitext103', given)
-
-
-@cli.takes(TextFlags)
-def ptb(**given):
-    """Penn Treebank: perplexity of ptb.test.txt, detokenised."""
-    corpus('ptb', given)
-
-
-@cli.takes(TextFlags)
-def one_billion_words(**given):
-    """One Billion Word: perplexity of news.en.heldout-00000-of-00050, detokenised, each sentence a document."""
-    corpus('1bw', given)
-
-
-@cli.takes(TextFlags)
-def enwik8(**given):
-    """enwik8: bits per byte of its last 5 million bytes, or of all of another file."""
-    corpus('enwik8', given)
-
-
-@cli.takes(TextFlags)
-def text8(**given):
-    """text8: bits per character (bytes) of its last 5 million, or of all of another file."""
-    corpus('text8', given)
-
-
-@cli.takes(LambadaFlags)
-def lambada(**given):
-    """LAMBADA: accuracy and perplexity of the last word, and of the last token, of passages (.jsonl or text)."""
-    flags = LambadaFlags(**given)
-    check_passages(flags)
-    passages = list(corpora.lambada_passages(flags.data, flags.detokenize))
-    with evaluation(flags, 'passages') as (model, progress):
-        found = figures.lambada(model, passages, flags.boundary, progress)
-    report('lambada', flags, model, found)
-
-
-@cli.takes(PassageFlags)
-def cbt(**given):
+@cli.flags_from(PassageFlags)
+def cbt(**values):
     """The Children's Book Test (a file of cbtest_CN or cbtest_NE): accuracy among ten choices."""
-    flags = PassageFlags(**given)
-    check_passages(flags)
-    questions = list(corpora.cbt_questions(flags.data))
-    with evaluation(flags, 'questions') as (model, progress):
-        found = figures.cbt(model, questions, flags.boundary, progress)
-    report('cbt', flags, model, found)
+    flags = PassageFlags(**values)
+    questions = list(test_sets.cbt_questions(flags.data))
+    with loaded(flags, 'questions') as (model, progress):
+        results = metrics.cbt(model, questions, flags.boundary, progress)
+    report('cbt', flags, model, results)
 
 
-@cli.takes(LineFlags)
-def logprobs(**given):
+@cli.flags_from(LineFlags)
+def logprobs(**values):
     """The tokens of each line (or JSON "text") and their log-probabilities, as JSON lines."""
-    flags = LineFlags(**given)
+    flags = LineFlags(**values)
     require(flags.boundary != 'joined', '--boundary must be endoftext or none here, not joined')
-    texts = [(prompt_of(record, place, flags.prompt), record['text'])
-             for place, record in corpora.records(flags.data)]
-    with evaluation(flags, 'lines') as (model, progress):
-        for line in figures.logprobs(model, texts, flags.stride, flags.boundary, progress):
+    texts = []
+    for place, record in test_sets.records(load_dataset.find_files(flags.data)):
+        prompt = record.get('prompt', flags.prompt)
+        require(isinstance(prompt, str), f'{place}: its "prompt" is not a string')
+        texts.append((prompt, record['text']))
+    with loaded(flags, 'lines') as (model, progress):
+        for line in metrics.logprobs(model, texts, flags.stride, flags.boundary, progress):
             print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
-COMMANDS = {'perplexity': perplexity, 'wikitext2': wikitext2, 'wikitext103': wikitext103, 'ptb': ptb,
-            '1bw': one_billion_words, 'enwik8': enwik8, 'text8': text8, 'lambada': lambada, 'cbt': cbt,
-            'logprobs': logprobs}
-
-
-def check_passages(flags):
-    require(flags.boundary in ('none', 'endoftext'), f'--boundary must be none or endoftext, not {flags.boundary!r}')
-
-
-def prompt_of(record, place, default):
-    prompt = record.get('prompt', default)
-    require(isinstance(prompt, str), f'{place}: its "prompt" is not a string')
-    return prompt
-
-
-# What they share
-
-def text_figures(name, flags, documents_of, lines=False):
-    """Evaluates documents_of(encoder), and prints the figures."""
-    with evaluation(flags, 'tokens') as (model, progress):
-        found = figures.perplexity(model, documents_of(model.enc), flags.stride, flags.boundary, progress, lines)
-    report(name, flags, model, found)
+COMMANDS: dict[str, cli.Function] = {
+    'perplexity': perplexity, **{name: perplexity_of(name) for name in test_sets.TEXTS},
+    'lambada': lambada, 'cbt': cbt, 'logprobs': logprobs}
 
 
 @contextlib.contextmanager
-def evaluation(flags, unit):
-    """The model of the flags, loaded, and a function that shows progress on stderr."""
+def loaded(flags, unit):
+    """Gives the Likelihood that the flags name, and a function that shows progress on stderr."""
     cli.load_tensorflow()
-    name, directory = ((flags.model_name, flags.models_dir) if flags.run_name is None
-                       else (flags.run_name, flags.checkpoint_dir))
-    with cli.ending_at_once():
-        import likelihood
-        model = likelihood.Likelihood(name, directory, flags.checkpoint, precision=flags.precision,
+    models_dir = flags.models_dir if flags.run_name is None else flags.checkpoint_dir
+    directory = paths.find_model(flags.run_name or flags.model_name, models_dir, flags.checkpoint_dir)
+    with cli.default_signal_handlers():
+        from evaluation import likelihood
+        model = likelihood.Likelihood(directory, flags.models_dir, flags.checkpoint, precision=flags.precision,
                                       batch_size=flags.batch_size, context=flags.context)
     with tqdm(unit=f' {unit}', desc='evaluating', dynamic_ncols=True, disable=None) as bar:
         def progress(done, total):
-            if bar.total is None:  # the first: nothing is refused any more
+            if bar.total is None:  # the first call: the flags and the data are accepted
                 tqdm.write(f'Device: {model.device}', file=sys.stderr)
             bar.total = total
             bar.update(done)
         yield model, progress
 
 
-def paper_column(flags, model):  # -> number of a column of TABLE_3, or None
-    """Where the model is a released one: by its name and its sizes, and not a run or a checkpoint of one's own."""
-    name = paths.ALIASES.get(flags.model_name, flags.model_name)
+def paper_values(command, flags, model):  # -> {metric: (name in the paper, value)}
+    """The nearest values of Table 3, for a released model that has its name and its sizes, and no run."""
+    name, data = os.path.basename(os.path.normpath(flags.model_name)), os.path.basename(flags.data)
     h = model.hparams
-    released = (flags.run_name is None and flags.checkpoint is None and (h.n_vocab, h.n_ctx) == (50257, 1024)
-                and RELEASED_SIZES.get(name) == (h.n_layer, h.n_head, h.n_embd))
-    return list(RELEASED_SIZES).index(name) if released else None
+    if (RELEASED_SIZES.get(paths.ALIASES.get(name, name)) != (h.n_layer, h.n_head, h.n_embd)
+            or (h.n_vocab, h.n_ctx) != (50257, 1024)
+            or os.path.basename(model.prefix) != 'model.ckpt' or flags.checkpoint is not None):
+        return {}
+    column = list(RELEASED_SIZES).index(paths.ALIASES.get(name, name))
+    return {metric: (paper_name, values[column]) for row, metric, paper_name, values in TABLE_3
+            if row == command or (command == 'cbt' and row in ('_CN_', '_NE_') and row in data)}
 
 
-def nearest(command, data):  # -> {figure: name in TABLE_3}
-    if command == 'cbt':
-        kinds = [kind for kind in ('CN', 'NE') if f'_{kind}_' in os.path.basename(data)]
-        return {'accuracy, %': f'CBT-{kinds[0]} (ACC)'} if kinds else {}
-    return NEAREST.get(command, {})
-
-
-def report(command, flags, model, found):
-    """Prints figures, with the paper's beside them where the model is a released one."""
-    column, names = paper_column(flags, model), nearest(command, flags.data)
-    rows = [{**dataclasses.asdict(each), **({'paper': TABLE_3[names[each.name]][column], 'paper_name': names[each.name]}
-                                            if column is not None and each.name in names else {})} for each in found]
-    settings = {'command': command, 'data': flags.data, 'checkpoint': model.prefix, 'precision': flags.precision,
-                'context': model.context, 'boundary': flags.boundary}
+def report(command, flags, model, results):
+    """Prints Metrics, with those of the paper beside them where the model is a released one."""
+    paper = paper_values(command, flags, model)
+    settings = {'command': command, 'data': flags.data, 'checkpoint': model.prefix,
+                'precision': flags.precision, 'context': model.context, 'boundary': flags.boundary}
     if hasattr(flags, 'stride'):
-        settings['stride'] = figures.check_windows(model.context, flags.stride)
+        settings['stride'] = metrics.check_stride(model.context, flags.stride)
+    rows = [dataclasses.asdict(metric) for metric in results]
+    for row in rows:
+        if row['name'] in paper:
+            row['paper_name'], row['paper'] = paper[row['name']]
     if flags.json:
-        finite = [{**row, 'value': row['value'] if math.isfinite(row['value']) else None} for row in rows]
-        print(json.dumps({**settings, 'figures': finite}, ensure_ascii=False))
+        for row in rows:
+            row['value'] = row['value'] if math.isfinite(row['value']) else None  # JSON has no infinity
+        print(json.dumps({**settings, 'figures': rows}, ensure_ascii=False))
         return
     print(', '.join(f'{name} {value}' for name, value in settings.items()))
     width = max(len(row['name']) for row in rows)

@@ -1,20 +1,21 @@
 #!/usr/bin/env python3
-"""Writes a model for TensorFlow Serving, and for TensorFlow without this code: ./src/export.py MODEL_OR_RUN OUT."""
-import cli
-import paths
-from flags import ExportFlags
+"""Writes a model for TensorFlow and TensorFlow Serving without this code: ./src/export.py MODEL_OR_RUN
+OUT."""
+from command_line import cli
+from command_line.flags import ExportFlags
+from storage import paths
 
 
-@cli.takes(ExportFlags)
-def export(*args, **given):
+@cli.flags_from(ExportFlags)
+def export(*args, **kwargs):
     """Writes a SavedModel with the signatures `logits` and `generate`; README.md shows how they are called.
 
     TensorFlow Serving wants OUT's name to be a number, the version: served/gpt2/1.
     """
     def write(folder, directory, checkpoint):
-        import saved_model
+        from formats import saved_model
         return saved_model.write(folder, directory, checkpoint)
-    flags = ExportFlags(*args, **given)
+    flags = ExportFlags(*args, **kwargs)
     paths.for_tensorflow(paths.expand(flags.out))
     cli.write_model(flags, write)
 

@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""Continues prompts, asked for one after another, given by --prompt, or those of a file, given by --prompts_file:
-./src/interactive_conditional_samples.py."""
+"""Continues prompts, asked for one after another, by --prompt, or of a file by --prompts_file."""
 import contextlib
 import dataclasses
 import sys
 
-import cli
-import paths
+from command_line import cli
+from command_line.flags import SamplingFlags
 from errors import InputError, require
-from flags import SamplingFlags
+from storage import paths
 
 ASK = 'Model prompt >>> '
 
@@ -18,10 +17,10 @@ class PromptFlags(SamplingFlags):
     """Of prompts.
 
     Args:
-        prompt: continue this text, and end, instead of asking for prompts.
-        prompts_file: continue each line of this file, or the field `prompt` of each of its JSON lines, and write JSON
-            lines: prompt, text, tokens, and finished (whether the text ended itself, by --stop or --truncate). Started
-            again with the same --output, it goes on where that ends.
+        prompt: continue this text, and end, instead of asking for prompts. prompts_file: continue each line
+        of this file, or the field `prompt` of each of its JSON lines, and write
+            JSON lines: prompt, text, tokens, and finished (whether the text ended itself, by --stop or
+            --truncate). Started again with the same --output, it goes on where that ends.
         logprobs: with prompts_file, add the log-probability of each token.
         include_prefix: print the prompt before each continuation.
         special_tokens: in prompts, special tokens of the model, such as <|endoftext|>, are themselves; false:
@@ -44,20 +43,21 @@ class PromptFlags(SamplingFlags):
                 '--include_prefix is for text; JSON lines hold the prompt')
 
 
-@cli.takes(PromptFlags)
-def interact_model(*args, **given):
+@cli.flags_from(PromptFlags)
+def interact_model(*args, **kwargs):
     """Prints continuations of prompts."""
-    flags = PromptFlags(*args, **given)
+    flags = PromptFlags(*args, **kwargs)
     cli.load_tensorflow()
-    with cli.ending_at_once():
-        import samples
-        drawn = samples.Samples(flags, unconditional=False, special_tokens=flags.special_tokens)
+    with cli.default_signal_handlers():
+        from generation import samples
+        writer = samples.SampleWriter(flags, unconditional=False, special_tokens=flags.special_tokens)
     if flags.prompts_file is not None:
-        drawn.complete(flags.prompts_file, flags.output, flags.logprobs)
+        writer.complete(flags.prompts_file, flags.output, flags.logprobs)
         return
     with samples.opened(flags.output) as file:
         def write(prompt):
-            drawn.write(file, prompt, prefix=prompt if flags.include_prefix else '', stream=flags.output is None)
+            prefix = prompt if flags.include_prefix else ''
+            writer.write(file, prompt, prefix, stream=flags.output is None)
         if flags.prompt is not None:
             write(flags.prompt)
             return
@@ -69,7 +69,7 @@ def interact_model(*args, **given):
 
 @contextlib.contextmanager
 def tolerant():
-    """With a person at the terminal, a prompt that cannot be used is told, and Ctrl-C ends no more than its answer."""
+    """With a person at the terminal, a wrong prompt is told, and Ctrl-C ends no more than its answer."""
     try:
         yield
     except (InputError, KeyboardInterrupt) as error:
@@ -80,12 +80,12 @@ def tolerant():
 
 
 def prompts():
-    """Lines from stdin until its end; what asks for them goes to stderr, so that stdout holds samples alone."""
+    """Lines from stdin until its end. They are asked for on stderr, so that stdout holds samples alone."""
     cli.set_encoding(sys.stdin, 'surrogateescape')  # other bytes than UTF-8 are for the encoder to refuse
     editing = sys.stdin.isatty() and sys.stdout.isatty()
     if editing:
         with contextlib.suppress(ImportError):  # not everywhere
-            import readline  # noqa: F401  input() then edits its line and keeps a history; it prints the prompt itself
+            import readline  # noqa: F401  input() then edits its line, keeps a history and prints ASK itself
     while True:
         if not editing:
             print(ASK, end='', file=sys.stderr, flush=True)

@@ -1,10 +1,8 @@
-"""Gradients that keep only checkpoints of the forward pass, and compute the rest again when its turn comes.
+"""Gradients that keep only checkpoints of the forward pass, and compute the other activations again.
 
-Memory falls from all activations to the checkpoints (one tensor a layer) and the activations of one segment between
-two of them; the price is a second forward pass (Chen et al. 2016, "Training deep nets with sublinear memory cost").
-
-The operations between two checkpoints are copied into the graph, fed by a copy of the first one that waits for the
-gradient of the second; nothing of TensorFlow is patched.
+Memory falls to the checkpoints (one tensor a layer) and the activations between two of them, at the price of
+a second forward pass (Chen et al. 2016, "Training deep nets with sublinear memory cost"). The operations
+between two checkpoints are copied, fed by a copy of the first that waits for the gradient of the second.
 """
 import tensorflow.compat.v1 as tf
 
@@ -15,14 +13,15 @@ def gradients(ys, xs, grad_ys=None, checkpoints='collection', recompute=True):
     """As tf.gradients(ys, xs, grad_ys), to rounding, in less memory.
 
     ys: a tensor or a list of them. xs: a list of variables or tensors.
-    checkpoints: tensors that lie one after another on every way from xs to ys (xs may also enter anywhere between), or
+    checkpoints: tensors, one after another on every way from xs to ys (xs may also enter between them), or
         'collection': those of the graph's collection 'checkpoints' that ys depends on.
     recompute: False to keep all activations, so that memory is saved by the order of the work alone.
     Returns a dense tensor for each of xs, or None. Raises InputError where there is no checkpoint.
     """
     ys = list(ys) if isinstance(ys, (list, tuple)) else [ys]
     if isinstance(checkpoints, str):
-        require(checkpoints == 'collection', f"checkpoints must be 'collection' or tensors, not {checkpoints!r}")
+        require(checkpoints == 'collection',
+                f"checkpoints must be 'collection' or tensors, not {checkpoints!r}")
         checkpoints = tf.get_collection('checkpoints')
     needed = ancestors([y.op for y in ys])
     points = in_order([point for point in checkpoints if point.op in needed])
@@ -36,65 +35,67 @@ def gradients(ys, xs, grad_ys=None, checkpoints='collection', recompute=True):
             with tf.control_dependencies([upstream]):
                 start = tf.identity(points[i])
             end = copy_segment(points[i], points[i + 1], start)
-        found, upstream = backward([end], xs, [upstream], start)
-        totals = [add(*pair) for pair in zip(totals, found, strict=True)]
-    found = tf.gradients([points[0]], xs, [upstream])
-    return [add(*pair) for pair in zip(totals, found, strict=True)]
+        parts, upstream = backward([end], xs, [upstream], start)
+        totals = [add(total, part) for total, part in zip(totals, parts, strict=True)]
+    parts = tf.gradients([points[0]], xs, [upstream])
+    return [add(total, part) for total, part in zip(totals, parts, strict=True)]
 
 
 def backward(ys, xs, grad_ys, start):
     """Gradients with respect to xs by the ways that do not pass `start`, and with respect to `start`."""
-    *found, upstream = tf.gradients(ys, [*xs, start], grad_ys, stop_gradients=[start])
-    found = [add(each, None) for each in found]
-    # The way back goes on once these are there: else what they need of this segment would be kept longer.
-    with tf.control_dependencies([each for each in found if each is not None]):
-        return found, tf.identity(upstream)
+    *parts, upstream = tf.gradients(ys, [*xs, start], grad_ys, stop_gradients=[start])
+    parts = [add(part, None) for part in parts]
+    # The way back waits for these: else what they need of this segment would be kept longer.
+    with tf.control_dependencies([part for part in parts if part is not None]):
+        return parts, tf.identity(upstream)
 
 
-def add(a, b):
-    """The sum of two gradients, each dense, sparse or None; dense or None."""
-    present = [each for each in (a, b) if each is not None]
-    dense = [each for each in present if not isinstance(each, tf.IndexedSlices)]
-    sparse = [each for each in present if isinstance(each, tf.IndexedSlices)]
-    if len(dense) == len(sparse) == 1:
-        return tf.tensor_scatter_nd_add(dense[0], sparse[0].indices[:, None], sparse[0].values)
-    present = [tf.convert_to_tensor(each) for each in present]
+def add(a, b):  # gradients, dense, sparse or None -> their sum, dense or None
+    if isinstance(b, tf.IndexedSlices):
+        a, b = b, a
+    if isinstance(a, tf.IndexedSlices) and isinstance(b, tf.Tensor):
+        return tf.tensor_scatter_nd_add(b, a.indices[:, None], a.values)
+    present = [tf.convert_to_tensor(gradient) for gradient in (a, b) if gradient is not None]
     return tf.add_n(present) if len(present) == 2 else present[0] if present else None
 
 
 def ancestors(operations, until=()):
     """The operations and all that their results depend on, without going past those in `until`."""
-    found, todo = set(), list(operations)
+    reached, todo = set(), list(operations)
     while todo:
         operation = todo.pop()
-        if operation not in found and operation not in until:
-            found.add(operation)
+        if operation not in reached and operation not in until:
+            reached.add(operation)
             todo += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
-    return found
+    return reached
 
 
-def in_order(points):
-    """The tensors sorted so that each depends only on those before it."""
+def in_order(points):  # each depends only on those before it
     operations = {point.op for point in points}
     return sorted(points, key=lambda point: len(operations & ancestors([point.op])))
 
 
 def copy_segment(start, end, new_start):
-    """`end` computed again from new_start in place of start. What does not depend on start is shared, not copied."""
+    """`end` computed again from new_start. What does not depend on start is shared, not copied."""
     before = ancestors([end.op], until={start.op})
     inside, todo = set(), [start.op]
     while todo:
         operation = todo.pop()
-        following = ({user for output in operation.outputs for user in output.consumers()} & before) - inside
-        inside |= following
-        todo += following
-    # Without its version the copy would count as that of an old TensorFlow, and from then on the whole graph as well.
+        users = {user for output in operation.outputs for user in output.consumers()}
+        new = (users & before) - inside
+        inside |= new
+        todo += new
+    # Without its version the copy, and from then on the whole graph, would count as an old TensorFlow's.
     definition, inputs = tf.GraphDef(versions=start.graph.graph_def_versions), {start.name: new_start}
-    for operation in sorted(inside, key=lambda each: each.name):  # the same graph, and rounding, in every process
+    # Sorted, for the same graph, and the same rounding, in every process.
+    for operation in sorted(inside, key=lambda operation: operation.name):
         node = definition.node.add()
         node.CopyFrom(operation.node_def)
         node.attr.pop('_class', None)  # colocation with operations that are not in the copy
-        inputs.update({tensor.name: tensor for tensor in operation.inputs
-                       if tensor.op not in inside and tensor is not start})
-        inputs.update({f'^{other.name}': other for other in operation.control_inputs if other not in inside})
+        for tensor in operation.inputs:
+            if tensor.op not in inside and tensor is not start:
+                inputs[tensor.name] = tensor
+        for other in operation.control_inputs:
+            if other not in inside:
+                inputs[f'^{other.name}'] = other
     return tf.import_graph_def(definition, inputs, [end.name], name=f'recomputed/{end.op.name}')[0]

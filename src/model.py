@@ -1,167 +1,22 @@
-"""GPT-2 as a TensorFlow graph: hyperparameters, the transformer, the loss.
+"""GPT-2 as a TensorFlow graph: the transformer and the loss.
 
-The transformer is a function of its weights, a flat dict of tensors named as in a checkpoint ('h0/attn/c_attn/w'), so
-that whoever calls it decides where they come from and when they are read: `model` takes them from variables, sampling
-reads them once before its loop.
+Weights are a dict of tensors named as in a checkpoint ('h0/attn/c_attn/w'). src/fast makes it quick.
 
-Dimensions: B batch, T positions of X, P past positions, S all positions attended to (P + T), L n_layer, E n_embd,
-H n_head, D = E / H the size of a head, V n_vocab.
+B batch, T positions of X, P past positions, S = P + T, L n_layer, E n_embd, H n_head, D = E / H the size of a
+head, V n_vocab.
 """
-import dataclasses
-import json
 import os
-import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-import paths
-from errors import InputError, require
-from fused import apart, computed_once, fused, in_kernel, kernel
+from errors import InputError
+from fast.blocks import in_query_blocks
+from fast.gradients import cross_entropy_gradient, softmax_gradient
+from fast.kernels import fused
+from fast.quantized import lookup, matmul
+from hparams import HParams, default_hparams  # noqa: F401  where the original has it
 
-# What no model comes near, so that a file that is damaged or was made to harm is refused before a graph of its sizes is
-# built. Ids and positions are int32; the largest GPT of published sizes (GPT-3: Brown et al. 2020, table 2.1) has 96
-# layers and 1.75e11 parameters.
-LARGEST_SIZE, LARGEST, PARAMETERS = (1 << 31) - 1, {'n_layer': 1000}, 10 ** 12
-ATTENTION_BLOCK = 256
-LAYERS_IN_KERNEL = 4
-
-
-@dataclasses.dataclass
-class HParams:
-    """Sizes of a model; the defaults are those of 124M."""
-    n_vocab: int = 50257
-    n_ctx: int = 1024
-    n_embd: int = 768
-    n_head: int = 12
-    n_layer: int = 12
-
-    def values(self) -> dict[str, int]:
-        """As in hparams.json."""
-        return dataclasses.asdict(self)
-
-    def override_from_dict(self, values: dict[str, int]) -> 'HParams':
-        """Sets fields from a dict. Raises InputError for an unknown field, or sizes that make no model."""
-        for name, value in values.items():
-            require(name in self.values(), f'unknown hyperparameter {str(name)[:40]!r}; known are '
-                                           f'{", ".join(self.values())}')
-            shown = repr(value)[:40] if isinstance(value, (int, float, str)) else type(value).__name__
-            require(type(value) is int and value > 0, f'hyperparameter {name} must be a whole number above 0, '
-                                                      f'not {shown}')
-            most = LARGEST.get(name, LARGEST_SIZE)
-            require(value <= most, f'hyperparameter {name} must be at most {most:,}, not {shown}')
-            setattr(self, name, value)
-        require(self.n_embd % self.n_head == 0, f'hyperparameter n_embd ({self.n_embd}) must be divisible by n_head '
-                                                f'({self.n_head})')
-        require(self.n_parameters() <= PARAMETERS,
-                f'these hyperparameters make a model of {self.n_parameters():,} parameters, more than {PARAMETERS:,}: '
-                f'{", ".join(f"{name} {value}" for name, value in self.values().items())}')
-        return self
-
-    def n_parameters(self):
-        """What the sizes of weight_shapes add up to."""
-        E = self.n_embd
-        return (self.n_vocab + self.n_ctx + 2) * E + self.n_layer * (12 * E * E + 13 * E)
-
-
-def default_hparams() -> HParams:
-    """Those of 124M."""
-    return HParams()
-
-
-def load_hparams(path: str) -> HParams:
-    """HParams of an hparams.json. Raises InputError if it is missing, malformed or incomplete."""
-    try:
-        data = paths.read_small(path)
-    except FileNotFoundError:
-        raise InputError(f'no {path}; a model directory has one: fetch or create the model again. A run of other code '
-                         f'is used by its model\'s name and --checkpoint {os.path.dirname(path)}/') from None
-    try:
-        values = json.loads(data)  # also with a byte-order mark
-    except (ValueError, RecursionError) as error:
-        raise InputError(f'{path} is not JSON ({error}); fetch or create the model again') from None
-    require(isinstance(values, dict), f'{path} must hold an object of sizes, not {type(values).__name__}')
-    missing = sorted(HParams().values().keys() - values.keys())
-    require(not missing, f'{path} lacks {", ".join(missing)}')
-    try:
-        return HParams().override_from_dict(values)
-    except InputError as error:
-        raise InputError(f'{path}: {error}') from None
-
-
-def set_precision(precision):  # a name of flags.PRECISIONS or 'int8' -> the type of matrix products
-    """On GPUs TensorFlow computes products of float32 in TF32 (10 bits of mantissa) unless it is told not to; here TF32
-    must be asked for. The switch is the whole process's, and counts from now on."""
-    tf.config.experimental.enable_tensor_float_32_execution(precision == 'tf32')
-    return tf.as_dtype('float32' if precision == 'tf32' else precision)
-
-
-# The weights
-
-def weight_shapes(hparams: HParams) -> dict[str, list[int]]:
-    """Names and shapes of all weights, in the order of the graph, without the scope 'model/' that stands before them in
-    a checkpoint."""
-    E = hparams.n_embd
-    shapes = {'wpe': [hparams.n_ctx, E], 'wte': [hparams.n_vocab, E]}
-    for layer in range(hparams.n_layer):
-        for name, n_in, n_out in (('ln_1', None, E), ('attn/c_attn', E, 3 * E), ('attn/c_proj', E, E),
-                                  ('ln_2', None, E), ('mlp/c_fc', E, 4 * E), ('mlp/c_proj', 4 * E, E)):
-            shapes[f'h{layer}/{name}/{"w" if n_in else "g"}'] = [1, n_in, n_out] if n_in else [n_out]
-            shapes[f'h{layer}/{name}/b'] = [n_out]
-    shapes.update({'ln_f/g': [E], 'ln_f/b': [E]})
-    return shapes
-
-
-def initializer(name, hparams):
-    """The paper's initialization (section 2.3): projections into the residual stream are scaled by 1/sqrt(2 L)."""
-    kind = name.rsplit('/', 1)[-1]
-    if kind in ('g', 'b'):
-        return tf.ones_initializer() if kind == 'g' else tf.zeros_initializer()
-    seed = None
-    if 'TF_DETERMINISTIC_OPS' in os.environ and tf.get_default_graph().seed is None:
-        seed = int.from_bytes(os.urandom(4), 'little')  # then none may lack one, though the weights will be loaded
-    residual = name.endswith('c_proj/w')
-    stddev = 0.01 if name == 'wpe' else 0.02 / np.sqrt(2 * hparams.n_layer) if residual else 0.02
-    return tf.random_normal_initializer(stddev=stddev, seed=seed)
-
-
-def weights(hparams, scope='model', reuse=tf.AUTO_REUSE):  # -> {name: tensor}
-    """The weights' values, read once from float32 variables under `scope`, which are made where they do not exist."""
-    with tf.variable_scope(scope, reuse=reuse):
-        return {name: tf.get_variable(name, shape, initializer=initializer(name, hparams), use_resource=True)
-                .read_value() for name, shape in weight_shapes(hparams).items()}
-
-
-def with_precision(w, dtype):  # {name: tensor} -> {name: tensor}
-    """The weights as the transformer computes with them: those of matrix products in dtype, the others as they are.
-
-    'output', the matrix of the output layer, is added: the token embedding, which is also looked up in float32.
-    """
-    products = {name: tf.cast(value, dtype) for name, value in w.items() if '/attn/' in name or '/mlp/' in name}
-    return {**w, **products, 'output': tf.cast(w['wte'], dtype)}
-
-
-class Packed(typing.NamedTuple):
-    """A matrix as sampling reads it fastest, output by output: bfloat16 or int8 [n_out, n_in], and with int8 what each
-    output is to be multiplied by, float32 [n_out], or None."""
-    values: tf.Tensor
-    scale: tf.Tensor | None
-
-
-def pack(name, value, dtype):  # a weight by its name -> Packed where it is a matrix; else as it is
-    """int8: each output's weights in 255 steps, up to the one that is largest in size (Jacob et al. 2018, "Quantization
-    and training of neural networks for efficient integer-arithmetic-only inference", section 3, with zero at 0)."""
-    if not name.endswith(('/w', 'wte')):
-        return value
-    matrix = value if name == 'wte' else tf.transpose(value[0])
-    if dtype != tf.int8:
-        return Packed(tf.cast(matrix, dtype), None)
-    largest = tf.reduce_max(tf.abs(matrix), axis=1)
-    scale = tf.where_v2(largest > 0, largest / 127, 1.0)
-    return Packed(tf.cast(tf.round(matrix / scale[:, None]), tf.int8), scale)
-
-
-# The transformer
 
 def shape_list(x):
     """The shape of x: numbers where they are known, scalar tensors where they are not."""
@@ -179,47 +34,9 @@ def gelu(x):
 @fused
 def norm(x, g, b, epsilon=1e-5):  # [..., E], [E], [E] -> [..., E]
     """Layer normalization (Ba et al. 2016) of the last axis."""
-    mean = tf.reduce_mean(x, axis=-1, keepdims=True)
-    centred = x - mean
+    centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
     variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
     return centred * (tf.rsqrt(variance + epsilon) * g) + b
-
-
-def product(x, w, transposed=False):  # [N, n_in], [n_in, n_out] or (transposed) [n_out, n_in] or Packed -> [N, n_out]
-    if not isinstance(w, Packed):
-        return apart(tf.matmul(apart(tf.cast(x, w.dtype)), w, transpose_b=transposed))
-    x = tf.cast(x, tf.bfloat16)  # wherever it is computed: activations in bfloat16, sums in float32
-    if not in_kernel():
-        result = tf.cast(tf.matmul(x, tf.cast(w.values, tf.bfloat16), transpose_b=True), tf.float32)
-    elif x.shape[0] == 1:  # compiled into a loop that reads the values as they are stored
-        result = apart(tf.matmul(computed_once(tf.cast(x, tf.float32)), tf.cast(w.values, tf.float32),
-                                 transpose_b=True))
-    elif w.scale is None:
-        result = apart(tf.matmul(apart(x), w.values, transpose_b=True, output_type=tf.float32))
-    else:
-        result = int8_product(tf.cast(x, tf.float32), w.values)
-    return result if w.scale is None else result * w.scale
-
-
-def int8_product(x, values):  # float32 [N, n_in], int8 [n_out, n_in] -> float32 [N, n_out]
-    """x in 2 · 127² steps up to each row's largest, as two numbers of int8: what int8 by int8 can be added up to in
-    int32, exactly and at the processor's full speed, without the loss of one int8 for an activation."""
-    largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
-    step = tf.where_v2(largest > 0, largest / 127 ** 2, 1.0)
-    whole = tf.round(x / step)
-    high = tf.round(whole / 127)
-    parts = apart(tf.cast(tf.concat([high, whole - 127 * high], axis=0), tf.int8))
-    sums = apart(tf.matmul(parts, values, transpose_b=True, output_type=tf.int32))
-    high, low = tf.unstack(tf.reshape(tf.cast(sums, tf.float32), [2, x.shape[0], values.shape[0]]))
-    return (127 * high + low) * step
-
-
-def conv1d(x, w, b):  # [B, T, n_in], [1, n_in, n_out] or Packed, [n_out] -> [B, T, n_out]
-    """A dense layer; a convolution of width 1 in name and shape of w, as the released checkpoints have it."""
-    B, T, n_in = shape_list(x)
-    n_out = b.shape[0]
-    w = w if isinstance(w, Packed) else tf.reshape(w, [n_in, n_out])
-    return tf.reshape(product(tf.reshape(x, [-1, n_in]), w) + b, [B, T, n_out])
 
 
 def split_heads(x, n_head):  # [B, T, E] -> [B, H, T, D]
@@ -232,203 +49,172 @@ def merge_heads(x):  # [B, H, T, D] -> [B, T, E]
     return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [B, T, H * D])
 
 
-def softmax_gradient(dp, p):  # [..., S], [..., S] -> [..., S]
-    """The gradient with respect to a softmax's argument, from that with respect to its result, and the result."""
-    dtype, p, dp = p.dtype, tf.cast(p, tf.float32), tf.cast(dp, tf.float32)
-    return tf.cast(p * (dp - tf.reduce_sum(p * dp, axis=-1, keepdims=True)), dtype)
+def conv1d(x, w, b):  # [B, T, n_in], [1, n_in, n_out], [n_out] -> [B, T, n_out]
+    """A dense layer; w has the shape of a convolution of width 1, as the released checkpoints have it."""
+    B, T, n_in = shape_list(x)
+    n_out = b.shape[0]
+    if tf.is_tensor(w):
+        w = tf.reshape(w, [n_in, n_out])
+    return tf.reshape(matmul(tf.reshape(x, [-1, n_in]), w) + b, [B, T, n_out])
+
+
+def attention_mask(T, S):  # -> bool [T, S]
+    """The keys that each query sees: those up to its own position. The last query is at the last key."""
+    return tf.range(S) <= S - T + tf.range(T)[:, None]
 
 
 @fused(gradient=softmax_gradient)
-def causal_softmax(scores):  # [B, H, T, S] -> [B, H, T, S]
-    """Softmax over the keys up to each query's own position; the last query is at the position of the last key."""
+def masked_softmax(scores, mask):  # [B, H, T, S], bool [T, S] or [B, 1, T, S] -> [B, H, T, S]
+    scores, dtype = tf.cast(scores, tf.float32), scores.dtype
+    return tf.cast(tf.nn.softmax(tf.where_v2(mask, scores, tf.float32.min)), dtype)
+
+
+@in_query_blocks
+def causal_attention(q, k, v):  # [B, H, T, D], [B, H, S, D], [B, H, S, D] -> [B, H, T, D]
+    scores = tf.matmul(q, k, transpose_b=True)
     T, S = shape_list(scores)[2:]
-    return masked_softmax(scores, tf.range(S) <= S - T + tf.range(T)[:, None])
+    return tf.matmul(masked_softmax(scores, attention_mask(T, S)), v)
 
 
-def masked_softmax(scores, visible):  # [B, H, T, S], bool [T, S] or [B, 1, T, S] -> [B, H, T, S]
-    return tf.cast(tf.nn.softmax(tf.where_v2(visible, tf.cast(scores, tf.float32), tf.float32.min)), scores.dtype)
+def attention_with_past(q, k, v, past, mask):  # as causal_attention; a pair of [B, H, P, D]; see transformer
+    """Attention to past and own keys side by side: joining them would copy the past for each new token."""
+    past_k, past_v = past
+    P = shape_list(past_k)[2]
+    scores = [tf.matmul(q, keys, transpose_b=True) for keys in (past_k, k)]
+    p = masked_softmax(tf.concat(scores, axis=-1), mask)
+    return tf.matmul(p[..., :P], past_v) + tf.matmul(p[..., P:], v)
 
 
-def attend_with_past(q, k, v, past, n_past, start):  # [B, H, T, D] three times, ... -> [B, H, T, D]
-    """As attend, with n_past positions before those of q, k and v. See transformer for past and start."""
-    T, P = shape_list(q)[2], shape_list(past[0])[2]
-    own = n_past + tf.range(T)
-    earlier = tf.range(P)
-    # The rest of a buffer is taken for a position that comes after all queries.
-    positions = tf.concat([tf.where_v2(earlier < n_past, earlier, n_past + T), own], axis=0)
-    visible = positions <= own[:, None]  # [T, S]
-    if start is not None:
-        visible = visible & (positions >= start[:, None, None, None])  # [B, 1, T, S]
-    scores = tf.concat([tf.matmul(q, each, transpose_b=True) for each in (past[0], k)], axis=-1)
-    p = masked_softmax(scores, visible)
-    return tf.matmul(p[..., :P], past[1]) + tf.matmul(p[..., P:], v)
-
-
-def attend(q, k, v):  # [B, H, T, D] three times -> [B, H, T, D]
-    """Scaled dot-product attention; each query sees the keys up to its own position."""
-    if not q.shape[2]:
-        return tf.matmul(causal_softmax(tf.matmul(q, k, transpose_b=True)), v)
-    # A block of queries at a time, so that the keys that none of them sees cost nothing.
-    results = []
-    for start in range(0, q.shape[2], ATTENTION_BLOCK):
-        end = min(start + ATTENTION_BLOCK, q.shape[2])
-        # tf.slice, since the gradient of q[:, :, start:end] is slow.
-        block, keys, values = (tf.slice(x, [0, 0, first, 0], [-1, -1, end - first, -1])
-                               for x, first in ((q, start), (k, 0), (v, 0)))
-        results.append(tf.matmul(causal_softmax(tf.matmul(block, keys, transpose_b=True)), values))
-    return tf.concat(results, axis=2)
-
-
-def attention(x, w, n_head, past=None, n_past=None, start=None):
-    """Masked multi-head self-attention.
-
-    x: [B, T, E]. w: {name: tensor}, the names as 'attn/c_attn/w'.
-    past: keys and values of earlier positions, a pair of [B, H, P, D], or None; n_past, start: see transformer.
-    Returns [B, T, E] and the keys and values of x, a pair of [B, H, T, D].
-    """
+def attn(x, w, n_head, past, mask):  # arguments and results as of block
+    """Scaled dot-product attention of n_head heads (Vaswani et al. 2017, section 3.2)."""
     qkv = conv1d(x, w['attn/c_attn/w'], w['attn/c_attn/b'])
-    q, k, v = (split_heads(each, n_head) for each in tf.split(qkv, 3, axis=-1))
+    q, k, v = (split_heads(part, n_head) for part in tf.split(qkv, 3, axis=-1))
     q = q * tf.cast(1 / np.sqrt(q.shape.as_list()[-1]), q.dtype)
-    a = attend(q, k, v) if past is None else attend_with_past(q, k, v, past, n_past, start)
+    a = causal_attention(q, k, v) if past is None else attention_with_past(q, k, v, past, mask)
     return conv1d(merge_heads(a), w['attn/c_proj/w'], w['attn/c_proj/b']), (k, v)
 
 
-def block(x, w, n_head, past=None, n_past=None, start=None):  # arguments and results as of attention
-    """One layer: attention and a two-layer perceptron, each on normalized input and added to the residual stream."""
-    a, present = attention(norm(x, w['ln_1/g'], w['ln_1/b']), w, n_head, past, n_past, start)
+def mlp(x, w):  # [B, T, E] -> [B, T, E]
+    h = gelu(conv1d(x, w['mlp/c_fc/w'], w['mlp/c_fc/b']))
+    return conv1d(h, w['mlp/c_proj/w'], w['mlp/c_proj/b'])
+
+
+def block(x, w, n_head, past, mask):
+    """One layer: attention and a perceptron, each on normalized input and added to the residual stream.
+
+    x: [B, T, E]. w: {name: tensor}, 'h0/' left out. past: keys and values, a pair of [B, H, P, D], or None.
+    Returns [B, T, E], and the keys and values of x, a pair of [B, H, T, D].
+    """
+    a, present = attn(norm(x, w['ln_1/g'], w['ln_1/b']), w, n_head, past, mask)
     x = x + tf.cast(a, x.dtype)
-    hidden = gelu(conv1d(norm(x, w['ln_2/g'], w['ln_2/b']), w['mlp/c_fc/w'], w['mlp/c_fc/b']))
-    return x + tf.cast(conv1d(hidden, w['mlp/c_proj/w'], w['mlp/c_proj/b']), x.dtype), present
+    return x + tf.cast(mlp(norm(x, w['ln_2/g'], w['ln_2/b']), w), x.dtype), present
 
 
-def blocks(x, layers, n_head, pasts, n_past, start):  # -> [B, T, E], a list of presents
-    """Layers one after another; layers and pasts: what block takes as w and past, for each."""
+def blocks(x, layers, n_head, pasts, mask):  # -> [B, T, E], a list of presents
+    """Layers one after another; layers and pasts: for each, block's w and past."""
     presents = []
     for w, past in zip(layers, pasts, strict=True):
-        tf.add_to_collection('checkpoints', x)
-        x, present = block(x, w, n_head, past, n_past, start)
+        tf.add_to_collection('checkpoints', x)  # for memory_saving_gradients
+        x, present = block(x, w, n_head, past, mask)
         presents.append(present)
     return x, presents
 
 
-@kernel
-def blocks_kernel(*arguments):
-    return blocks(*arguments)
+def past_shape(*, hparams: HParams, batch_size: int | None = None, sequence: int | None = None):
+    """The shape of model's `past` and `present`: [B, L, 2, H, P, D]."""
+    return [batch_size, hparams.n_layer, 2, hparams.n_head, sequence, hparams.n_embd // hparams.n_head]
 
 
-def decode_blocks(x, layers, n_head, pasts, n_past, start):  # as blocks
-    """The same by kernels of LAYERS_IN_KERNEL layers, which are alike and so compiled once. A larger kernel is faster
-    (each costs 0.3 ms to start), but takes longer to compile."""
-    # Without their axis of 1: a product by what is reshaped in the kernel is slow there.
-    layers = [{name: tf.squeeze(value, 0) if name.endswith('/w') and not isinstance(value, Packed) else value
-               for name, value in w.items()} for w in layers]
-    presents = []
-    for first in range(0, len(layers), LAYERS_IN_KERNEL):
-        some = slice(first, first + LAYERS_IN_KERNEL)
-        x, more = blocks_kernel(x, layers[some], n_head, pasts[some], n_past, start)
-        presents += more
-    return x, presents
+def of_scope(w, scope):  # the weights of a scope, without its name
+    return {name.removeprefix(scope): value for name, value in w.items() if name.startswith(scope)}
 
 
-def embedding(w, X, positions):  # int32 [B, T], int32 [T] or [B, T] -> [B, T, E]
-    wte = w['wte']
-    if not isinstance(wte, Packed):
-        return tf.gather(wte, X) + tf.gather(w['wpe'], positions)
-    scale = 1.0 if wte.scale is None else tf.gather(wte.scale, X)[..., None]
-    return tf.cast(tf.gather(wte.values, X), tf.float32) * scale + tf.gather(w['wpe'], positions)
-
-
-def transformer(hparams, w, X, past=None, n_past=None, start=None):
+def transformer(hparams, w, X, past=None, positions=None, mask=None, layers=blocks):
     """From tokens to the last hidden state.
 
-    w: {name: tensor, or Packed}. X: int32 [B, T].
-    past: keys and values of earlier positions, a list of L pairs of [B, H, P, D], or None.
-    n_past: how many of the P are filled, a scalar; None for all of them.
-    start: int32 [B], or None. The position at which each row begins, rows of different lengths being padded at their
-        left; nothing is seen of what is before it, and the position embeddings are counted from it. With past only.
-    Returns [B, T, E] and the list of L pairs of keys and values of X, [B, H, T, D]. The input of every layer is added
-    to the graph's collection 'checkpoints', for memory_saving_gradients.
+    w: {name: tensor or QuantizedMatrix}. X: int32 [B, T]. past: None, or keys and values, L pairs of
+    [B, H, P, D]. positions: of X, int32 [T] or [B, T]; None for those after the past. mask: the keys that each
+    token sees if there is a past, bool [T, S] or [B, 1, T, S]; None for all up to its own. layers: `blocks`, or
+    a faster function. Returns [B, T, E], and the keys and values of X, L pairs of [B, H, T, D].
     """
-    T = shape_list(X)[1]
-    one_step = n_past is not None and X.shape[1] == 1
-    if past and n_past is None:
-        n_past = shape_list(past[0][0])[2]
-    positions = (n_past if past else 0) + tf.range(T)
-    if start is not None:
-        positions = tf.maximum(positions - start[:, None], 0)
-    layers = [{name.removeprefix(f'h{layer}/'): value for name, value in w.items() if name.startswith(f'h{layer}/')}
-              for layer in range(hparams.n_layer)]
-    h, presents = (decode_blocks if one_step else blocks)(embedding(w, X, positions), layers, hparams.n_head,
-                                                          past or [None] * hparams.n_layer, n_past, start)
+    P, T = shape_list(past[0][0])[2] if past else 0, shape_list(X)[1]
+    positions = P + tf.range(T) if positions is None else positions
+    mask = attention_mask(T, P + T) if past and mask is None else mask
+    h = lookup(w['wte'], X) + tf.gather(w['wpe'], positions)
+    of_layers = [of_scope(w, f'h{layer}/') for layer in range(hparams.n_layer)]
+    h, presents = layers(h, of_layers, hparams.n_head, past or [None] * hparams.n_layer, mask)
     return norm(h, w['ln_f/g'], w['ln_f/b']), presents
 
 
-def output(w, h):  # [..., E] -> [..., V]
-    """Logits, by the token embedding transposed."""
+def output(w, h):  # {name: tensor}, [..., E] -> [..., V]
+    """Logits, by the token embedding transposed (by 'output', if there is one: quantized.with_precision)."""
     *rows, E = shape_list(h)
-    logits = product(tf.reshape(h, [-1, E]), w.get('output', w['wte']), transposed=True)
+    logits = matmul(tf.reshape(h, [-1, E]), w.get('output', w['wte']), transposed=True)
     return tf.reshape(logits, [*rows, logits.shape[-1]])
-
-
-@kernel
-def output_kernel(w, h):
-    return output(w, h)
-
-
-def next_logits(w, h):  # [B, T, E] -> [B, V]
-    """Those of the last position."""
-    return output_kernel({'wte': w.get('output', w['wte'])}, h[:, -1])
-
-
-def past_shape(*, hparams: HParams, batch_size: int | None = None, sequence: int | None = None) -> list[int | None]:
-    """The shape of model's `past` and `present`: [B, L, 2, H, P, D]."""
-    return [batch_size, hparams.n_layer, 2, hparams.n_head, sequence, hparams.n_embd // hparams.n_head]
 
 
 def model(hparams, X, past=None, scope='model', reuse=tf.AUTO_REUSE):
     """The language model's graph.
 
-    X: int32 [B, T], tokens. past: None, or what earlier calls returned as 'present', [B, L, 2, H, P, D], joined along
-    axis 4. Returns {'logits': [B, T, V], 'present': [B, L, 2, H, T, D]}, the keys and values of X. Raises InputError
-    if P + T is known and exceeds n_ctx.
+    X: int32 [B, T]. past: None, or the 'present' of earlier calls, joined along axis 4. Returns 'logits',
+    [B, T, V], and 'present', [B, L, 2, H, T, D]. Raises InputError if P + T is known and exceeds n_ctx.
     """
     with tf.name_scope(scope):
         T = X.shape.with_rank(2)[1] or 0
         if past is not None:
             T += past.shape.with_rank(6)[4] or 0
             past = [tf.unstack(layer, axis=1) for layer in tf.unstack(past, axis=1)]
-        require(T <= hparams.n_ctx, f'{T} positions are more than n_ctx, {hparams.n_ctx}; shorten the input')
+        if T > hparams.n_ctx:
+            raise InputError(f'{T} positions are more than n_ctx, {hparams.n_ctx}; shorten the input')
         w = weights(hparams, scope, reuse)
         h, presents = transformer(hparams, w, X, past)
         present = tf.stack([tf.stack(pair, axis=1) for pair in presents], axis=1)
         return {'logits': output(w, h), 'present': present}
 
 
-# The loss
+def weight_shapes(hparams: HParams) -> dict[str, list[int]]:
+    """Names and shapes of all weights, in the graph's order; in a checkpoint 'model/' precedes each name."""
+    E = hparams.n_embd
+    shapes = {'wpe': [hparams.n_ctx, E], 'wte': [hparams.n_vocab, E]}
+    for layer in range(hparams.n_layer):
+        for name, n_in, n_out in (('ln_1', None, E), ('attn/c_attn', E, 3 * E), ('attn/c_proj', E, E),
+                                  ('ln_2', None, E), ('mlp/c_fc', E, 4 * E), ('mlp/c_proj', 4 * E, E)):
+            shapes[f'h{layer}/{name}/{"w" if n_in else "g"}'] = [1, n_in, n_out] if n_in else [n_out]
+            shapes[f'h{layer}/{name}/b'] = [n_out]
+    shapes.update({'ln_f/g': [E], 'ln_f/b': [E]})
+    return shapes
+
+
+def initializer(name, hparams):
+    """As in the paper, section 2.3: projections into the residual stream are scaled by 1/sqrt(2 L)."""
+    if name.endswith(('/g', '/b')):
+        return tf.ones_initializer() if name.endswith('/g') else tf.zeros_initializer()
+    seed = None
+    if 'TF_DETERMINISTIC_OPS' in os.environ and tf.get_default_graph().seed is None:
+        seed = int.from_bytes(os.urandom(4), 'little')  # TensorFlow then refuses operations without a seed
+    scale = 1 / np.sqrt(2 * hparams.n_layer) if name.endswith('c_proj/w') else 1
+    stddev = 0.01 if name == 'wpe' else 0.02 * scale
+    return tf.random_normal_initializer(stddev=stddev, seed=seed)
+
+
+def weights(hparams, scope='model', reuse=tf.AUTO_REUSE):  # -> {name: tensor}
+    """The values of float32 variables under `scope`, which are made where they do not exist; read once."""
+    with tf.variable_scope(scope, reuse=reuse):
+        return {name: tf.get_variable(name, shape, initializer=initializer(name, hparams), use_resource=True)
+                .read_value() for name, shape in weight_shapes(hparams).items()}
+
 
 def loss(logits, X):  # [B, T, V], int32 [B, T] -> scalar, scalar
-    """Cross-entropy of each token given those before it: the sum in nats, and the number of tokens predicted.
-
-    A negative number in place of a token pads the row and is not predicted. The one result divided by the other is
-    the loss per token.
-    """
-    # The last position's logits are not cut off but left without a label: no copy of the rest is made.
+    """The sum of the tokens' cross-entropies, in nats, and their number; a token below 0 is padding."""
+    # The last position's logits are not cut off, which would copy the others, but have no label.
     labels = tf.reshape(tf.pad(X[:, 1:], [[0, 0], [0, 1]], constant_values=-1), [-1])
     losses = cross_entropy(tf.reshape(logits, [-1, logits.shape[-1]]), labels)
     return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(labels >= 0, tf.float32))
 
 
-def cross_entropy_gradient(upstream, losses, logits, labels):  # [N], [N], [N, V], [N] -> [N, V]
-    """Of the logits: probability minus 1 for the label, minus 0 for the others. One pass, without sums or copies."""
-    x, label = tf.cast(logits, tf.float32), tf.maximum(labels, 0)
-    log_sum = losses + tf.gather(x, label, batch_dims=1)  # what the exponentials of the logits add up to
-    gradients = tf.exp(x - log_sum[:, None]) - tf.one_hot(label, logits.shape[-1])
-    return tf.cast(tf.where_v2(labels[:, None] >= 0, gradients * upstream[:, None], 0.0), logits.dtype)
-
-
 @fused(gradient=cross_entropy_gradient)
 def cross_entropy(logits, labels):  # [N, V], int32 [N] -> float32 [N]
-    """In nats; 0 where the label is negative."""
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0),
-                                                            logits=tf.cast(logits, tf.float32))
+    """In nats; 0 if the label is negative."""
+    logits, known = tf.cast(logits, tf.float32), tf.maximum(labels, 0)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=known, logits=logits)
     return tf.where_v2(labels >= 0, losses, 0.0)

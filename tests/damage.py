@@ -21,10 +21,11 @@ import numpy as np
 import tiny_vocab
 from tqdm import tqdm
 
-import cli
-import corpora
 import encoder
+from command_line import cli
 from errors import InputError
+from evaluation import test_sets
+from storage import vocabulary_files
 
 SECONDS = 60  # that the loading of a small file may take
 ALLOWANCE = 64 << 20  # bytes that loading it may add to the process
@@ -97,18 +98,18 @@ def odd_states(count: int = 500, seed: int = 0):
     """Values of other types and sizes, under a right checksum, in what a run keeps as JSON: refused, or of use."""
     rng, counts = random.Random(seed), collections.Counter(refused=0, taken=0)
     with tempfile.TemporaryDirectory() as folder, make_targets(folder) as targets:
-        import checkpoint
+        from storage import run_state
         run = next(target for target in targets if target.name == 'a training run')
         whole = run.load()
         for number in tqdm(range(count), desc='odd states', disable=None):
             path = rng.choice([each for each in run.files if each.endswith('.json')])
             with open(path, encoding='utf-8') as file:
                 before = file.read()
-            state = checkpoint.unsealed(json.loads(before))
+            state = run_state.check_crc(json.loads(before))
             name, value = rng.choice(sorted(state)), rng.choice(ODD)
             fault = f'odd state {number} of seed {seed} ({os.path.basename(path)}: {name} is {value!r:.40})'
             with open(path, 'w', encoding='utf-8') as file:
-                json.dump(checkpoint.sealed({**state, name: value}), file)
+                json.dump(run_state.with_crc({**state, name: value}), file)
             counts['refused' if attempt(run.load, fault) is None else 'taken'] += 1
             with open(path, 'w', encoding='utf-8') as file:
                 file.write(before)
@@ -200,7 +201,7 @@ def make_targets(folder):
     import toy
     models = os.path.join(folder, 'models')
     toy.write_model(os.path.join(models, 'toy'))
-    with open(os.path.join(models, 'toy', encoder.SPECIAL_TOKENS_FILE), 'w') as file:
+    with open(os.path.join(models, 'toy', vocabulary_files.SPECIAL_TOKENS_FILE), 'w') as file:
         json.dump({'tokens': [encoder.EOT, '!'], 'end': encoder.EOT}, file)
     with training_run(folder, models) as run:
         yield [*of_a_model(models), *of_datasets(folder, models), run, of_hugging_face(folder, models),
@@ -210,16 +211,16 @@ def make_targets(folder):
 def of_a_model(models):
     import tensorflow.compat.v1 as tf
 
-    import checkpoint
     import model
+    from storage import checkpoint
 
     def vocabulary():
         loaded = encoder.get_encoder('toy', models)
         return loaded.encoder, loaded.encode(tiny_vocab.ENGLISH), loaded.special, loaded.eot
 
     def weights():
-        directory, hparams, _ = checkpoint.describe('toy', models)
-        prefix = checkpoint.choose(directory, hparams)
+        directory, hparams, _ = checkpoint.load_sizes_and_vocabulary('toy', models)
+        prefix = checkpoint.resolve_checkpoint(directory, hparams)
         with tf.Graph().as_default(), tf.Session() as session:
             values = model.weights(hparams)
             checkpoint.restore(session, prefix, checkpoint.model_variables())
@@ -228,7 +229,7 @@ def of_a_model(models):
     def sizes():
         """All but one are those of the weights: nothing else tells how many heads share n_embd."""
         assert weights() == whole
-        return checkpoint.describe('toy', models)[1].n_head
+        return checkpoint.load_sizes_and_vocabulary('toy', models)[1].n_head
 
     whole = weights()
     at = functools.partial(os.path.join, models, 'toy')
@@ -236,12 +237,12 @@ def of_a_model(models):
         Target('a checkpoint', [at('model.ckpt.data-00000-of-00001'), at('model.ckpt.index'), at('checkpoint')],
                weights, sealed=True),
         Target('hparams.json (n_head)', [at('hparams.json')], sizes, sealed=False),
-        Target('the vocabulary', [*map(at, encoder.VOCABULARY_FILES), at(encoder.SPECIAL_TOKENS_FILE)],
+        Target('the vocabulary', [*map(at, vocabulary_files.VOCABULARY_FILES), at(vocabulary_files.SPECIAL_TOKENS_FILE)],
                vocabulary, sealed=False)]
 
 
 def of_datasets(folder, models):
-    import npz
+    from storage import npz
     os.makedirs(os.path.join(folder, 'data'))
     enc = encoder.get_encoder('toy', models)
     rng = np.random.default_rng(0)
@@ -265,9 +266,9 @@ def training_run(folder, models):
     """
     import tensorflow.compat.v1 as tf
 
-    import checkpoint
     import model
-    directory, hparams, _ = checkpoint.describe('toy', models)
+    from storage import checkpoint, run_folder, run_state
+    directory, hparams, _ = checkpoint.load_sizes_and_vocabulary('toy', models)
     with tf.Graph().as_default(), tf.Session() as session:
         loss = tf.add_n([tf.reduce_sum(w) for w in model.weights(hparams).values()])
         update = tf.train.AdamOptimizer(0.1).minimize(loss)
@@ -275,9 +276,10 @@ def training_run(folder, models):
         session.run(tf.global_variables_initializer())
         session.run(update)
         os.mkdir(os.path.join(folder, 'run'))
-        run = checkpoint.Run(os.path.join(folder, 'run'), directory)
-        run.save(session, {'step': 1, 'position': 2, 'seed': 123456789, 'tokens': 3501, 'loss': 6.5, 'best': [6.5, 1],
-                           'average': [0.25, 1e-17], 'worse': 0, 'flags': {'dataset': 'x', 'learning_rate': 2e-5}})
+        run = run_folder.Run(os.path.join(folder, 'run'), directory)
+        run.save(session, run_state.TrainState(
+            1, position=2, seed=123456789, tokens=3501, loss=6.5, average=[0.25, 1e-17], best=[6.5, 1],
+            flags={'dataset': 'x', 'learning_rate': 2e-5}))
 
         run.save_best(session, 1, 6.5)
         mine = [os.path.join(folder, *name.split('/')) for name in (
@@ -288,7 +290,7 @@ def training_run(folder, models):
                 file.write(path)
 
         def write_saving():
-            with open(run.saving, 'w') as file:  # as a save leaves it that is killed; what resumes removes it
+            with open(run.pending, 'w') as file:  # as a save leaves it that is killed; what resumes removes it
                 file.write('model-2\nmodel-0\n')
 
         def resume():
@@ -304,7 +306,7 @@ def training_run(folder, models):
             if len(said) > 1 or 'model-1' not in said[0]:  # it began anew, and told so
                 raise InputError(said[-1])
             values = session.run({v.op.name: v for v in tf.global_variables()})
-            reader = checkpoint.weights_reader(checkpoint.choose(run.directory, hparams, 'model-best'), hparams)
+            reader = checkpoint.weights_reader(checkpoint.resolve_checkpoint(run.directory, hparams, 'model-best'), hparams)
             with checkpoint.readable(run.best):
                 best = {name: reader.get_tensor(name).tobytes() for name in reader.get_variable_to_shape_map()}
             return state, {name: array.tobytes() for name, array in values.items()}, best
@@ -318,9 +320,9 @@ def training_run(folder, models):
 
 
 def of_hugging_face(folder, models):
-    import checkpoint
-    import hugging_face
     import model
+    from formats import hugging_face
+    from storage import checkpoint
     source = os.path.join(folder, 'theirs')
     os.makedirs(source)
     hugging_face.write(source, os.path.join(models, 'toy'))
@@ -329,7 +331,7 @@ def of_hugging_face(folder, models):
         with tempfile.TemporaryDirectory() as target:
             hparams = hugging_face.read(source, target)
             reader = checkpoint.weights_reader(checkpoint.latest(target), hparams)  # all there, and in shape
-            return (hparams.values(), encoder.load_vocabulary(target),
+            return (hparams.values(), vocabulary_files.load_vocabulary(target),
                     {name: reader.get_tensor(f'model/{name}').tobytes() for name in model.weight_shapes(hparams)})
 
     names = ('model.safetensors', 'config.json', 'vocab.json', 'merges.txt')
@@ -338,7 +340,7 @@ def of_hugging_face(folder, models):
 
 def of_texts(folder):
     """Prompts, answers of which some are written, and test sets. None has a checksum."""
-    import samples
+    from generation import samples
     prompts = ['Once', 'upon a time', 'é 日', 'Once']
     question = ''.join(f'{number} A sentence .\n' for number in range(1, 21)) + '21 It is XXXXX .\tred\t\tred|blue\n\n'
     contents = {
@@ -354,13 +356,13 @@ def of_texts(folder):
             file.write(content)
 
     def answered():
-        with samples.appending(at('answers.jsonl'), prompts) as (_, n_done):
+        with samples.resumed_output(at('answers.jsonl'), prompts) as (_, n_done):
             return n_done
 
     loads = {
         'prompts.txt': lambda: samples.read_prompts(at('prompts.txt')),
         'prompts.jsonl': lambda: samples.read_prompts(at('prompts.jsonl')), 'answers.jsonl': answered,
-        'lambada.jsonl': lambda: list(corpora.lambada_passages(at('lambada.jsonl'))),
-        'cbt.txt': lambda: list(corpora.cbt_questions(at('cbt.txt'))),
-        'wiki.test.tokens': lambda: list(corpora.corpus_documents('wikitext2', at('wiki.test.tokens')))}
+        'lambada.jsonl': lambda: list(test_sets.lambada_passages(at('lambada.jsonl'))),
+        'cbt.txt': lambda: list(test_sets.cbt_questions(at('cbt.txt'))),
+        'wiki.test.tokens': lambda: [vars(document) for document in test_sets.documents('wikitext2', at('wiki.test.tokens'))]}
     return Target('texts', list(map(at, loads)), lambda: [load() for load in loads.values()], sealed=False)

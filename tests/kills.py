@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # where half of the scripts are
 
-import cli
+from command_line import cli, startup
 
 SECONDS = 60  # that anything may take
 FORK, SPAWN = (multiprocessing.get_context(method) for method in ('fork', 'spawn'))
@@ -45,13 +45,15 @@ def in_new_process(function, *arguments):
 def import_tensorflow():
     """Imports what attempts need, for them to have. No session may be made here."""
     def load():
-        import fused
-        import hugging_face  # noqa: F401
-        import samples  # noqa: F401
-        import saved_model  # noqa: F401
-        import trainer  # noqa: F401
-        fused.SMALLEST = 1 << 60  # no kernels: compiling them would take most of the time
-    cli.caught_stderr(load)
+        from fast import kernels
+        from formats import (
+            hugging_face,  # noqa: F401
+            saved_model,  # noqa: F401
+        )
+        from generation import samples  # noqa: F401
+        from training import trainer  # noqa: F401
+        kernels.MIN_FUSED_ELEMENTS = 1 << 60  # no kernels: compiling them would take most of the time
+    startup.capture_stderr(load)
 
 
 # Attempts, and how they end
@@ -243,7 +245,7 @@ def world(folder):  # -> TrainFlags
     """A model, texts, and the flags of a run without an end."""
     import toy
 
-    from flags import TrainFlags
+    from command_line.flags import TrainFlags
     finish(lambda _: toy.write_model(os.path.join(folder, 'models', 'toy'), toy.hparams(n_layer=1)),
            os.path.join(folder, 'log'))
     with open(os.path.join(folder, 'text.txt'), 'w') as file:
@@ -256,55 +258,55 @@ def world(folder):  # -> TrainFlags
 
 def train(flags, tell):
     """Trains, and tells (step, digest of the weights) at the start and after each update."""
-    import trainer
+    from training import trainer
 
     def told(method):
         def call(self):
             method(self)
             weights = self.session.run({v.op.name: v for v in self.run.model_variables})
-            tell((self.step, digest({name: value.tobytes() for name, value in weights.items()})))
+            tell((self.state.step, digest({name: value.tobytes() for name, value in weights.items()})))
         return call
-    for name in ('resume', 'advance'):
+    for name in ('resume', 'update'):
         setattr(trainer.Trainer, name, told(getattr(trainer.Trainer, name)))
     trainer.train(flags)
 
 
 def inspected(flags, what):  # -> [(what, digest of weights)]
     """All checkpoints that a run names and its model-best, read whole; AssertionError for one that does not load."""
-    import checkpoint
+    from storage import checkpoint, run_folder
     directory = os.path.join(flags.checkpoint_dir, flags.run_name)
     last = checkpoint.latest(directory)
-    named = checkpoint.all_named(directory)
+    named = run_folder.all_named(directory)
     expected = {'checkpoint', 'counter', 'encoder', 'hparams', 'vocab', 'events',
-                *map(os.path.basename, named), *([os.path.basename(checkpoint.state_prefix(last))] if last else [])}
+                *map(os.path.basename, named), *([os.path.basename(run_folder.state_prefix(last))] if last else [])}
     names = os.listdir(directory) if os.path.isdir(directory) else []
     remains = {name.partition('.')[0] for name in names if not name.startswith('model-best')} - expected
     assert len(remains) <= 5, f'{what}: {sorted(remains)} are left over'  # of one save: what it wrote and removed
     if last:
-        read(checkpoint.state_prefix(last), what)
+        read(run_folder.state_prefix(last), what)
     found = named + [os.path.join(directory, 'model-best')] * ('model-best.json' in names)
     return [(f'{what}: {os.path.basename(prefix)}', digest(read(prefix, what))) for prefix in found]
 
 
 def read(prefix, what):
-    import checkpoint
+    from storage import checkpoint
     try:
-        return tensors(checkpoint.resolved(checkpoint.find(prefix)))
+        return tensors(checkpoint.resolved(checkpoint.resolve_path(prefix)))
     except Exception as error:
         raise AssertionError(f'{what}: {prefix}: {error}') from error
 
 
 def final(flags):
     """All that there is at the end of a run, by what it is."""
-    import checkpoint
+    from storage import checkpoint, run_folder
     directory = os.path.join(flags.checkpoint_dir, flags.run_name)
     last = checkpoint.latest(directory)
-    with open(f'{checkpoint.state_prefix(last)}.json') as file:
+    with open(f'{run_folder.state_prefix(last)}.json') as file:
         state = json.load(file)
     del state['flags'], state['crc32']  # the name of the run is in both
     best = checkpoint.resolved(os.path.join(directory, 'model-best'))
     return {'the state is': state, 'the weights are': tensors(last), 'the best weights are': tensors(best),
-            'the optimizer is': tensors(checkpoint.state_prefix(last)),
+            'the optimizer is': tensors(run_folder.state_prefix(last)),
             'the files are': sorted(name for name in os.listdir(directory) if not name.startswith('events')),
             'the samples are': sorted(os.listdir(os.path.join(flags.samples_dir, flags.run_name)))}
 

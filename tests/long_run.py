@@ -8,8 +8,8 @@ import toy
 from tiny_vocab import ENGLISH
 from tqdm import tqdm
 
-import trainer
-from flags import TrainFlags
+from command_line.flags import TrainFlags
+from training import trainer
 
 LARGEST_SLOPE = 1000  # bytes a step
 WARM_UP = 0.3  # the share of the steps in which caches fill and allocators settle
@@ -28,15 +28,15 @@ def long_run(steps: int = 10_000, seed: int = 0):
             measured.append((step, anonymous_memory(), len(os.listdir('/proc/self/fd')),
                              len(graph['session'].graph.get_operations())))
         bar.update()
-    build = trainer.Trainer.build
+    prepare = trainer.Trainer.prepare
 
     def noting(self):
-        build(self)
+        prepare(self)
         graph['session'] = self.session
     with (tempfile.TemporaryDirectory() as folder, tqdm(total=steps, desc='long run', disable=None) as bar,
           unittest.mock.patch.object(trainer.Log, 'update', measuring),
-          unittest.mock.patch.object(trainer.Trainer, 'build', noting),
-          unittest.mock.patch.object(trainer, 'say', lambda line: None)):
+          unittest.mock.patch.object(trainer.Trainer, 'prepare', noting),
+          unittest.mock.patch.object(trainer.log, 'say', lambda line: None)):
         trainer.train(flags_for(folder, steps, seed))
     return counts(np.array([row for row in measured if row[0] > WARM_UP * steps]), steps)
 

@@ -12,26 +12,24 @@ def layer_norm(x, gain, bias):
 
 
 def attention(x, w_qkv, b_qkv, w_out, b_out, n_head):
-    """One head after the other, one query after the other: nothing to mask, as nothing later is looked at."""
+    """One query after the other, so that nothing is to mask. n tokens, H heads, D head size."""
     n, width = x.shape
-    size = width // n_head
-    q, k, v = np.split(x @ w_qkv + b_qkv, 3, axis=1)
-    result = np.zeros_like(x)
-    for head in range(n_head):
-        columns = slice(head * size, (head + 1) * size)
-        for i in range(n):
-            scores = k[:i + 1, columns] @ q[i, columns] / np.sqrt(size)
-            result[i, columns] = softmax(scores) @ v[:i + 1, columns]
-    return result @ w_out + b_out
+    q, k, v = np.split((x @ w_qkv + b_qkv).reshape(n, 3 * n_head, width // n_head), 3, axis=1)  # [n, H, D]
+    result = np.zeros_like(q)
+    for i in range(n):
+        scores = np.einsum('hd,jhd->hj', q[i], k[:i + 1]) / np.sqrt(width // n_head)
+        result[i] = np.einsum('hj,jhd->hd', softmax(scores), v[:i + 1])
+    return result.reshape(n, width) @ w_out + b_out
 
 
 def logits(weights, tokens, n_head):
-    """weights: {'model/h0/ln_1/g': array, ...} as in a checkpoint. tokens: a list of n. Returns [n, n_vocab]."""
+    """weights: {'model/h0/ln_1/g': array, …} as in a checkpoint. tokens: a list of n. -> [n, n_vocab]"""
     w = {name.removeprefix('model/'): np.asarray(value, np.float64) for name, value in weights.items()}
     x = w['wte'][tokens] + w['wpe'][:len(tokens)]
     layer = 0
     while f'h{layer}/ln_1/g' in w:
-        p = {name.removeprefix(f'h{layer}/'): value for name, value in w.items() if name.startswith(f'h{layer}/')}
+        p = {name.removeprefix(f'h{layer}/'): value
+             for name, value in w.items() if name.startswith(f'h{layer}/')}
         x = x + attention(layer_norm(x, p['ln_1/g'], p['ln_1/b']), p['attn/c_attn/w'][0], p['attn/c_attn/b'],
                           p['attn/c_proj/w'][0], p['attn/c_proj/b'], n_head)
         u = layer_norm(x, p['ln_2/g'], p['ln_2/b']) @ p['mlp/c_fc/w'][0] + p['mlp/c_fc/b']
@@ -42,7 +40,7 @@ def logits(weights, tokens, n_head):
 
 
 def mean_loss(weights, windows, n_head):
-    """Mean cross-entropy in nats of each token after the first, over windows whose padding (below 0) is left out."""
+    """Mean cross-entropy in nats of the tokens after the first of windows, without padding (below 0)."""
     losses = []
     for window in windows:
         real = [token for token in window if token >= 0]
@@ -52,7 +50,7 @@ def mean_loss(weights, windows, n_head):
 
 
 def truncated(p, top_k, top_p):
-    """Probabilities [n_vocab] of which only the top_k likeliest (0: all), and of these those of the top_p, stay."""
+    """Probabilities [n_vocab] of the top_k likeliest (0: all), and of these the top_p; 0 for the others."""
     order = np.argsort(-p)
     chosen = order[:top_k or len(p)]
     share = p[chosen] / p[chosen].sum()

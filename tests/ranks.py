@@ -9,9 +9,8 @@ sys.path[:0] = [os.path.join(ROOT, 'src'), os.path.join(ROOT, 'tests')]
 
 def runs(path):
     """Trains once for each of the flags in a JSON file, all with the same processes."""
-    import horovod_worker
-    import trainer
-    from flags import HorovodFlags
+    from command_line.flags import HorovodFlags
+    from training import horovod_worker, trainer
     with open(path) as file:
         several = json.load(file)
     for flags in several:
@@ -22,7 +21,7 @@ def runs(path):
 
 def raises(path):
     """As runs, but rank 1 raises in its fifth update."""
-    import trainer
+    from training import trainer
     draw = trainer.Data.next_batch
 
     def fails(self):
@@ -35,7 +34,7 @@ def raises(path):
 
 def disagrees(path):
     """As runs, but with another learning rate on rank 1."""
-    import flags
+    from command_line import flags
     made = flags.HorovodFlags.__post_init__
 
     def other(self):
@@ -48,7 +47,7 @@ def disagrees(path):
 
 def disagrees_in_data(path):
     """As runs, but rank 1 reads another token in one place."""
-    import trainer
+    from training import trainer
     load = trainer.Data.load
 
     def other(self, *found):
@@ -63,8 +62,7 @@ def works_alone(path):
     """As runs, but rank 0 encodes, validates, samples and saves for longer than --timeout, and rank 2 sends no UDP."""
     import time
 
-    import horovod_worker
-    import trainer
+    from training import data, horovod_worker, trainer
     with open(path) as file:
         seconds = 1.25 * json.load(file)[0]['timeout']
 
@@ -75,13 +73,13 @@ def works_alone(path):
                 sum(range(100))
             return function(*given)
         return works
-    trainer.encoded = slow(trainer.encoded)
-    for name in ('validation_loss', 'try_samples', 'save'):
+    data.encode_to_npz = slow(data.encode_to_npz)
+    for name in ('validation_loss', 'sample', 'save'):
         setattr(trainer.Trainer, name, slow(getattr(trainer.Trainer, name)))
     prepare = horovod_worker.Watch.__init__
 
-    def mute(self, worker, timeout):
-        prepare(self, worker, timeout)
+    def mute(self, worker, *arguments):
+        prepare(self, worker, *arguments)
         if worker.rank == 2:
             self.places = []
     horovod_worker.Watch.__init__ = mute
@@ -89,7 +87,7 @@ def works_alone(path):
 
 
 if __name__ == '__main__':
-    import cli
+    from command_line import cli
     functions = {function.__name__: function
                  for function in (runs, raises, disagrees, disagrees_in_data, works_alone)}
 

@@ -12,17 +12,17 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 
 if __name__ == '__main__':  # what is imported here tells which of its lines are reached
     import atheris
-    watched = atheris.instrument_imports(include=['encoder', 'hugging_face', 'merges', 'model', 'npz', 'samples',
-                                                  'json', 'zipfile'])
+    watched = atheris.instrument_imports(include=['encoder', 'vocabulary_files', 'hugging_face', 'model', 'npz',
+                                                  'samples', 'json', 'zipfile'])
 else:
     watched = contextlib.nullcontext()
 with watched:
     import encoder
-    import hugging_face
-    import model
-    import npz
-    import samples
     from errors import InputError
+    from formats import hugging_face
+    from generation import samples
+    from hparams import load_hparams
+    from storage import npz
 
 import numpy as np
 import tiny_vocab
@@ -49,13 +49,14 @@ def read_npz(folder, data):
 
 
 def read_hparams(folder, data):
-    hparams = model.load_hparams(written(folder, data, 'hparams.json'))
+    hparams = load_hparams(written(folder, data, 'hparams.json'))
     assert hparams.n_layer <= 1000 and hparams.n_parameters() <= 10 ** 12
 
 
 def read_safetensors(folder, data):
-    for each in hugging_face.read_header(written(folder, data, 'model.safetensors')):
-        assert 0 <= each.offset <= len(data) and isinstance(each.name, str)
+    for name, tensor in hugging_face.open_tensors(written(folder, data, 'model.safetensors')).items():
+        if tensor.get_dtype() in hugging_face.DTYPES and tensor.get_shape():
+            assert hugging_face.read_tensor(tensor, False).nbytes <= 4 * len(data) and isinstance(name, str)
 
 
 def read_prompts(folder, data):

@@ -1,11 +1,12 @@
-"""Log-probabilities and figures worked out independently of likelihood.py and figures.py, token by token."""
+"""Log-probabilities and losses computed token by token, independently of likelihood.py and metrics.py."""
 import numpy as np
 import numpy_gpt2
 import pytest
 import toy
 
 
-def numpy_model(hp, values):  # -> a function: list of n tokens -> float64 [n, n_vocab], log-probabilities of the next
+def numpy_model(hp, values):
+    """A function of n tokens -> float64 [n, n_vocab], the log-probabilities of the next token."""
     def log_probabilities(tokens):
         return np.log(numpy_gpt2.softmax(numpy_gpt2.logits(values, list(tokens), hp.n_head)))
     return log_probabilities
@@ -13,7 +14,7 @@ def numpy_model(hp, values):  # -> a function: list of n tokens -> float64 [n, n
 
 def transformers_model(hp, values):
     """The same by transformers' GPT2LMHeadModel, in double precision."""
-    torch = pytest.importorskip('torch', reason='make test-peers compares with transformers')
+    torch = pytest.importorskip('torch', reason='make test-all compares with transformers')
     from test_model import transformers_model
     torch.set_num_threads(1)  # of models this small, threads only wait for each other
     peer = transformers_model(hp, values).double().eval()
@@ -24,34 +25,31 @@ def transformers_model(hp, values):
     return log_probabilities
 
 
-MODELS = {'numpy': numpy_model, 'transformers': transformers_model}
+def first_seen(i, n, context, stride, first):
+    """The index of the first token that the model sees before token i of n.
 
-
-def seen_before(i, n, context, stride):  # -> index of the first token that the model sees when it predicts token i of n
-    """The first window ends after `context` predictions; each further one ends `stride` later, or with the text."""
-    end = context
+    The first span ends after `context` predictions, or at `first`; each further span ends `stride` later,
+    or with the text."""
+    end = context if first <= context else first - 1 + stride
     while end < i:
         end += stride
     return max(0, min(end, n - 1) - context)
 
 
-def nats(log_probabilities, tokens, context, stride, first=1):  # -> list, of tokens[first:]
-    """Each token's loss, given what its window shows before it."""
-    found = {}
+def nats(log_probabilities, tokens, context, stride, first=1):  # -> list of the losses of tokens[first:]
+    """The loss of each token, given the tokens that its span has before it."""
+    predicted = {}
     for i in range(first, len(tokens)):
-        # With a first token past the context, windows are counted from there.
-        start = (seen_before(i, len(tokens), context, stride) if first <= context
-                 else max(0, min(first - 1 + stride * -(-(i - first + 1) // stride), len(tokens) - 1) - context))
-        found.setdefault(start, []).append(i)
+        predicted.setdefault(first_seen(i, len(tokens), context, stride, first), []).append(i)
     losses = []
-    for start, predicted in sorted(found.items()):
-        rows = log_probabilities(tokens[start:predicted[-1]])
-        losses += [-rows[i - 1 - start, tokens[i]] for i in predicted]
+    for start, indices in sorted(predicted.items()):
+        rows = log_probabilities(tokens[start:indices[-1]])
+        losses += [-rows[i - 1 - start, tokens[i]] for i in indices]
     return losses
 
 
 def trained_weights(hp, tokens, updates=150):
-    """Weights after some steps of gradient descent on a text: not random any more, and far from trained."""
+    """Weights after some steps of gradient descent on a text: no longer random, and far from trained."""
     import tensorflow.compat.v1 as tf
 
     import model

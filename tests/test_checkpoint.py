@@ -12,14 +12,15 @@ import pytest
 import tensorflow.compat.v1 as tf
 import toy
 
-import checkpoint
-import generator
-import hugging_face
-import likelihood
 import model
-import paths
-import saved_model
 from errors import InputError
+from evaluation import likelihood
+from formats import hugging_face, saved_model
+from generation import generator
+from storage import checkpoint, new_model, paths, run_folder, run_state
+from storage.run_state import TrainState
+
+pytestmark = pytest.mark.slow
 
 
 def silent(line):
@@ -54,20 +55,17 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found[name], expected[name])
 
 
-ANEW = {'worse': 0, 'best': None}  # what a state has besides where nothing has been validated
-
-
 def a_run(made, tmp_path):
     return new_run(made, tmp_path / 'run')
 
 
 def new_run(made, directory):
     directory.mkdir(parents=True, exist_ok=True)
-    return checkpoint.Run(str(directory), made[0])
+    return run_folder.Run(str(directory), made[0])
 
 
 def test_a_run_begins_with_the_model(graph, made, tmp_path):
-    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 0, **ANEW}
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == TrainState(0)
     assert_same(values(graph), made[2])
 
 
@@ -78,16 +76,16 @@ def test_a_save_restores_everything(graph, made, tmp_path):
         graph.run(graph.update)
     everything = values(graph, tf.global_variables())
     assert any('Adam' in name and value.any() for name, value in everything.items())
-    run.save(graph, {'step': 3, 'position': 2**40})
+    run.save(graph, TrainState(3, position=2**40))
     graph.run([v.assign(tf.ones_like(v)) for v in tf.global_variables()])
-    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 3, 'position': 2**40}
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == TrainState(3, position=2**40)
     assert_same(values(graph, tf.global_variables()), everything)
 
 
 def test_a_run_directory_is_what_other_code_bases_expect(graph, made, tmp_path):
     run = a_run(made, tmp_path)
     run.restore(graph, 'latest', silent)
-    run.save(graph, {'step': 7})
+    run.save(graph, TrainState(7))
     assert sorted(os.listdir(run.directory)) == [
         'checkpoint', 'counter', 'encoder.json', 'hparams.json', 'model-7.data-00000-of-00001', 'model-7.index',
         'model-7.meta', 'training-7.data-00000-of-00001', 'training-7.index', 'training-7.json', 'vocab.bpe']
@@ -103,7 +101,7 @@ def test_a_run_directory_is_what_other_code_bases_expect(graph, made, tmp_path):
 def test_the_last_five_stay_and_only_the_newest_has_a_training_state(graph, made, tmp_path):
     run = a_run(made, tmp_path)
     for step in range(1, 8):
-        run.save(graph, {'step': step})
+        run.save(graph, TrainState(step))
         if step == 4:
             run = a_run(made, tmp_path)  # another process goes on
             run.restore(graph, 'latest', silent)
@@ -125,15 +123,15 @@ def test_a_checkpoint_of_the_original_with_optimizer_slots_is_used(graph, made, 
         tf.train.Saver().save(s, str(directory / 'model'), global_step=40)
     (directory / 'counter').write_text('41\n')
     lines = []
-    assert a_run(made, tmp_path).restore(graph, 'latest', lines.append) == {'step': 40, **ANEW}
+    assert a_run(made, tmp_path).restore(graph, 'latest', lines.append) == TrainState(40)
     assert_same(values(graph), {name: value * 2 for name, value in made[2].items()})
     assert 'no training state' in lines[-1]
 
 
 def test_fresh_starts_at_zero_and_keeps_what_is_there(graph, made, tmp_path):
     run = a_run(made, tmp_path)
-    run.save(graph, {'step': 9})
-    assert a_run(made, tmp_path).restore(graph, 'fresh', silent) == {'step': 0, **ANEW}
+    run.save(graph, TrainState(9))
+    assert a_run(made, tmp_path).restore(graph, 'fresh', silent) == TrainState(0)
     assert_same(values(graph), made[2])
     assert checkpoint.latest(run.directory) == f'{run.directory}/model-0'
     assert checkpoint.latest(f'{run.directory}/left-9') == f'{run.directory}/left-9/model-9'
@@ -142,9 +140,9 @@ def test_fresh_starts_at_zero_and_keeps_what_is_there(graph, made, tmp_path):
 @pytest.mark.parametrize('form', ['{0}', '{0}/model-9', '{0}/model-9.index', '{0}/model-9.data-00000-of-00001'])
 def test_restore_from_takes_a_directory_a_checkpoint_or_one_of_its_files(graph, made, tmp_path, form):
     old = new_run(made, tmp_path / 'old')
-    old.save(graph, {'step': 9, 'position': 5})
-    assert a_run(made, tmp_path).restore(graph, form.format(old.directory), silent) == {
-        'step': 9, 'position': 5, **ANEW}
+    old.save(graph, TrainState(9, position=5))
+    state = a_run(made, tmp_path).restore(graph, form.format(old.directory), silent)
+    assert state == TrainState(9, position=5)
 
 
 def test_a_restored_path_that_is_not_there_is_named(graph, made, tmp_path):
@@ -156,13 +154,13 @@ def test_a_restored_path_that_is_not_there_is_named(graph, made, tmp_path):
 
 def test_another_optimizer_starts_anew_and_says_so(graph, made, tmp_path):
     run = a_run(made, tmp_path)
-    run.save(graph, {'step': 1})
+    run.save(graph, TrainState(1))
     with toy.session() as s:
         model.weights(made[1])
         tf.get_variable('other', [2])
         s.run(tf.global_variables_initializer())
         lines = []
-        assert a_run(made, tmp_path).restore(s, 'latest', lines.append) == {'step': 1}
+        assert a_run(made, tmp_path).restore(s, 'latest', lines.append) == TrainState(1)
     assert 'The optimizer is not the one' in lines[-1]
 
 
@@ -170,8 +168,8 @@ def test_a_save_does_not_make_a_folder_that_was_moved(graph, made, tmp_path):
     run = a_run(made, tmp_path)
     run.restore(graph, 'latest', silent)
     os.rename(run.directory, f'{run.directory}-moved')
-    for save in (lambda: run.save(graph, {'step': 1}), lambda: run.save_best(graph, 1, 2.0)):
-        with pytest.raises(checkpoint.NotSaved, match=r'could not be saved \(No such file or directory\)'):
+    for save in (lambda: run.save(graph, TrainState(1)), lambda: run.save_best(graph, 1, 2.0)):
+        with pytest.raises(run_folder.NotSaved, match=r'could not be saved \(No such file or directory\)'):
             save()
     assert not os.path.exists(run.directory)
 
@@ -180,13 +178,13 @@ def test_a_moved_directory_loads(made, tmp_path):
     moved = tmp_path / 'moved'
     shutil.copytree(made[0], moved)
     (moved / 'checkpoint').write_text('model_checkpoint_path: "/somewhere/else/model.ckpt"\n')
-    assert checkpoint.find(str(moved)) == str(moved / 'model.ckpt')
+    assert checkpoint.resolve_path(str(moved)) == str(moved / 'model.ckpt')
     (moved / 'checkpoint').write_text('model_checkpoint_path: "/somewhere/else/model-3"\n')
     with pytest.raises(InputError, match=r'names /somewhere/else/model-3, but there is no .*/moved/model-3\.index'):
-        checkpoint.find(str(moved))
+        checkpoint.resolve_path(str(moved))
     (moved / 'checkpoint').write_text('rubbish')
     with pytest.raises(InputError, match='does not name a checkpoint'):
-        checkpoint.find(str(moved))
+        checkpoint.resolve_path(str(moved))
 
 
 def test_a_checkpoint_file_leads_nowhere_else(made, tmp_path):
@@ -218,30 +216,30 @@ def test_a_checkpoint_file_leads_nowhere_else(made, tmp_path):
     lambda text: '{}', lambda text: '{"step": "7"}', lambda text: '{"step": -1}', lambda text: '[' * 10**5])
 def test_a_damaged_training_state_is_refused(graph, made, tmp_path, change):
     run = a_run(made, tmp_path)
-    run.save(graph, {'step': 7, 'position': 52, 'loss': 6.5, 'average': [0.1, 1e-300]})
+    run.save(graph, TrainState(7, position=52, loss=6.5, average=[0.1, 1e-300]))
     path = pathlib.Path(run.directory, 'training-7.json')
     path.write_text(change(path.read_text()))
     with pytest.raises(InputError, match=r'training-7\.json is damaged .*; remove it to go on with the weights alone'):
         a_run(made, tmp_path).restore(graph, 'latest', silent)
     path.unlink()
-    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 7, **ANEW}
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == TrainState(7)
 
 
 def test_a_training_state_of_an_earlier_version_is_read(graph, made, tmp_path):
     run = a_run(made, tmp_path)
-    run.save(graph, {'step': 7})
+    run.save(graph, TrainState(7))
     pathlib.Path(run.directory, 'training-7.json').write_text('{"step": 7, "position": 3}')
-    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 7, 'position': 3}
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == TrainState(7, position=3)
 
 
 def test_where_a_run_begins_is_checked_without_a_graph(graph, made, tmp_path):
     other = made[1].__class__(**{**made[1].values(), 'n_layer': 1000})
     run = a_run(made, tmp_path)
-    check = functools.partial(checkpoint.check_start, run.directory, made[0])
+    check = functools.partial(run_folder.check_start, run.directory, made[0])
     check('latest', made[1])
     with pytest.raises(InputError, match='has no variable model/h2/'):
         check('latest', other)
-    run.save(graph, {'step': 1})
+    run.save(graph, TrainState(1))
     messages = {'latest': 'model-1 was trained from a model of other sizes than .*, or another --run_name',
                 f'{run.directory}/model-1': 'model-1 was trained from', 'fresh': r'model\.ckpt has no variable'}
     for restore_from, message in messages.items():
@@ -256,10 +254,10 @@ def test_where_a_run_begins_is_checked_without_a_graph(graph, made, tmp_path):
 def test_a_checkpoint_of_another_number_of_heads_is_refused(graph, made, tmp_path):
     """The shapes of its weights are the same."""
     run = a_run(made, tmp_path)
-    run.save(graph, {'step': 1})
+    run.save(graph, TrainState(1))
     other = made[1].__class__(**{**made[1].values(), 'n_head': 2})
     with pytest.raises(InputError, match='was trained from a model of other sizes'):
-        checkpoint.check_start(run.directory, made[0], 'latest', other)
+        run_folder.check_start(run.directory, made[0], 'latest', other)
 
 
 @pytest.mark.parametrize('sizes, message', [
@@ -273,7 +271,7 @@ def test_a_checkpoint_of_other_sizes_is_refused_and_nothing_is_loaded(made, size
         s.run(tf.global_variables_initializer())
         before = values(s)
         with pytest.raises(InputError, match=message):
-            checkpoint.restore(s, checkpoint.find(made[0]), checkpoint.model_variables())
+            checkpoint.restore(s, checkpoint.resolve_path(made[0]), checkpoint.model_variables())
         assert_same(values(s), before)
 
 
@@ -305,7 +303,7 @@ def test_damaged_checkpoints_are_one_line(graph, made, tmp_path, suffix, damage)
     shutil.copytree(made[0], tmp_path / 'toy')
     damage(str(tmp_path / 'toy' / f'model.ckpt.{suffix}'))
     with pytest.raises(InputError, match=r'toy/model\.ckpt cannot be read, use another checkpoint') as error:
-        checkpoint.restore(graph, checkpoint.find(str(tmp_path / 'toy')), checkpoint.model_variables())
+        checkpoint.restore(graph, checkpoint.resolve_path(str(tmp_path / 'toy')), checkpoint.model_variables())
     assert '\n' not in str(error.value)
 
 
@@ -313,7 +311,7 @@ def test_damaged_checkpoints_are_one_line(graph, made, tmp_path, suffix, damage)
 def test_a_save_that_fails_leaves_the_last_one_whole(graph, made, tmp_path, monkeypatch, moment):
     run = a_run(made, tmp_path)
     run.restore(graph, 'latest', silent)
-    run.save(graph, {'step': 1})
+    run.save(graph, TrainState(1))
     expected = values(graph, tf.global_variables())
 
     def fail(*arguments, **more):
@@ -322,18 +320,18 @@ def test_a_save_that_fails_leaves_the_last_one_whole(graph, made, tmp_path, monk
     graph.run(graph.update)
     target = checkpoint if moment == 'commit' else getattr(run, moment)
     monkeypatch.setattr(target, 'commit' if moment == 'commit' else 'save', fail)
-    with pytest.raises(checkpoint.NotSaved, match=r'run/model-2 could not be saved \(No space left'):
-        run.save(graph, {'step': 2})
+    with pytest.raises(run_folder.NotSaved, match=r'run/model-2 could not be saved \(No space left'):
+        run.save(graph, TrainState(2))
     assert not [name for name in os.listdir(run.directory) if '-2.' in name]
-    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == {'step': 1}
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent) == TrainState(1)
     assert_same(values(graph, tf.global_variables()), expected)
 
 
 def test_the_model_files_beside_a_run_are_those_of_its_model(graph, made, tmp_path):
     run = a_run(made, tmp_path)
-    run.save(graph, {'step': 1})
+    run.save(graph, TrainState(1))
     pathlib.Path(run.directory, 'hparams.json').write_text('{"of": "another model"}')
-    run.save(graph, {'step': 2})
+    run.save(graph, TrainState(2))
     for name in ('hparams.json', 'encoder.json', 'vocab.bpe'):
         assert pathlib.Path(run.directory, name).read_bytes() == pathlib.Path(made[0], name).read_bytes()
 
@@ -341,7 +339,7 @@ def test_the_model_files_beside_a_run_are_those_of_its_model(graph, made, tmp_pa
 def test_remains_of_what_was_killed_are_removed_and_nothing_else(graph, made, tmp_path):
     """The names are those that inotify showed of a save."""
     run = a_run(made, tmp_path)
-    run.save(graph, {'step': 1})
+    run.save(graph, TrainState(1))
     remains = ['model-2.data-00000-of-00001.tempstate13408955334330569106', 'model-2.index.tempstate53660237943948',
                'model-2.meta.tmp898b7ad741bb441ab3f4beec5abdc1a8', 'training-2.index.tempstate1', 'counter.99.tmp',
                'training-2.json.14987.tmp', 'saving.1.tmp', 'checkpoint.1.tmp', 'vocab.bpe.1.tmp',
@@ -357,7 +355,7 @@ def test_remains_of_what_was_killed_are_removed_and_nothing_else(graph, made, tm
         pathlib.Path(run.directory, name).mkdir()
         pathlib.Path(run.directory, name, 'chapter').write_text('mine')
     for step in range(3, 9):
-        run.save(graph, {'step': step})
+        run.save(graph, TrainState(step))
         run.save_best(graph, step, 1 / step)
     run.restore(graph, 'latest', silent)
     names = os.listdir(run.directory)
@@ -373,7 +371,7 @@ FOREIGN_NAMES = ['../../elsewhere/thesis', '{}/elsewhere/thesis', 'thesis', '../
 @pytest.mark.parametrize('file', ['saving', 'checkpoint'])
 def test_no_name_in_a_run_folder_removes_another_file(graph, made, tmp_path, file):
     run = new_run(made, tmp_path / 'runs/run')
-    run.save(graph, {'step': 1})
+    run.save(graph, TrainState(1))
     names = [name.format(tmp_path) for name in FOREIGN_NAMES]
     mine = [tmp_path / 'elsewhere/thesis.index', tmp_path / 'elsewhere/thesis.tex', tmp_path / 'runs/run/thesis.index',
             tmp_path / 'runs/run/model-1.x.index', tmp_path / 'runs/run/model-1.txt']
@@ -383,11 +381,11 @@ def test_no_name_in_a_run_folder_removes_another_file(graph, made, tmp_path, fil
     with open(f'{run.directory}/{file}', 'ab') as opened:
         opened.write(''.join(f'{name}\n' if file == 'saving' else f'all_model_checkpoint_paths: "{name}"\n'
                              for name in names).encode(errors='surrogateescape'))
-    run = checkpoint.Run(run.directory, made[0])
+    run = run_folder.Run(run.directory, made[0])
     run.restore(graph, 'latest', silent)
     assert os.path.exists(f'{run.directory}/model-1.index')
     for step in range(2, 8):
-        run.save(graph, {'step': step})
+        run.save(graph, TrainState(step))
     assert not os.path.exists(f'{run.directory}/model-1.index')
     assert all(path.read_text() == 'mine' for path in mine)
 
@@ -395,8 +393,8 @@ def test_no_name_in_a_run_folder_removes_another_file(graph, made, tmp_path, fil
 @pytest.mark.parametrize('make', [os.mkfifo, os.mkdir, lambda path: os.symlink('/dev/zero', path)])
 def test_a_file_saving_that_is_none_is_told(graph, made, tmp_path, make):
     run = a_run(made, tmp_path)
-    run.save(graph, {'step': 1})
-    make(run.saving)
+    run.save(graph, TrainState(1))
+    make(run.pending)
     with pytest.raises((InputError, OSError), match='run/saving'):  # either of which cli.run tells in a line
         a_run(made, tmp_path).restore(graph, 'latest', silent)
 
@@ -404,11 +402,11 @@ def test_a_file_saving_that_is_none_is_told(graph, made, tmp_path, make):
 def test_a_damaged_list_of_checkpoints_does_not_remove_the_newest(graph, made, tmp_path):
     run = a_run(made, tmp_path)
     for step in (1, 2):
-        run.save(graph, {'step': step})
+        run.save(graph, TrainState(step))
     path = pathlib.Path(run.directory, 'checkpoint')
     path.write_text(path.read_text().replace('all_model', 'all-model'))
-    pathlib.Path(run.saving).write_text('model-2\n')  # as after a kill just behind the commit
-    assert a_run(made, tmp_path).restore(graph, 'latest', silent)['step'] == 2
+    pathlib.Path(run.pending).write_text('model-2\n')  # as after a kill just behind the commit
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent).step == 2
 
 
 class Killed(BaseException):
@@ -419,8 +417,8 @@ class Killed(BaseException):
 def test_checkpoints_that_a_killed_save_began_or_was_to_remove_are_removed(graph, made, tmp_path, monkeypatch, moment):
     run = a_run(made, tmp_path)
     for step in range(1, 6):
-        run.save(graph, {'step': step})
-    owner = checkpoint if moment == 'commit' else checkpoint.Run
+        run.save(graph, TrainState(step))
+    owner = checkpoint if moment == 'commit' else run_folder.Run
     method = getattr(owner, moment)
 
     def killed(*arguments):
@@ -429,7 +427,7 @@ def test_checkpoints_that_a_killed_save_began_or_was_to_remove_are_removed(graph
         method(*arguments)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(owner, moment, killed)
-        run.save(graph, {'step': 6})
+        run.save(graph, TrainState(6))
     assert os.path.exists(f'{run.directory}/model-1.index') and os.path.exists(f'{run.directory}/model-6.index')
     assert os.path.exists(f'{run.directory}/saving')
     a_run(made, tmp_path).restore(graph, 'latest', silent)
@@ -445,12 +443,12 @@ def test_checkpoints_that_a_killed_save_began_or_was_to_remove_are_removed(graph
 def train_to(graph, run, step, **state):
     """An update, so that all weights are new, and a save. Returns all variables."""
     graph.run(graph.update)
-    run.save(graph, {'step': step, **state})
+    run.save(graph, TrainState(step, **state))
     return values(graph, tf.global_variables())
 
 
 def best_of(run):
-    return stored(checkpoint.resolved(checkpoint.find(run.best)))
+    return stored(checkpoint.resolved(checkpoint.resolve_path(run.best)))
 
 
 @pytest.mark.parametrize('moment', ['weights', 'pointer', 'former'])
@@ -499,7 +497,7 @@ def test_the_best_weights_are_read_while_they_are_replaced(graph, made, tmp_path
     def read():
         while not ended.is_set():
             try:
-                reader = checkpoint.weights_reader(checkpoint.choose(run.directory, made[1], 'model-best'), made[1])
+                reader = checkpoint.weights_reader(checkpoint.resolve_checkpoint(run.directory, made[1], 'model-best'), made[1])
                 assert len({number for v in variables for number in reader.get_tensor(v.op.name).flat}) == 1
             except Exception as error:
                 failures.append(error)
@@ -522,7 +520,7 @@ def test_the_best_weights_are_read_while_they_are_replaced(graph, made, tmp_path
 def test_what_was_found_as_the_best_is_still_there_after_the_next(graph, made, tmp_path):
     run = a_run(made, tmp_path)
     run.save_best(graph, 1, 2.0)
-    prefix, expected = checkpoint.resolved(checkpoint.find(run.best)), values(graph)
+    prefix, expected = checkpoint.resolved(checkpoint.resolve_path(run.best)), values(graph)
     graph.run(graph.update)
     run.save_best(graph, 2, 1.0)
     assert_same(stored(prefix), expected)
@@ -530,14 +528,14 @@ def test_what_was_found_as_the_best_is_still_there_after_the_next(graph, made, t
 
 def test_a_best_of_an_earlier_version_is_read_and_then_replaced(graph, made, tmp_path):
     run = a_run(made, tmp_path)
-    run.save(graph, {'step': 5, 'best': [4.0, 3], 'worse': 1})
+    run.save(graph, TrainState(5, best=[4.0, 3], validations_since_best=1))
     run.model_saver.save(graph, run.best, write_state=False, write_meta_graph=False)
     expected = values(graph)
     assert_same(best_of(run), expected)
     state = a_run(made, tmp_path).restore(graph, 'latest', silent)
-    assert (state['best'], state['worse']) == ([4.0, 3], 1)
-    assert a_run(made, tmp_path).restore(graph, 'fresh', silent)['best'] == [4.0, 3]
-    assert a_run(made, tmp_path).restore(graph, 'latest', silent)['best'] == [4.0, 3]
+    assert (state.best, state.validations_since_best) == ([4.0, 3], 1)
+    assert a_run(made, tmp_path).restore(graph, 'fresh', silent).best == [4.0, 3]
+    assert a_run(made, tmp_path).restore(graph, 'latest', silent).best == [4.0, 3]
     for step in (6, 7):
         run.save_best(graph, step, 1 / step)
         assert (f'{run.best}.index' in map(str, tmp_path.glob('run/*'))) == (step == 6)
@@ -551,7 +549,7 @@ def snapshot(folder):
 
 def test_what_reads_changes_nothing(graph, made, tmp_path):
     run = a_run(made, tmp_path)
-    run.save(graph, {'step': 1})
+    run.save(graph, TrainState(1))
     run.save_best(graph, 1, 2.0)
     for name in ('best', 'best-new', 'model-best-new'):
         run.model_saver.save(graph, f'{run.directory}/{name}', write_state=False)
@@ -561,9 +559,9 @@ def test_what_reads_changes_nothing(graph, made, tmp_path):
     os.unlink(f'{run.directory}/model-best-new.data-00000-of-00001')
     before = snapshot(tmp_path)
     for name in ('run', 'run/best', 'run/model-best', 'run/model-best.json', 'run/model-best-1.index'):
-        checkpoint.find(f'{tmp_path}/{name}')
-        checkpoint.choose(run.directory, made[1], f'{tmp_path}/{name}')
-    checkpoint.check_start(run.directory, made[0], 'latest', made[1])
+        checkpoint.resolve_path(f'{tmp_path}/{name}')
+        checkpoint.resolve_checkpoint(run.directory, made[1], f'{tmp_path}/{name}')
+    run_folder.check_start(run.directory, made[0], 'latest', made[1])
     generator.load('run', str(tmp_path), checkpoint_name='model-best')
     likelihood.Likelihood('run', str(tmp_path), checkpoint_name='best')
     assert snapshot(tmp_path) == before
@@ -573,14 +571,14 @@ def test_a_damaged_pointer_to_the_best_is_refused(graph, made, tmp_path):
     run = a_run(made, tmp_path)
     run.save_best(graph, 1, 2.0)
     path = pathlib.Path(run.directory, 'model-best.json')
-    state = checkpoint.unsealed(json.loads(path.read_text()))
+    state = run_state.check_crc(json.loads(path.read_text()))
     odd = {'name': ('../../thesis', 'model-best', 'model-1', 'model-best-1/x', 'model-best-1\n', 1, None),
            'loss': (None, float('nan'), 'x', True), 'step': (-1, 10**30, None)}
-    contents = [json.dumps(checkpoint.sealed({**state, name: value})).encode() for name in odd for value in odd[name]]
+    contents = [json.dumps(run_state.with_crc({**state, name: value})).encode() for name in odd for value in odd[name]]
     for content in (*contents, b'\xff', b'', b'[]', b'{}', json.dumps({'crc32': 0, **state}).encode()):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r'model-best\.json is damaged .*; remove it'):
-            checkpoint.find(run.best)
+            checkpoint.resolve_path(run.best)
 
 
 # Going back
@@ -607,17 +605,17 @@ def weights_in(variables):
 def test_going_back_loses_nothing(graph, made, trained, restore_from, step, left):
     run, expected = trained
     lines = []
-    state = checkpoint.Run(run.directory, made[0]).restore(graph, restore_from.format(run.directory), lines.append)
-    assert state == {'step': step, 'best': [3.0, 2], 'worse': 0}
+    state = run_folder.Run(run.directory, made[0]).restore(graph, restore_from.format(run.directory), lines.append)
+    assert state == TrainState(step, best=[3.0, 2], validations_since_best=0)
     assert_same(values(graph), weights_in(expected[step]) if step else made[2])
     folder = f'{run.directory}/left-4'
     assert f'Left behind in {folder}' in lines[-1] and all(f'model-{n}' in lines[-1] for n in left)
     assert not any('\n' in line for line in lines)
-    assert [os.path.basename(p) for p in checkpoint.all_named(folder)] == [f'model-{n}' for n in left]
-    assert [os.path.basename(p) for p in checkpoint.all_named(run.directory)] == [
+    assert [os.path.basename(p) for p in run_folder.all_named(folder)] == [f'model-{n}' for n in left]
+    assert [os.path.basename(p) for p in run_folder.all_named(run.directory)] == [
         f'model-{n}' for n in [*(n for n in range(1, 5) if n not in left), step]]
-    run = checkpoint.Run(run.directory, made[0])
-    assert run.restore(graph, 'latest', silent)['best'] == [3.0, 2]  # kept by what has gone back
+    run = run_folder.Run(run.directory, made[0])
+    assert run.restore(graph, 'latest', silent).best == [3.0, 2]  # kept by what has gone back
     before = snapshot(folder)
     run.save_best(graph, step + 1, 32.9)
     assert_same(best_of(run), weights_in(expected[2]))
@@ -626,9 +624,9 @@ def test_going_back_loses_nothing(graph, made, trained, restore_from, step, left
     assert snapshot(folder) == before
     for n in left:
         assert_same(stored(f'{folder}/model-{n}'), weights_in(expected[n]))
-    checkpoint.choose(folder, checkpoint.describe('left-4', run.directory)[1])  # it is a model directory
-    state = checkpoint.Run(run.directory, made[0]).restore(graph, folder, lines.append)
-    assert (state['step'], state['position']) == (4, 40)
+    checkpoint.resolve_checkpoint(folder, checkpoint.load_sizes_and_vocabulary('left-4', run.directory)[1])  # it is a model directory
+    state = run_folder.Run(run.directory, made[0]).restore(graph, folder, lines.append)
+    assert (state.step, state.position) == (4, 40)
     assert_same(values(graph, tf.global_variables()), expected[4])
 
 
@@ -639,22 +637,22 @@ def test_the_best_of_a_step_replaces_that_of_the_same_step_before_the_run_went_b
     run.save_best(graph, 2, 1.0)
     assert_same(best_of(run), values(graph))
     assert_same(stored(prefix), weights_in(expected[2]))
-    assert checkpoint.number(checkpoint.resolved(run.best)) == 2
+    assert run_folder.number(checkpoint.resolved(run.best)) == 2
 
 
 def test_the_best_is_kept_where_the_training_state_is_removed(graph, made, trained):
     run, _ = trained
     os.unlink(f'{run.directory}/training-4.json')
-    assert checkpoint.Run(run.directory, made[0]).restore(graph, 'latest', silent)['best'] == [3.0, 2]
+    assert run_folder.Run(run.directory, made[0]).restore(graph, 'latest', silent).best == [3.0, 2]
 
 
 def test_a_later_checkpoint_from_elsewhere_leaves_the_last_behind(graph, made, trained, tmp_path):
     run, expected = trained
     other = new_run(made, tmp_path / 'other')
-    train_to(graph, other, 9, best=[0.1, 1], worse=7)
-    state = checkpoint.Run(run.directory, made[0]).restore(graph, other.directory, silent)
-    assert (state['step'], state['best'], state['worse']) == (9, [3.0, 2], 0)
-    assert new_run(made, tmp_path / 'new').restore(graph, f'{run.directory}/left-4', silent)['step'] == 4
+    train_to(graph, other, 9, best=[0.1, 1], validations_since_best=7)
+    state = run_folder.Run(run.directory, made[0]).restore(graph, other.directory, silent)
+    assert (state.step, state.best, state.validations_since_best) == (9, [3.0, 2], 0)
+    assert new_run(made, tmp_path / 'new').restore(graph, f'{run.directory}/left-4', silent).step == 4
     assert_same(values(graph, tf.global_variables()), expected[4])
 
 
@@ -665,7 +663,7 @@ def test_a_save_overwrites_no_checkpoint_that_nothing_names(graph, made, trained
     os.replace(f'{run.directory}/before', f'{run.directory}/checkpoint')
     stale = stored(f'{run.directory}/model-5')
     lines = []
-    run = checkpoint.Run(run.directory, made[0])
+    run = run_folder.Run(run.directory, made[0])
     run.restore(graph, 'latest', lines.append)
     train_to(graph, run, 5)
     assert_same(stored(f'{run.directory}/left-5/model-5'), stale)
@@ -675,7 +673,7 @@ def test_a_save_overwrites_no_checkpoint_that_nothing_names(graph, made, trained
 def test_where_files_have_one_name_only_they_are_copied(graph, made, trained, monkeypatch):
     run, expected = trained
     monkeypatch.setattr(os, 'link', lambda *_: raise_(OSError(errno.EPERM, 'Operation not permitted')))
-    checkpoint.Run(run.directory, made[0]).restore(graph, 'fresh', silent)
+    run_folder.Run(run.directory, made[0]).restore(graph, 'fresh', silent)
     for step in range(1, 5):
         assert_same(stored(f'{run.directory}/left-4/model-{step}'), weights_in(expected[step]))
 
@@ -689,8 +687,8 @@ def test_going_back_may_be_killed_at_any_file_operation(graph, made, trained, tm
     while dead:
         kill += 1
         directory = shutil.copytree(run.directory, tmp_path / f'killed-{kill}')
-        going_back, operations, dead = checkpoint.Run(str(directory), made[0]), iter(range(1, kill)), False
-        going_back.kept = checkpoint.all_named(str(directory))
+        going_back, operations, dead = run_folder.Run(str(directory), made[0]), iter(range(1, kill)), False
+        going_back.kept = run_folder.all_named(str(directory))
 
         def until_killed(function):
             def call(*arguments, **options):
@@ -702,8 +700,8 @@ def test_going_back_may_be_killed_at_any_file_operation(graph, made, trained, tm
             for name in ('replace', 'rename', 'unlink', 'link', 'mkdir', 'rmdir'):
                 patch.setattr(os, name, until_killed(getattr(os, name)))
             patch.setattr(tf.train.Saver, 'save', until_killed(tf.train.Saver.save))
-            going_back.save(graph, {'step': 3, 'best': [3.0, 2]}, left=f'{directory}/model-4')
-        whole = {home: checkpoint.all_named(str(home)) for home in (directory, *directory.glob('left-4*'))}
+            going_back.save(graph, TrainState(3, best=[3.0, 2]), left=f'{directory}/model-4')
+        whole = {home: run_folder.all_named(str(home)) for home in (directory, *directory.glob('left-4*'))}
         for prefixes in whole.values():
             for prefix in prefixes:
                 assert weights_files(prefix) == weights_files(f'{run.directory}/{os.path.basename(prefix)}')
@@ -713,8 +711,8 @@ def test_going_back_may_be_killed_at_any_file_operation(graph, made, trained, tm
             home = next(home for home, prefixes in whole.items() if prefixes[-1].endswith('-4'))
             new_run(made, tmp_path / 'new').restore(graph, str(home), silent)
             assert_same(values(graph, tf.global_variables()), expected[4])
-            state = checkpoint.Run(str(directory), made[0]).restore(graph, f'{directory}/model-3', silent)
-            assert (state['step'], state['best']) == (3, [3.0, 2])
+            state = run_folder.Run(str(directory), made[0]).restore(graph, f'{directory}/model-3', silent)
+            assert (state.step, state.best) == (3, [3.0, 2])
         assert not [name for name in os.listdir(directory) if 'tmp' in name or name.startswith('.')] or kill % 5
         shutil.rmtree(directory)
     assert kill > 25
@@ -728,45 +726,56 @@ def weights_files(prefix):
 
 
 ODD = {
-    **dict.fromkeys(('step', 'position', 'tokens', 'worse', 'acted'),
+    **dict.fromkeys(('step', 'position', 'validations_since_best', 'actions_done'),
                     (1.5, 'x', None, float('nan'), 2**63, 10**30, -1, True, [], {}, '7')),
-    'seed': (1.5, 'x', None, -1, True, [1]), 'loss': ('x', float('nan'), float('inf'), True, [1.0], 10**400),
+    'tokens': (1.5, 'x', 2**63, -1), 'flags': ([], None, 'x'),
+    'seed': (1.5, 'x', -1, True, [1]), 'loss': ('x', float('nan'), float('inf'), True, [1.0], 10**400),
     'average': (None, 1.0, [], [1.0], [1.0, 2.0, 3.0], [1.0, None], ['a', 'b'], [1.0, float('nan')], {'a': 1, 'b': 2}),
     'best': (1.0, [], [1.0], [1.0, 1, 1], [None, 1], [1.0, 1.5], [float('inf'), 1], [1.0, -1], 'ab', [True, 1])}
+WHOLE = {'step': 7, 'position': 52, 'seed': 2**64, 'tokens': 3, 'loss': 6.5, 'average': [0.1, 1], 'best': [6.0, 5],
+         'validations_since_best': 2, 'actions_done': 1, 'flags': {'dataset': 'x'}}
 
 
 @pytest.mark.parametrize('name', ODD)
-def test_a_state_of_other_types_and_ranges_is_refused_whatever_its_checksum(made, tmp_path, name):
+def test_a_state_of_other_types_and_ranges_is_refused_whatever_its_checksum(tmp_path, name):
     prefix = str(tmp_path / 'model-7')
-    whole = {'step': 7, 'position': 52, 'seed': 2**64, 'tokens': 3, 'loss': 6.5, 'average': [0.1, 1], 'best': None,
-             'worse': 0, 'acted': 3, 'flags': {}, 'of a later version': None}
     path = tmp_path / 'training-7.json'
     for value in ODD[name]:
-        path.write_text(json.dumps(checkpoint.sealed({**whole, name: value})))
+        path.write_text(json.dumps(run_state.with_crc({**WHOLE, name: value})))
         with pytest.raises(InputError, match=rf'training-7\.json is damaged \("{name}" is .*, expected .*remove it'):
-            checkpoint.read_state(prefix)
-    path.write_text(json.dumps(checkpoint.sealed(whole)))
-    assert checkpoint.read_state(prefix) == {**whole, 'complete': True}
-    for left_out in ODD.keys() - {'step'}:
-        old = {key: value for key, value in whole.items() if key != left_out}
-        path.write_text(json.dumps(checkpoint.sealed(old)))
-        assert checkpoint.read_state(prefix) == {**old, 'complete': True}
+            run_folder.read_state(prefix)
+    path.write_text(json.dumps(run_state.with_crc({**WHOLE, 'of a later version': None})))
+    assert run_folder.read_state(prefix) == TrainState(**WHOLE)
 
 
-def test_a_number_in_a_name_that_no_run_reaches_is_none(tmp_path):
-    assert checkpoint.read_state(str(tmp_path / 'model-1000')) == {'step': 1000}
-    assert checkpoint.read_state(str(tmp_path / f'model-{10**30}')) == {'step': 0}
+@pytest.mark.parametrize('name', sorted(ODD.keys() - {'step'}))
+def test_a_state_may_lack_what_an_earlier_version_did_not_keep(tmp_path, name):
+    older = {key: value for key, value in WHOLE.items() if key != name}
+    (tmp_path / 'training-7.json').write_text(json.dumps(run_state.with_crc(older)))
+    assert run_folder.read_state(str(tmp_path / 'model-7')) == TrainState(**older)
+
+
+def test_a_state_with_the_names_of_an_earlier_version_is_read(tmp_path):
+    older = dict(WHOLE)
+    older['worse'], older['acted'] = older.pop('validations_since_best'), older.pop('actions_done')
+    (tmp_path / 'training-7.json').write_text(json.dumps(run_state.with_crc(older)))
+    assert run_folder.read_state(str(tmp_path / 'model-7')) == TrainState(**WHOLE)
+
+
+def test_a_number_in_a_name_that_no_run_reaches_is_none():
+    assert run_folder.number('run/model-1000') == 1000
+    assert run_folder.number(f'run/model-{10**30}') == 0
 
 
 def test_a_training_state_that_is_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / 'training-7.json')
     with pytest.raises(InputError, match='is a pipe'):
-        checkpoint.read_state(str(tmp_path / 'model-7'))
+        run_folder.read_state(str(tmp_path / 'model-7'))
 
 
 @pytest.mark.parametrize('write', [
-    lambda folder, run: checkpoint.create(folder, toy.hparams()),
-    lambda folder, run: checkpoint.write(folder, toy.hparams(), [('wte', np.zeros([2, 2], np.float32))]),
+    lambda folder, run: new_model.create(folder, toy.hparams()),
+    lambda folder, run: new_model.write(folder, toy.hparams(), [('wte', np.zeros([2, 2], np.float32))]),
     lambda folder, run: saved_model.write(folder, run)])
 def test_what_only_writes_files_takes_no_gpu(made, tmp_path, monkeypatch, write):
     configurations, session = [], tf.Session
@@ -790,5 +799,5 @@ def test_what_tensorflow_cannot_write_is_told_with_the_remedy_that_fits(number):
     with pytest.raises(OSError) as raised, checkpoint.writing('run/model-1'):
         raise tf.errors.UnknownError(None, None, f'run/model-1.tempstate; {os.strerror(number)}\n\t [[save]]')
     assert raised.value.errno == number
-    told = str(checkpoint.not_saved('run/model-1', raised.value))
+    told = str(run_folder.NotSaved('run/model-1', raised.value))
     assert told.endswith(f'the last: {paths.remedy(raised.value)}')

@@ -9,17 +9,21 @@ import sys
 import fire
 import pytest
 
-import cli
+from command_line import cli, startup
 from errors import InputError, require
+from version import VERSION
 
-SRC = os.path.dirname(os.path.abspath(cli.__file__))
+SRC = os.path.dirname(os.path.dirname(os.path.abspath(cli.__file__)))
 ROOT = os.path.dirname(SRC)
-SCRIPTS = [os.path.relpath(path, ROOT) for path in sorted(glob.glob(f'{ROOT}/*.py') + glob.glob(f'{SRC}/*.py'))
+SCRIPTS = [os.path.relpath(path,
+                           ROOT) for path in sorted(glob.glob(f'{ROOT}/*.py') + glob.glob(f'{SRC}/*.py'))
            if os.access(path, os.X_OK)]
 DEFAULTS = {'text': 'none given', 'run_name': 'run1', 'length': 1, 'rate': 0.5, 'include_prefix': False,
             'maybe': None, 'prompt': None}
-ODD_TEXTS = ['2019', '1e3', 'None', 'True', '[1]', '{}', '(1, 2)', 'a, b', '"', "'", '\'"', 'a\nb', '\\n', '\t', ' ',
-             '', '-', '-5', '--length', '--text=1', 'a=b', '#c', '0x10', '1_000', '日本', '\udcff', '-- -h', '$HOME',
+ODD_TEXTS = ['2019', '1e3', 'None', 'True', '[1]', '{}', '(1, 2)', 'a, b', '"', "'", '\'"', 'a\nb', '\\n',
+             '\t', ' ',
+             '', '-', '-5', '--length', '--text=1', 'a=b', '#c', '0x10', '1_000', '日本', '\udcff', '-- -h',
+             '$HOME',
              '\0']
 
 
@@ -121,12 +125,14 @@ def test_a_string_after_a_space_arrives_as_it_was_written(text):
 
 
 @pytest.mark.parametrize('argv, expected', [
-    (['--maybe', 'None'], {'maybe': None}), (['--maybe=3'], {'maybe': 3}), (['--prompt=None'], {'prompt': 'None'}),
+    (['--maybe', 'None'], {'maybe': None}), (['--maybe=3'], {'maybe': 3}),
+    (['--prompt=None'], {'prompt': 'None'}),
     (['--prompt', 'None'], {'prompt': 'None'}), (['--prompt', '-h'], {'prompt': '-h'}),
     (['-p', '-h'], {'prompt': '-h'}), (['--prompt', '--help'], {'prompt': '--help'}),
     (['--prompt=--help'], {'prompt': '--help'}), (['--prompt', '-x'], {'prompt': '-x'}),
     (['--text', '-h'], {'text': '-h'}), (['--run-name', '-h'], {'run_name': '-h'}),
-    (['--prompt', '3'], {'prompt': '3'}), (['--prompt='], {'prompt': ''}), (['--prompt', 'none'], {'prompt': 'none'}),
+    (['--prompt', '3'], {'prompt': '3'}), (['--prompt='], {'prompt': ''}),
+    (['--prompt', 'none'], {'prompt': 'none'}),
 ])
 def test_a_value_or_none_for_an_optional_flag(argv, expected):
     (name, value), = expected.items()
@@ -164,7 +170,8 @@ def test_a_flag_of_several_texts_may_be_repeated(argv, expected):
 
 @pytest.mark.parametrize('text', ODD_TEXTS)
 def test_each_of_several_texts_arrives_as_it_was_written(text):
-    assert called(f'--stop={text}', '--stop=b', f'--stop={text}', function=lister)['stop'] == (text, 'b', text)
+    assert called(f'--stop={text}', '--stop=b', f'--stop={text}', function=lister)['stop'] == (text, 'b',
+                                                                                               text)
     assert called(f'--stop={text}', function=lister)['stop'] == (text,)
 
 
@@ -195,7 +202,8 @@ def test_a_seed_may_be_larger_than_a_size(capsys):
     (['--length='], "--length must be a whole number, not ''"),
     (['--length', 'None'], "--length must be a whole number, not 'None'"),
     (['--length', 'True'], "--length must be a whole number, not 'True'"),
-    (['--length', str(1 << 31)], "--length must be a whole number from -2,147,483,647 to 2,147,483,647, not '21474"),
+    (['--length', str(1 << 31)],
+     "--length must be a whole number from -2,147,483,647 to 2,147,483,647, not '21474"),
     (['--length=-2147483648'], '--length must be a whole number from -2,147,483,647 to 2,147,483,647, not'),
     (['--maybe', '9' * 30], '--maybe must be a whole number from -2,147,483,647 to 2,147,483,647, not'),
     (['--length', '9' * 5000], f"--length must be a whole number, not '{'9' * 5000}'"),
@@ -259,7 +267,8 @@ def raising(error):
     (FileNotFoundError(2, 'No such file or directory', 'some.txt'),
      'script.py: error: some.txt: No such file or directory\n'),
     (PermissionError(13, 'Permission denied', 'a\nb'), 'script.py: error: a b: Permission denied\n'),
-    (MemoryError('1 TiB'), 'script.py: error: there is not enough memory (1 TiB); give smaller numbers, first of all a '
+    (MemoryError('1 TiB'),
+     'script.py: error: not enough memory (1 TiB); give smaller numbers, first of all a '
                            '--batch_size\n'),
     (OSError(28, 'No space left on device'), 'script.py: error: writing: No space left on device\n'),
 ])
@@ -270,7 +279,8 @@ def test_a_mistake_found_by_the_function_is_one_line_and_status_2(capsys, error,
     assert capsys.readouterr() == ('', line)
 
 
-@pytest.mark.parametrize('error', [ValueError('fault'), KeyError('fault'), OSError('fault'), OSError(9, 'fault'),
+@pytest.mark.parametrize('error',
+                         [ValueError('fault'), KeyError('fault'), OSError('fault'), OSError(9, 'fault'),
                                    RuntimeError('fault'), AssertionError('fault')])
 def test_a_fault_of_the_code_keeps_its_traceback(capsys, error):
     with pytest.raises(type(error)) as raised:
@@ -296,7 +306,8 @@ def test_require_raises_its_message_unless_the_condition_holds():
 # Help
 
 @pytest.mark.parametrize('argv', [
-    ['--help'], ['-h'], ['--length', 'x', '--help'], ['--length', '-h'], ['--include_prefix', '-h'], ['3', '-h'],
+    ['--help'], ['-h'], ['--length', 'x', '--help'], ['--length', '-h'], ['--include_prefix', '-h'],
+    ['3', '-h'],
     ['--prompt', '-h', '-h'], ['--prompt=x', '-h'], ['--prompt=', '--help'], ['--zzz', '-h']])
 def test_help_lists_all_flags_and_ends_with_status_0(capsys, argv):
     with pytest.raises(SystemExit) as stopped:
@@ -334,7 +345,7 @@ class Settings:
     fast: bool = False
 
 
-@cli.takes(Settings)
+@cli.flags_from(Settings)
 def taker(**flags):
     calls.append(flags)
 
@@ -350,7 +361,8 @@ def test_takes_passes_no_flags_but_those_given():
 
 @pytest.mark.parametrize('argv, message', [
     ([], '--dataset must be given'), (['a'], "'a' was not expected"),
-    (['--dataset=a', '--step=3'], 'unknown flag --step'), (['--dataset=a', '--steps=x'], '--steps must be a whole')])
+    (['--dataset=a', '--step=3'], 'unknown flag --step'),
+    (['--dataset=a', '--steps=x'], '--steps must be a whole')])
 def test_takes_checks_against_the_dataclass(capsys, argv, message):
     assert refused(capsys, *argv, function=taker).startswith(message)
 
@@ -368,8 +380,10 @@ def test_takes_gives_the_help_of_the_dataclass(capsys):
 
 def test_a_reader_that_goes_away_ends_the_script_quietly(tmp_path):
     endless = tmp_path / 'endless.py'
-    endless.write_text('import cli\ndef endless():\n    while True:\n        print("y" * 70)\ncli.run(endless)\n')
-    process = subprocess.Popen([sys.executable, str(endless)], env={**os.environ, 'PYTHONPATH': SRC}, text=True,
+    endless.write_text('from command_line import cli\n'
+                       'def endless():\n    while True:\n        print("y" * 70)\ncli.run(endless)\n')
+    process = subprocess.Popen([sys.executable, str(endless)], env={**os.environ, 'PYTHONPATH': SRC},
+                               text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == 'y' * 70 + '\n'
     process.stdout.close()
@@ -380,14 +394,15 @@ def test_a_reader_that_goes_away_ends_the_script_quietly(tmp_path):
 
 @pytest.fixture
 def bare(tmp_path):
-    """Runs a copy of the project by this Python with no more packages than a folder has; gives status and output."""
+    """Runs a copy of the project by this Python with only the packages of a folder; gives status, output."""
     home = tmp_path / 'gpt-2'
     shutil.copytree(SRC, home / 'src', ignore=shutil.ignore_patterns('__pycache__'))
     for path in [*glob.glob(f'{ROOT}/*.py'), f'{ROOT}/requirements.txt']:
         shutil.copy(path, home)
 
     def run(*argv, packages='', cwd=home):
-        done = subprocess.run([sys.executable, '-S', *argv], cwd=cwd, env={**os.environ, 'PYTHONPATH': str(packages)},
+        done = subprocess.run([sys.executable, '-S', *argv], cwd=cwd,
+                              env={**os.environ, 'PYTHONPATH': str(packages)},
                               text=True, capture_output=True, timeout=60)
         return done.returncode, done.stdout, done.stderr
     run.home = home
@@ -413,7 +428,8 @@ def test_so_is_what_is_imported_later(bare, tmp_path, argv, missing):
         if os.path.basename(path) != missing:
             os.symlink(path, tmp_path / 'packages' / os.path.basename(path))
     status, out, said = bare(*argv, packages=tmp_path / 'packages')
-    assert (status, out, said.count('\n')) == (2, '', 1) and f'has no package {missing}; run: pip install' in said
+    assert (status, out, said.count('\n')) == (2, '',
+                                               1) and f'has no package {missing}; run: pip install' in said
 
 
 def test_a_package_that_we_do_not_ask_for_keeps_its_traceback(bare):
@@ -424,9 +440,10 @@ def test_a_package_that_we_do_not_ask_for_keeps_its_traceback(bare):
 
 def test_tensorflow_starts_without_a_line_on_the_terminal(tmp_path):
     adds = tmp_path / 'adds.py'
-    adds.write_text('import cli\ncli.load_tensorflow()\nimport tensorflow.compat.v1 as tf\n'
+    adds.write_text('from command_line import cli\ncli.load_tensorflow()\nimport tensorflow.compat.v1 as tf\n'
                     'with tf.Graph().as_default(), tf.Session() as session:\n'
-                    '    v = tf.get_variable("v", [2, 3], initializer=tf.ones_initializer(), use_resource=True)\n'
+                    '    one = tf.ones_initializer()\n'
+                    '    v = tf.get_variable("v", [2, 3], initializer=one, use_resource=True)\n'
                     '    session.run(tf.global_variables_initializer())\n'
                     '    print(session.run(tf.reduce_sum(v) + 1))\n')
     environment = {name: value for name, value in os.environ.items() if name != 'TF_CPP_MIN_LOG_LEVEL'}
@@ -436,7 +453,7 @@ def test_tensorflow_starts_without_a_line_on_the_terminal(tmp_path):
 
 
 def test_what_is_written_to_stderr_meanwhile_is_caught_and_given_back(capfd):
-    lines = cli.caught_stderr(lambda: os.write(2, b'one\ntwo\xff\n'))
+    lines = startup.capture_stderr(lambda: os.write(2, b'one\ntwo\xff\n'))
     os.write(2, b'three\n')
     assert lines == ['one\n', 'two\ufffd\n']
     assert capfd.readouterr().err == 'three\n'
@@ -444,46 +461,56 @@ def test_what_is_written_to_stderr_meanwhile_is_caught_and_given_back(capfd):
 
 def test_stderr_is_led_back_after_an_exception(capfd):
     with pytest.raises(KeyError):
-        cli.caught_stderr(lambda: {}['absent'])
+        startup.capture_stderr(lambda: {}['absent'])
     os.write(2, b'here again\n')
     assert capfd.readouterr().err == 'here again\n'
 
 
 def test_only_unusual_lines_of_the_start_are_shown(capfd, monkeypatch):
-    monkeypatch.setattr(cli, 'find_devices', lambda: os.write(2, b'I0000 port.cc:153] oneDNN custom operations\n'
-                                                                 b'E0000 gpu.cc:9] the driver is too old\n'))
+    monkeypatch.setattr(startup, 'devices',
+                        lambda: os.write(2, b'I0000 port.cc:153] oneDNN custom operations\n'
+                                                              b'E0000 gpu.cc:9] the driver is too old\n'))
     cli.load_tensorflow()
     assert capfd.readouterr().err == 'E0000 gpu.cc:9] the driver is too old\n'
 
 
-NO_DRIVER = ("E0000 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error: Failed call to cuInit: UNKNOWN\n"
+NO_DRIVER = ('E0000 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error: Failed call to '
+             'cuInit: UNKNOWN\n'
              'I0000 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU will not be used.\n')
+
+
+def set_devices(monkeypatch, gpus):
+    def devices(kind=None):
+        os.write(2, b'' if kind else b'I0000 port.cc:153] usual\n' + NO_DRIVER.encode())
+        return gpus
+    monkeypatch.setattr(startup, 'devices', devices)
 
 
 @pytest.fixture(params=['/dev/nvidia0', '/proc/driver/nvidia', 'nvidia-smi'])
 def gpu(request, monkeypatch):
     """A machine that shows a GPU in one way, which TensorFlow does not find."""
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-    monkeypatch.setattr(cli.glob, 'glob', lambda pattern: fnmatch.filter([request.param], pattern))
-    monkeypatch.setattr(cli.os.path, 'exists', lambda path: path == request.param)
-    monkeypatch.setattr(cli.shutil, 'which', lambda name: name if name == request.param else None)
-    monkeypatch.setattr(cli, 'gpus', list)
-    monkeypatch.setattr(cli, 'find_devices', lambda: os.write(2, b'I0000 port.cc:153] usual\n' + NO_DRIVER.encode()))
+    monkeypatch.setattr(startup.glob, 'glob', lambda pattern: fnmatch.filter([request.param], pattern))
+    monkeypatch.setattr(startup.os.path, 'exists', lambda path: path == request.param)
+    monkeypatch.setattr(startup.shutil, 'which', lambda name: name if name == request.param else None)
+    set_devices(monkeypatch, [])
 
 
 def test_why_a_gpu_that_is_there_is_not_found_is_told(gpu, capfd):
     cli.load_tensorflow()
     said = capfd.readouterr().err
     assert said.startswith(NO_DRIVER + 'TensorFlow finds no GPU') and said.count('\n') == 3
-    assert 'nvidia-smi' in said and "pip install 'tensorflow[and-cuda]'" in said and 'CUDA_VISIBLE_DEVICES=-1' in said
+    for text in ('nvidia-smi', "pip install 'tensorflow[and-cuda]'", 'CUDA_VISIBLE_DEVICES=-1'):
+        assert text in said
 
 
 @pytest.mark.parametrize('value, computes, gpus', [('-1', True, []), ('', True, []), (None, False, []),
                                                     (None, True, ['GPU:0'])])
-def test_nothing_is_told_where_no_gpu_is_wanted_or_one_is_found(gpu, capfd, monkeypatch, value, computes, gpus):
+def test_nothing_is_told_where_no_gpu_is_wanted_or_one_is_found(gpu, capfd, monkeypatch, value, computes,
+                                                                gpus):
     if value is not None:
         monkeypatch.setenv('CUDA_VISIBLE_DEVICES', value)
-    monkeypatch.setattr(cli, 'gpus', lambda: gpus)
+    set_devices(monkeypatch, gpus)
     cli.load_tensorflow(computes)
     assert capfd.readouterr().err == ''
 
@@ -516,9 +543,11 @@ def test_a_command_is_called_with_the_flags_after_it(argv, expected):
 @pytest.mark.parametrize('argv, message', [
     ([], 'script.py: error: a command must be given; commands are first, 2nd: see script.py --help\n'),
     (['frist'], "script.py: error: unknown command 'frist'; did you mean first? see script.py --help\n"),
-    (['--length', '3'], "script.py: error: unknown command '--length'; commands are first, 2nd: see script.py "
+    (['--length', '3'],
+     "script.py: error: unknown command '--length'; commands are first, 2nd: see script.py "
                         '--help\n'),
-    (['first', '--lenght', '3'], 'script.py first: error: unknown flag --lenght; did you mean --length? see script.py '
+    (['first', '--lenght', '3'],
+     'script.py first: error: unknown flag --lenght; did you mean --length? see script.py '
                                  'first --help\n'),
     (['2nd'], 'script.py 2nd: error: --text must be given, see script.py 2nd --help\n'),
 ])
@@ -531,18 +560,20 @@ def test_a_mistaken_command_is_told_in_one_line(capsys, argv, message):
 
 @pytest.mark.parametrize('word', ['--help', '-h'])
 def test_help_lists_the_commands(capsys, word):
-    cli.run(COMMANDS, [word])
-    assert capsys.readouterr() == (
-        'script.py COMMAND [flags]; script.py COMMAND --help lists the flags of one\n\n'
-        '  first  Does the first thing.\n  2nd    Does the second thing.\n', '')
-    assert calls == []
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(COMMANDS, [word])
+    assert stopped.value.code == 0 and calls == []
+    said = ''.join(capsys.readouterr())
+    assert all(text in said for text in ('script.py COMMAND', 'first\n       Does the first thing.', '2nd',
+                                         'second'))
 
 
 def test_help_of_a_command_lists_its_flags(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.run(COMMANDS, ['first', '--help'])
     assert stopped.value.code == 0
-    assert 'script.py first' in (said := ''.join(capsys.readouterr())) and '--length' in said and 'At length.' in said
+    said = ''.join(capsys.readouterr())
+    assert 'script.py first' in said and '--length' in said and 'At length.' in said
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -555,7 +586,7 @@ class MoreSettings(Settings):
     speed: float = 1.0
 
 
-@cli.takes(MoreSettings)
+@cli.flags_from(MoreSettings)
 def documented(**flags):
     """Does it in its own words."""
     calls.append(flags)
@@ -568,3 +599,9 @@ def test_a_function_keeps_its_docstring_and_gets_the_help_of_inherited_fields(ca
     said = ''.join(capsys.readouterr())
     assert 'Does it in its own words.' in said and 'Does more.' not in said and 'Does something' not in said
     assert 'the data to read.' in said and 'how many.' in said and 'how fast.' in said
+
+
+def test_version_is_printed_and_nothing_else_done(capsys):
+    cli.run(script, ['--version'])
+    cli.run({'one': script}, ['--version'])
+    assert capsys.readouterr().out == f'{VERSION}\n' * 2

@@ -17,7 +17,8 @@ def stages(name):
     """The instructions of the stages, each (word, rest)."""
     with open(os.path.join(ROOT, name), encoding='utf-8') as file:
         text = file.read().replace('\\\n', ' ')
-    return [re.findall('^([A-Z]+) (.*)', stage, re.MULTILINE) for stage in re.split('^FROM .*', text, flags=re.M)[1:]]
+    return [re.findall('^([A-Z]+) (.*)', stage, re.MULTILINE) for stage in re.split('^FROM .*', text,
+                                                                                    flags=re.M)[1:]]
 
 
 def copy(words, folder):
@@ -29,7 +30,8 @@ def copy(words, folder):
         path = os.path.join(ROOT, source)
         if os.path.isdir(path):
             shutil.copytree(path, folder / target, dirs_exist_ok=True,
-                            ignore=shutil.ignore_patterns('.*', '__pycache__', 'models', 'checkpoint', 'data'))
+                            ignore=shutil.ignore_patterns('.*', '__pycache__', 'models', 'checkpoint',
+                                                          'data'))
         else:
             os.makedirs(folder / target, exist_ok=True)
             shutil.copy2(path, folder / target)
@@ -59,8 +61,10 @@ def test_the_model_is_downloaded_by_what_is_there(name, tmp_path):
         if step == 'COPY':
             copy(words, tmp_path)
         elif step == 'RUN' and 'download_model' in words:
-            subprocess.run(['sh', '-c', words], cwd=tmp_path, env={**environment, 'MODEL': ''}, check=True, timeout=60)
-            subprocess.run(['sh', '-c', words], cwd=tmp_path, env={**environment, 'MODEL': '--help'}, check=True,
+            subprocess.run(['sh', '-c', words], cwd=tmp_path, env={**environment, 'MODEL': ''}, check=True,
+                           timeout=60)
+            subprocess.run(['sh', '-c', words], cwd=tmp_path, env={**environment, 'MODEL': '--help'},
+                           check=True,
                            timeout=60)
             downloads += 1
     assert downloads == 1
@@ -71,7 +75,8 @@ def test_the_model_is_downloaded_by_what_is_there(name, tmp_path):
 def test_what_runs_is_nobody_special(name):
     instructions = stages(name)[1]
     users = [words for step, words in instructions if step == 'USER']
-    (created,) = re.findall(r'useradd --uid (\d+)', ' '.join(words for step, words in instructions if step == 'RUN'))
+    (created,) = re.findall(r'useradd --uid (\d+)',
+                            ' '.join(words for step, words in instructions if step == 'RUN'))
     assert users == [created]  # a number, which what starts containers can check
     owned = [words for step, words in instructions if step == 'COPY']
     assert all(f'--chown={created} ' in words for words in owned)

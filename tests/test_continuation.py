@@ -6,9 +6,9 @@ import pytest
 from hypothesis import strategies as st
 from tiny_vocab import tiny_bpe
 
-from continuation import Continuation
 from encoder import Encoder
 from errors import InputError
+from generation.continuation import Continuation
 
 LETTERS = 'abé日😀'
 stops = st.lists(st.text(LETTERS, min_size=1, max_size=4), max_size=3)

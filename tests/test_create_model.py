@@ -10,11 +10,12 @@ import pytest
 import tensorflow.compat.v1 as tf
 from tiny_vocab import ENGLISH, tiktoken_encoding, tiny_bpe, write_vocab
 
-import cli
 import encoder
-from create_model import create_model, trained_vocabulary
+from command_line import cli
+from create_model import create_model, learn_vocabulary
 from encoder import get_encoder
 from errors import InputError
+from storage import vocabulary_files
 
 TOY = {'n_layer': 2, 'n_head': 4, 'n_embd': 32, 'n_ctx': 64}
 SHAPES = {  # of TOY with the 257 tokens of bytes and <|endoftext|>
@@ -216,7 +217,7 @@ def learned(tmp_path_factory):
     (folder / 'text' / 'b.txt').write_text(inspect.getsource(textwrap))
     create_model('own', **TOY, models_dir=str(folder), train_vocab=600, corpus=str(folder / 'text' / '*.txt'))
     return (folder, json.loads((folder / 'own' / 'encoder.json').read_text()),
-            encoder.read_merges(folder / 'own' / 'vocab.bpe'))
+            vocabulary_files.read_merges(folder / 'own' / 'vocab.bpe'))
 
 
 def test_a_learned_vocabulary_is_the_bytes_the_merges_and_the_end_of_text(learned):
@@ -244,27 +245,27 @@ def test_ids_are_those_of_tokenizers_and_tiktoken(learned):
 
 def test_the_pairs_that_occur_most_are_merged_first(learned, tmp_path):
     (tmp_path / 'text').write_text('xyxyxy xyxy zz zz')
-    _, merges = trained_vocabulary(257 + 2, str(tmp_path / 'text'))
+    _, merges = learn_vocabulary(257 + 2, str(tmp_path / 'text'))
     assert merges == [('x', 'y'), ('xy', 'xy')]
 
 
 def test_nothing_is_learned_from_the_ends_of_documents(learned, tmp_path):
     (tmp_path / 'text').write_text('xy<|endoftext|>xyxy<|endoftext|>' * 9)
-    assert trained_vocabulary(257 + 2, str(tmp_path / 'text'))[1] == [('x', 'y'), ('xy', 'xy')]
+    assert learn_vocabulary(257 + 2, str(tmp_path / 'text'))[1] == [('x', 'y'), ('xy', 'xy')]
     with pytest.raises(InputError, match='has pairs for --train_vocab 259 and no more'):
-        trained_vocabulary(260, str(tmp_path / 'text'))
+        learn_vocabulary(260, str(tmp_path / 'text'))
 
 
 def test_a_corpus_is_read_in_its_encoding(learned, tmp_path):
     (tmp_path / 'text').write_bytes('ßß ßß'.encode('latin-1'))
-    vocabulary, merges = trained_vocabulary(258, str(tmp_path / 'text'), 'latin-1')
+    vocabulary, merges = learn_vocabulary(258, str(tmp_path / 'text'), 'latin-1')
     assert merges == [('Ã', 'Ł')] and vocabulary['ÃŁ'] == 256
 
 
 def test_a_byte_order_mark_is_not_learned(learned, tmp_path):
     (tmp_path / 'text').write_bytes('\ufeff\ufeff'.encode())  # the first is a mark, and no pair of bytes comes twice
     with pytest.raises(InputError, match='has pairs for --train_vocab 257 and no more'):
-        trained_vocabulary(258, str(tmp_path / 'text'))
+        learn_vocabulary(258, str(tmp_path / 'text'))
 
 
 def test_the_smallest_vocabulary_is_the_one_without_a_corpus(learned, tmp_path):
@@ -359,13 +360,13 @@ def test_a_damaged_vocabulary_is_refused_by_its_own_path(tmp_path):
 
 
 def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
-    import checkpoint
+    from storage import new_model
 
     def failing(directory, *_):
         with open(os.path.join(directory, 'model.ckpt.index'), 'w') as file:
             file.write('half')
         raise OSError(28, 'No space left on device', directory)
-    monkeypatch.setattr(checkpoint, 'create', failing)
+    monkeypatch.setattr(new_model, 'create', failing)
     with pytest.raises(OSError, match='No space'):
         create_model('toy', **TOY, models_dir=str(tmp_path))
     assert listing(tmp_path) == []

@@ -10,12 +10,15 @@ import tensorflow.compat.v1 as tf
 import toy
 from tiny_vocab import ENGLISH
 
-import fused
-import generator
 import model
 import sample
 from errors import InputError
-from flags import WEIGHT_PRECISIONS
+from fast import blocks, kernels
+from fast.precision import WEIGHT_PRECISIONS
+from fast.quantized import quantize
+from generation import generator
+
+pytestmark = pytest.mark.slow
 
 CONTEXTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5], [7], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5, 9], [5, 5]]  # of several lengths
 SMALL = {'n_vocab': 6, 'n_ctx': 8, 'n_embd': 16, 'n_head': 2}
@@ -69,14 +72,14 @@ def assert_greedy(hp, values, contexts, length):
 @pytest.fixture(autouse=True)
 def operations(monkeypatch):
     """Nothing is compiled, but where a test asks for it."""
-    monkeypatch.setattr(fused, 'SMALLEST', 1 << 60)
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 1 << 60)
 
 
 @pytest.fixture(params=['operations', 'kernels'])
 def compiled(request, operations, monkeypatch):
     """Once as small models are computed, once as large ones are."""
     if request.param == 'kernels':
-        monkeypatch.setattr(fused, 'SMALLEST', 0)
+        monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
 
 
 # Rows, the window and the cache
@@ -89,8 +92,8 @@ def test_prompts_of_several_lengths_are_continued_as_numpy_continues_each():
 
 def test_more_layers_than_a_kernel_holds(monkeypatch):
     """Two kernels, the second of them not full."""
-    monkeypatch.setattr(fused, 'SMALLEST', 0)
-    monkeypatch.setattr(model, 'LAYERS_IN_KERNEL', 2)
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
+    monkeypatch.setattr(blocks, 'LAYERS_IN_KERNEL', 2)
     hp = toy.hparams(n_layer=3)
     assert_greedy(hp, toy.weights(hp, scale=0.4), CONTEXTS[:2], 6)
 
@@ -124,20 +127,20 @@ def test_a_window_of_one_token():
 
 @pytest.mark.usefixtures('compiled')
 def test_a_cache_that_grows(monkeypatch):
-    monkeypatch.setattr(generator, 'SMALLEST_CACHE', 4)
+    monkeypatch.setattr(generator, 'MIN_CACHE', 4)
     hp = toy.hparams()
     sizes = []
-    make_step = generator.Generator.make_step
-    monkeypatch.setattr(generator.Generator, 'make_step', lambda self, *arguments: (
-        sizes.append((*arguments, self.cache_size)), make_step(self, *arguments))[1])
+    build = generator.Generator.build
+    monkeypatch.setattr(generator.Generator, 'build', lambda self, *arguments: (
+        sizes.append((*arguments, self.cache_size)), build(self, *arguments))[1])
     assert_greedy(hp, toy.weights(hp, scale=0.4), [[7], [5, 5]], 12)
     assert sizes == [(2, None, 4), (2, 1, 4), (2, 1, 8), (2, 1, 16)]
 
 
 @pytest.mark.parametrize('together', [1, 20])
 def test_contexts_encoded_in_parts(monkeypatch, together):
-    monkeypatch.setattr(generator, 'ENCODED_TOGETHER', together)
-    monkeypatch.setattr(generator, 'SMALLEST_PART', 3)
+    monkeypatch.setattr(generator, 'PREFILL_TOKENS', together)
+    monkeypatch.setattr(generator, 'MIN_PREFILL_TOKENS', 3)
     parts = []
     run = generator.Generator.run
     monkeypatch.setattr(generator.Generator, 'run', lambda self, tokens, rest, which, n_tokens=None: (
@@ -294,7 +297,7 @@ def with_rounded_matrices(values, precision):
 
 
 def packed(precision):
-    return lambda name, value: model.pack(name, value, tf.as_dtype(precision))
+    return lambda name, value: quantize(name, value, tf.as_dtype(precision))
 
 
 def test_int8_has_a_scale_for_each_output():
@@ -302,7 +305,7 @@ def test_int8_has_a_scale_for_each_output():
     value = (rng.standard_normal([1, 7, 5]) * [0.01, 1, 100, 0, 1e-30]).astype(np.float32)
     for name, matrix in (('h0/mlp/c_fc/w', value), ('wte', value[0].T)):
         with toy.session() as s:
-            found = s.run(model.pack(name, tf.constant(matrix), tf.int8))
+            found = s.run(quantize(name, tf.constant(matrix), tf.int8))
         assert found.values.dtype == np.int8 and found.values.shape == (5, 7)
         np.testing.assert_allclose(found.scale, np.where(np.abs(value[0]).max(0) > 0, np.abs(value[0]).max(0) / 127, 1),
                                    rtol=1e-6)
@@ -314,12 +317,12 @@ def test_int8_has_a_scale_for_each_output():
 def test_bfloat16_is_rounded_to_nearest_and_what_is_no_matrix_is_left_as_it_is():
     value = np.random.RandomState(1).standard_normal([1, 9, 4]).astype(np.float32)
     with toy.session() as s:
-        found = model.pack('h1/attn/c_proj/w', tf.constant(value), tf.bfloat16)
-        assert found.scale is None and found.values.dtype == tf.bfloat16
+        found = quantize('h1/attn/c_proj/w', tf.constant(value), tf.bfloat16)
+        assert found.values.dtype == tf.bfloat16 and (s.run(found.scale) == 1).all()
         assert (s.run(tf.cast(found.values, tf.float32)) == rounded(value)[0].T).all()
         for name in ('wpe', 'h0/ln_1/g', 'h0/attn/c_attn/b'):
             kept = tf.constant(value[0])
-            assert model.pack(name, kept, tf.int8) is kept
+            assert quantize(name, kept, tf.int8) is kept
 
 
 @pytest.mark.parametrize('precision', ['bfloat16', 'int8'])
@@ -424,7 +427,7 @@ def test_a_thousand_calls_add_no_operation_and_no_memory():
 
 
 def test_operations_are_added_by_the_first_call_of_a_number_of_rows_and_a_size_of_the_cache(monkeypatch):
-    monkeypatch.setattr(generator, 'SMALLEST_CACHE', 8)
+    monkeypatch.setattr(generator, 'MIN_CACHE', 8)
     hp = toy.hparams()
     gpt2 = made(hp, toy.weights(hp))
 
@@ -484,6 +487,13 @@ def test_what_cannot_be_drawn_is_refused(small, contexts, options, message):
 def test_seeds_that_are_not_one_for_each_context_are_refused(small, seeds, message):
     with pytest.raises(InputError, match=message):
         next(small[1].stream([[1], [2]], seeds, length=2))
+
+
+def test_seeds_of_any_size_and_number_have_keys_of_their_own():
+    seeds = [[1], [2], [0, 1], [1, 2], [2 ** 63 - 1], [2 ** 63], [2 ** 64 + 1], [1, 2 ** 64], [1, 2, 3], []]
+    keys = [tuple(np.array(generator.random_key(seed), np.int64)) for seed in seeds]
+    assert len(set(keys)) == len(seeds)
+    assert generator.random_key([1]) == generator.random_key([1, 0]) == [1, 0]
 
 
 def test_rows_may_be_arrays(small):

@@ -12,11 +12,13 @@ import tensorflow.compat.v1 as tf
 import toy
 from tensorflow.core.protobuf import saved_model_pb2
 
-import cli
 import encoder
-import fused
 import sample
+from command_line import cli
 from export import export
+from fast import kernels
+from generation import generator
+from interactive_conditional_samples import interact_model
 
 CONTEXTS = [[3, 1, 4, 1, 5], [9, 2], [6]]
 PADDED = [[3, 1, 4, 1, 5], [-1, -1, -1, 9, 2], [-1, -1, -1, -1, 6]]
@@ -86,7 +88,7 @@ def exported(models, tmp_path_factory):
     """The SavedModel of `toy`, made as if all its kernels were worth compiling."""
     out = tmp_path_factory.mktemp('served') / 'toy' / '1'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, 'SMALLEST', 0)
+        patch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
         export('toy', str(out), models_dir=str(models[0]))
     return out
 
@@ -211,7 +213,7 @@ def test_greedy_tokens_up_to_the_end_of_the_window(ask, models):
 def test_drawn_tokens_are_those_of_sample_sequence(ask, models, monkeypatch, controls):
     """Row i has the key (seed, i), whatever stands beside it."""
     _, hp, values = models
-    monkeypatch.setattr(fused, 'SMALLEST', 1 << 60)  # compiling would take seconds
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 1 << 60)  # compiling would take seconds
     signature, inputs = generate(PADDED, **controls)
     numbers = {name: inputs[name] for name in ('length', 'temperature', 'top_k', 'top_p')}
     with toy.session() as s:
@@ -222,6 +224,37 @@ def test_drawn_tokens_are_those_of_sample_sequence(ask, models, monkeypatch, con
         drawn = s.run(drawn)
     assert [row[-LENGTH:].tolist() for row in ask(signature, inputs)] == [row[0, -LENGTH:].tolist() for row in drawn]
     assert ask(*generate(CONTEXTS[:1], **controls)).tolist() == drawn[0].tolist()
+
+
+@pytest.mark.parametrize('controls', [{}, {'temperature': 1.5, 'top_k': 40, 'top_p': 0.9}, {'top_p': 0.8}])
+def test_script_generator_sample_sequence_and_saved_model_draw_the_same_tokens(exported, models, tmp_path, capsys,
+                                                                               monkeypatch, controls):
+    """Of several prompts of several lengths, and of one prompt several times."""
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 1 << 60)
+    gpt2 = generator.load('toy', str(models[0]))
+    prompts = ['The keeper', 'a', 'The light and the sea']
+    contexts = [gpt2.enc.encode(prompt) for prompt in prompts]
+    assert len(set(map(len, contexts))) == 3
+    controls = {'length': 12, 'temperature': 1, 'top_k': 0, 'top_p': 1, **controls}
+    with toy.session() as s, tf.Graph().as_default(), tf.Session() as served:
+        signature = tf.saved_model.load(served, ['serve'], str(exported)).signature_def['generate']
+        for rows in (contexts, contexts[2:] * 3):
+            with s.graph.as_default():
+                drawn = sample.sample_sequence(hparams=gpt2.hparams, context=generator.padded(rows), padded=True, seed=7,
+                                               vocabulary=gpt2.enc.decoder, **controls)
+                toy.assign(s, models[2])
+                drawn = s.run(drawn)[:, -12:].tolist()
+            assert len({token for row in drawn for token in row}) > 12
+            tokens, _ = zip(*gpt2.stream(rows, [[7, i] for i in range(3)], **controls), strict=True)
+            assert np.transpose(tokens).tolist() == drawn
+            inputs = {'tokens': generator.padded(rows), 'seed': 7, **controls}
+            tokens = served.run(signature.outputs['tokens'].name,
+                                {signature.inputs[name].name: value for name, value in inputs.items()})
+            assert tokens[:, -12:].tolist() == drawn
+    (tmp_path / 'p.txt').write_text(prompts[2], encoding='utf-8')
+    interact_model('toy', models_dir=str(models[0]), prompts_file=str(tmp_path / 'p.txt'), seed=7, nsamples=3, **controls)
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)['tokens'] for line in lines] == drawn
 
 
 @pytest.mark.parametrize('controls', DRAWN)
@@ -250,7 +283,7 @@ def test_what_cannot_be_used_ends_the_run_with_a_message(client, name, changes, 
 
 
 def test_ids_without_a_text_are_not_drawn_and_have_their_logits(tmp_path, monkeypatch):
-    monkeypatch.setattr(fused, 'SMALLEST', 1 << 60)
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 1 << 60)
     hp, values = toy.write_padded_model(tmp_path / 'padded')
     export('padded', str(tmp_path / 'out'), models_dir=str(tmp_path))
     has_text = encoder.get_encoder('padded', str(tmp_path)).decoder.keys()

@@ -3,17 +3,17 @@ import pytest
 import tensorflow.compat.v1 as tf
 import toy
 
-import fused
 import memory_saving_gradients
 import model
+from fast import kernels
 
 
 @pytest.fixture(autouse=True)
 def small_ones_too(monkeypatch):
-    monkeypatch.setattr(fused, 'SMALLEST', 0)
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
 
 
-@fused.fused
+@kernels.fused
 def scaled_sine(x, factor, n):
     """sin(factor·x)·n, of which n, whole numbers, has no gradient."""
     return tf.sin(x * factor) * tf.cast(n, tf.float32)[:, None]
@@ -79,7 +79,7 @@ def test_a_gradient_from_the_result_is_the_only_one():
 
     with toy.session() as s:
         X = tf.constant(scores, tf.float32)
-        y = model.causal_softmax(X)
+        y = model.masked_softmax(X, model.attention_mask(3, 5))
         assert len(calls(s.graph)) == 1
         found, = s.run(tf.gradients(y, X, upstream.astype(np.float32)))
     expected = np.zeros_like(scores)
@@ -91,7 +91,7 @@ def test_a_gradient_from_the_result_is_the_only_one():
 
 
 def test_a_graph_in_which_nothing_is_to_be_compiled_has_no_kernels_in_loops_and_functions_either():
-    double = fused.kernel(lambda x: 2 * x)
+    double = kernels.kernel(lambda x: 2 * x)
 
     def both(x):
         return double(scaled_sine(x, tf.ones([3]), tf.ones([2], tf.int32)))
@@ -99,7 +99,7 @@ def test_a_graph_in_which_nothing_is_to_be_compiled_has_no_kernels_in_loops_and_
     for nothing in (False, True):
         with toy.session() as s:
             if nothing:
-                fused.compile_nothing()
+                kernels.disable_xla()
             y = both(tf.ones([2, 3]))
             looped = tf.while_loop(lambda i, x: i < 1, lambda i, x: (i + 1, both(x)), (0, tf.ones([2, 3])))[1]
             assert (b'_XlaMustCompile' in s.graph.as_graph_def().SerializeToString()) != nothing
@@ -108,12 +108,12 @@ def test_a_graph_in_which_nothing_is_to_be_compiled_has_no_kernels_in_loops_and_
     np.testing.assert_allclose(results, [np.full([2, 3], 2 * np.sin(1))] * 4, rtol=1e-6)
 
 
-@pytest.mark.parametrize('function', [fused.apart, fused.computed_once])
+@pytest.mark.parametrize('function', [kernels.optimization_barrier, kernels.materialized])
 def test_what_is_said_of_loops_changes_no_bit_and_no_shape(function):
     values = np.float32([[0, -0.0, 1e-30, -3e38, 1 / 3, 7]])
     seen = []
 
-    @fused.kernel
+    @kernels.kernel
     def twice(x):
         seen.append(function(2 * x))
         return function(2 * x)

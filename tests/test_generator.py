@@ -18,24 +18,28 @@ import pytest
 import tensorflow.compat.v1 as tf
 import toy
 
-import cli
-import continuation
-import generator
 import interactive_conditional_samples
 import model
-import samples as sampling
+from command_line import cli
+from command_line.flags import SamplingFlags
 from create_model import create_model
 from encoder import get_encoder
 from errors import InputError
-from flags import WEIGHT_PRECISIONS, SamplingFlags
+from fast import session
+from fast.precision import WEIGHT_PRECISIONS
 from generate_unconditional_samples import sample_model
+from generation import continuation, generator
+from generation import samples as sampling
+from hparams import load_hparams
 from interactive_conditional_samples import interact_model
+
+pytestmark = pytest.mark.slow
 
 SIZES = {'n_layer': 2, 'n_head': 2, 'n_embd': 32, 'n_ctx': 48}
 END = '<|endoftext|>'
 LINE = '=' * 40 + ' SAMPLE {} ' + '=' * 40 + '\n'
 ASKED = 'Model prompt >>> '
-DEVICE = f'Device: {generator.device()}\n'
+DEVICE = f'Device: {session.device()}\n'
 
 
 @pytest.fixture(scope='module')
@@ -66,7 +70,7 @@ def enc(models):
 def make(models, **changes):
     """A samples.Samples for prompts, 8 tokens each, but for the changes."""
     flags = {'model_name': 'toy', 'models_dir': str(models), 'seed': 1, 'nsamples': 2, 'length': 8}
-    return sampling.Samples(SamplingFlags(**{**flags, **changes}), unconditional=False)
+    return sampling.SampleWriter(SamplingFlags(**{**flags, **changes}), unconditional=False)
 
 
 @pytest.fixture(scope='module')
@@ -139,7 +143,7 @@ def drawn(capsys, script, **flags):
 
 
 def written(samples, *prompts, **attributes):
-    """The texts that one Samples writes for prompts, one after another."""
+    """The texts that one SampleWriter writes for prompts, one after another."""
     old = {name: getattr(samples, name) for name in attributes}
     vars(samples).update(attributes)
     try:
@@ -177,12 +181,12 @@ def refused(capfd, script, *argv):
 def test_a_gpu_is_named_with_what_its_driver_says(monkeypatch, details, expected):
     monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: [kind, f'second {kind}'])
     monkeypatch.setattr(tf.config.experimental, 'get_device_details', {'second GPU': details}.get)
-    assert generator.device(1) == expected
+    assert session.device(1) == expected
 
 
 def test_a_cpu_is_named_with_the_cores_of_this_process(monkeypatch):
     monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: [])
-    assert generator.device() == f'CPU, {len(os.sched_getaffinity(0))} cores'
+    assert session.device() == f'CPU, {len(os.sched_getaffinity(0))} cores'
 
 
 # The output, as the original prints it
@@ -449,7 +453,7 @@ def greedy(directory, context, length):
     what does not, by quarters of n_ctx, so much is left out at the beginning."""
     tokens, first = list(context), 0
     with tf.Graph().as_default(), tf.Session() as session:
-        hparams = model.load_hparams(str(directory / 'hparams.json'))
+        hparams = load_hparams(str(directory / 'hparams.json'))
         X = tf.placeholder(tf.int32, [1, None])
         best = tf.argmax(model.model(hparams, X)['logits'][0, -1])
         tf.train.Saver().restore(session, str(directory / 'model.ckpt'))
@@ -656,7 +660,7 @@ def test_a_file_of_prompts_that_is_not_there_is_named(flags, capfd, tmp_path, na
 
 def test_a_model_of_one_position_continues_prompts_by_a_token(tmp_path):
     toy.write_model(tmp_path / 'one', toy.hparams(n_ctx=1))
-    drawn = sampling.Samples(SamplingFlags('one', models_dir=str(tmp_path)), unconditional=False)
+    drawn = sampling.SampleWriter(SamplingFlags('one', models_dir=str(tmp_path)), unconditional=False)
     assert len(drawn.model.complete([[5]], [[1]], **drawn.options)[0].tokens) == 1
 
 

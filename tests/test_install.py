@@ -19,7 +19,8 @@ def install(path, root=ROOT, **environment):
                           capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize(('mpi', 'expected'), [('1', PACKAGES), ('0', [p for p in PACKAGES if 'openmpi' not in p])])
+@pytest.mark.parametrize(('mpi', 'expected'),
+                         [('1', PACKAGES), ('0', [p for p in PACKAGES if 'openmpi' not in p])])
 def test_all_that_is_missing_is_named_in_one_line(tmp_path, mpi, expected):
     os.symlink(shutil.which('dirname'), tmp_path / 'dirname')  # and no compiler, no MPI
     result = install(tmp_path, MPI=mpi)
@@ -36,13 +37,16 @@ def test_an_unknown_mpi_is_refused(tmp_path):
     assert "'yes'" in result.stderr
 
 
-# With NCCL. What builds is stood in for, and what it would build with is kept in the file `built` of the home folder
+# With NCCL. What builds is stood in for, and what it would build with is kept in the file `built` of the home
+# folder
 
 @pytest.fixture
 def home(tmp_path):
-    """A home folder with commands in bin, CUDA in cuda-13, where nvcc says that it is, and NCCL among the packages."""
+    """A home folder with commands in bin, CUDA in cuda-13, where nvcc says that it is, and NCCL among the
+    packages."""
     commands = {
-        'bin/nvcc': f'exec {tmp_path}/cuda-13/bin/nvcc "$@"', 'cuda-13/bin/nvcc': 'echo "#$ TOP=${0%/*}/.." >&2',
+        'bin/nvcc': f'exec {tmp_path}/cuda-13/bin/nvcc "$@"',
+        'cuda-13/bin/nvcc': 'echo "#$ TOP=${0%/*}/.." >&2',
         'bin/python3': f"""case "$*" in
             *' list '*) echo tensorflow==2.21.0 ;;
             *' wheel '*) env > $HOME/built; cat "$HOROVOD_NCCL_LIB/libnccl.so" >> $HOME/built; exit 1 ;;
@@ -72,12 +76,14 @@ def test_cuda_is_found_behind_a_wrapper_and_nccl_among_the_packages(home):
     built = dict(line.partition('=')[::2] for line in environment if '=' in line)
     assert os.path.samefile(built['HOROVOD_CUDA_HOME'], home / 'cuda-13')
     nccl = home / 'packages/nvidia/nccl'
-    assert os.path.samefile(built['HOROVOD_NCCL_INCLUDE'], nccl / 'include') and linked == 'this is lib/libnccl.so.2'
+    assert os.path.samefile(built['HOROVOD_NCCL_INCLUDE'],
+                            nccl / 'include') and linked == 'this is lib/libnccl.so.2'
     assert os.listdir(nccl / 'lib') == ['libnccl.so.2']
     assert '$ORIGIN/../../nvidia/nccl/lib' in built['LDFLAGS']  # from horovod/tensorflow
 
 
-@pytest.mark.parametrize('lost, named', [('bin/nvcc', 'nvcc'), ('packages', "pip install 'tensorflow[and-cuda]'")])
+@pytest.mark.parametrize('lost, named', [('bin/nvcc', 'nvcc'),
+                                         ('packages', "pip install 'tensorflow[and-cuda]'")])
 def test_what_nccl_needs_is_named_in_one_line(home, lost, named):
     os.rename(home / lost, home / 'away')
     if lost == 'bin/nvcc':  # else this machine's own

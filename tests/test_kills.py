@@ -11,7 +11,7 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = [name for name in (*glob.glob(f'{ROOT}/*.py'), *glob.glob(f'{ROOT}/src/*.py')) if os.access(name, os.X_OK)]
 
-pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='looks for processes as Linux lists them')
+pytestmark = [pytest.mark.processes, pytest.mark.skipif(sys.platform != 'linux', reason='looks for processes as Linux lists them')]
 
 
 def test_a_run_that_is_killed_ends_as_one_that_is_not():
@@ -67,8 +67,9 @@ def test_what_is_ignored_stays_ignored(tmp_path):
 
 
 def test_who_imports_the_scripts_keeps_his_signals():
-    code = ('import signal\nbefore = [signal.getsignal(each) for each in (1, 2, 15)]\nimport cli, encode, evaluate\n'
-            'with cli.ending_at_once():\n    during = [signal.getsignal(each) for each in (1, 2, 15)]\n'
+    code = ('import signal\nbefore = [signal.getsignal(each) for each in (1, 2, 15)]\n'
+            'from command_line import cli\nimport encode, evaluate\n'
+            'with cli.default_signal_handlers():\n    during = [signal.getsignal(each) for each in (1, 2, 15)]\n'
             'assert before == during == [signal.getsignal(each) for each in (1, 2, 15)]')
     path = os.pathsep.join([ROOT, os.path.join(ROOT, 'src')])
     assert subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH': path}).returncode == 0
@@ -80,7 +81,8 @@ def test_who_imports_the_scripts_keeps_his_signals():
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_script_that_then_leaves_no_temporary_file(tmp_path, number):
     script = tmp_path / 'writes.py'
-    script.write_text('import os, time, cli, paths\ndef write():\n    with paths.replacing("out") as file:\n'
+    script.write_text('import os, time\nfrom command_line import cli\nfrom storage import paths\n'
+                      'def write():\n    with paths.replacing("out") as file:\n'
                       f'        os.kill(os.getpid(), {number:d})\n        time.sleep(9)\ncli.run(write)\n')
     done = ended(number, [str(script)], tmp_path, os.path.join(ROOT, 'src'))
     assert (done.returncode, done.stdout, done.stderr) == (-number, '', '')
@@ -90,7 +92,8 @@ def test_a_signal_ends_a_script_that_then_leaves_no_temporary_file(tmp_path, num
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_script_whose_reader_does_not_read(tmp_path, number):
     (tmp_path / 'endless.py').write_text(
-        'import os, signal, cli\ndef endless():\n    signal.alarm(1)\n    while True:\n        print("y" * 70)\n'
+        'import os, signal\nfrom command_line import cli\n'
+        'def endless():\n    signal.alarm(1)\n    while True:\n        print("y" * 70)\n'
         f'signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), {number:d}))\ncli.run(endless)\n')
     reader, writer = os.pipe()
     try:

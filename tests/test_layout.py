@@ -9,57 +9,53 @@ import sys
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-FILES = sorted([*glob.glob(f'{ROOT}/*.py'), *glob.glob(f'{ROOT}/src/*.py')])
-NAMES = [os.path.relpath(path, ROOT) for path in FILES]
+FILES = sorted([*glob.glob(f'{ROOT}/*.py'), *glob.glob(f'{ROOT}/src/**/*.py', recursive=True)])
+NAMES = [os.path.relpath(path, ROOT).replace(os.sep, '/') for path in FILES]
 
-FOR_EVERYBODY = {'errors', 'paths'}
-MAY_IMPORT = {  # besides the standard library and FOR_EVERYBODY
-    'download_model.py': {'cli', 'requests', 'tqdm'},
-    'encode.py': {'cli', 'encoder', 'load_dataset', 'npz'},
-    'train.py': {'cli', 'flags', 'trainer'},
-    'train-horovod.py': {'cli', 'flags', 'horovod_worker', 'trainer'},
+FOR_EVERYBODY = {'errors', 'storage.paths', 'version'}
+MODEL = {'hparams', 'model', 'encoder', 'storage', 'tensorflow', 'numpy'}
+MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and FOR_EVERYBODY
+    'download_model.py': {'command_line', 'requests', 'tqdm', 'urllib3'},
+    'encode.py': {'command_line', 'encoder', 'load_dataset', 'storage'},
+    'train.py': {'command_line', 'training.trainer'},
+    'train-horovod.py': {'command_line', 'training.trainer', 'training.horovod_worker'},
     'src/errors.py': set(),
-    'src/paths.py': set(),
-    'src/flags.py': set(),
-    'src/interrupts.py': set(),
-    'src/cli.py': {'fire', 'interrupts', 'tensorflow'},
-    'src/pieces.py': {'numpy', 'regex'},
-    'src/merges.py': {'numpy'},
-    'src/encoder.py': {'merges', 'numpy', 'pieces'},
-    'src/npz.py': {'numpy'},
-    'src/windows.py': {'numpy'},
-    'src/load_dataset.py': {'encoder', 'npz', 'numpy', 'tqdm', 'windows'},
-    'src/continuation.py': set(),
-    'src/fused.py': {'tensorflow'},
-    'src/model.py': {'fused', 'numpy', 'tensorflow'},
-    'src/sample.py': {'fused', 'model', 'numpy', 'tensorflow'},
+    'src/hparams.py': set(),
+    'src/version.py': set(),
+    'src/encoder.py': {'regex', 'storage.vocabulary_files'},
+    'src/load_dataset.py': {'encoder', 'fast.bulk_encoding', 'storage.npz', 'numpy', 'regex', 'tqdm',
+                            'training.windows'},
+    'src/fast/bulk_encoding.py': {'awkward', 'gigatoken', 'numpy'},
+    'src/model.py': {'fast', 'hparams', 'numpy', 'tensorflow'},
+    'src/sample.py': {'fast', 'generation.checks', 'model', 'numpy', 'tensorflow'},
     'src/memory_saving_gradients.py': {'tensorflow'},
     'src/accumulate.py': {'tensorflow'},
-    'src/optimizer.py': {'accumulate', 'tensorflow'},
-    'src/checkpoint.py': {'encoder', 'model', 'numpy', 'tensorflow'},
-    'src/hugging_face.py': {'checkpoint', 'encoder', 'model', 'numpy', 'safetensors', 'tensorflow'},
-    'src/generator.py': {'checkpoint', 'continuation', 'flags', 'fused', 'load_dataset', 'model', 'numpy', 'sample',
-                         'tensorflow'},
-    'src/samples.py': {'encoder', 'generator', 'sample', 'tqdm'},
-    'src/corpora.py': {'load_dataset', 'numpy'},
-    'src/figures.py': {'numpy'},
-    'src/likelihood.py': {'checkpoint', 'flags', 'generator', 'model', 'numpy', 'tensorflow', 'windows'},
-    'src/trainer.py': {'checkpoint', 'generator', 'interrupts', 'load_dataset', 'memory_saving_gradients', 'model',
-                       'npz', 'numpy', 'optimizer', 'tensorflow', 'tqdm', 'windows'},
-    'src/convert.py': {'cli', 'flags', 'hugging_face', 'model'},
-    'src/create_model.py': {'checkpoint', 'cli', 'encoder', 'load_dataset', 'model', 'tokenizers'},
-    'src/saved_model.py': {'checkpoint', 'fused', 'model', 'sample', 'tensorflow'},
-    'src/horovod_worker.py': {'horovod', 'load_dataset', 'numpy', 'tensorflow', 'trainer'},
-    'src/evaluate.py': {'cli', 'corpora', 'figures', 'likelihood', 'load_dataset', 'tqdm'},
-    'src/export.py': {'cli', 'flags', 'saved_model'},
-    'src/generate_unconditional_samples.py': {'cli', 'flags', 'samples'},
-    'src/interactive_conditional_samples.py': {'cli', 'flags', 'samples'},
+    'src/command_line/': {'command_line', 'fast.precision', 'fire', 'tensorflow'},
+    'src/storage/': MODEL,
+    'src/fast/': {'fast', 'tensorflow'},
+    'src/generation/': MODEL | {'generation', 'sample', 'fast', 'tqdm'},
+    'src/evaluation/': MODEL | {'evaluation', 'fast', 'training.windows', 'load_dataset'},
+    'src/formats/': MODEL | {'formats', 'fast', 'generation.checks', 'sample', 'safetensors'},
+    'src/training/': MODEL | {'training', 'accumulate', 'command_line', 'fast', 'generation', 'horovod', 'load_dataset',
+                              'memory_saving_gradients', 'tqdm'},
+    'src/convert.py': {'command_line', 'formats.hugging_face', 'model'},
+    'src/create_model.py': MODEL | {'command_line', 'load_dataset', 'tokenizers'},
+    'src/evaluate.py': {'command_line', 'evaluation', 'load_dataset', 'tqdm'},
+    'src/export.py': {'command_line', 'formats.saved_model'},
+    'src/generate_unconditional_samples.py': {'command_line', 'generation.samples'},
+    'src/interactive_conditional_samples.py': {'command_line', 'generation.samples'},
 }
-TENSORFLOW_FREE = ['continuation', 'encoder', 'npz', 'windows', 'load_dataset', 'paths', 'errors', 'interrupts', 'cli',
-                   'flags', 'encode', 'download_model', 'train', 'convert', 'create_model',
-                   'generate_unconditional_samples', 'interactive_conditional_samples', 'corpora', 'figures',
+TENSORFLOW_FREE = ['fast.precision', 'fast.session', 'generation.continuation', 'encoder', 'hparams', 'storage.npz',
+                   'storage.paths',
+                   'storage.run_lock', 'storage.run_state', 'storage.vocabulary_files', 'fast.bulk_encoding',
+                   'training.data', 'training.signals', 'training.windows', 'training.worker',
+                   'load_dataset', 'errors', 'command_line.interrupts',
+                   'command_line.startup', 'command_line.cli', 'command_line.flags', 'encode', 'download_model',
+                   'train', 'convert', 'create_model', 'generate_unconditional_samples',
+                   'interactive_conditional_samples', 'evaluation.test_sets', 'evaluation.metrics',
                    'evaluate', 'export']
-CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'Corpus', 'typing.TypeVar'}
+CONSTANT_MAKERS = {'re.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'functools.partial', 'TestSet',
+                   'perplexity_of', 'typing.TypeVar', 'pathlib.Path', 'pathlib.Path(__file__).resolve'}
 
 
 def tree(name):
@@ -72,15 +68,16 @@ SCRIPTS = [name for name in NAMES if "__name__ == '__main__'" in ast.unparse(PAR
 
 
 def imported(name):
-    """The top-level names of all modules that a file imports, in functions too."""
-    found = set()
+    """All modules that a file imports, in functions too: the project's by their full names, others' top level."""
+    modules = set()
     for node in ast.walk(PARSED[name]):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition('.')[0] for alias in node.names}
+            modules |= {alias.name.partition('.')[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f'{name} imports relatively'
-            found.add(node.module.partition('.')[0])
-    return found
+            below = {f'{node.module}.{alias.name}' for alias in node.names} & OURS.keys()
+            modules |= below or {node.module if node.module in OURS else node.module.partition('.')[0]}
+    return modules
 
 
 def imports(name):
@@ -89,7 +86,17 @@ def imports(name):
 
 
 def module_of(name):
-    return os.path.basename(name).removesuffix('.py')
+    return name.removeprefix('src/').removesuffix('.py').removesuffix('/__init__').replace('/', '.')
+
+
+OURS = {module_of(name): name for name in NAMES}
+
+
+def may_import(name):
+    """What the table says of a file, or of the folder it is in."""
+    allowed = MAY_IMPORT.get(name) or MAY_IMPORT.get(os.path.dirname(name) + '/')
+    assert name in MAY_IMPORT or allowed, f'{name} is new: say in MAY_IMPORT what it may import'
+    return (allowed or set()) | FOR_EVERYBODY
 
 
 def calls(node):
@@ -100,35 +107,48 @@ def calls(node):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_file_imports_only_what_the_design_lets_it(name):
-    assert name in MAY_IMPORT, f'{name} is new: say in MAY_IMPORT what it may import'
-    assert imports(name) <= MAY_IMPORT[name] | FOR_EVERYBODY - {module_of(name)}
+    allowed = may_import(name)
+    assert not {module for module in imports(name) if not {module, module.partition('.')[0]} & allowed}
 
 
 def test_no_file_is_missing():
-    assert set(MAY_IMPORT) <= set(NAMES)
+    assert {name for name in MAY_IMPORT if name.endswith('.py')} <= set(NAMES)
+    assert {os.path.dirname(name) + '/' for name in NAMES if name.count('/') > 1} <= MAY_IMPORT.keys()
 
 
 def test_errors_imports_nothing_and_paths_only_errors():
     assert imports('src/errors.py') == set()
-    assert imports('src/paths.py') == {'errors'}
+    assert imports('src/storage/paths.py') == {'errors'}
+
+
+def cycle(needed_by):  # {name: set of names} -> what is left when all that needs nothing of it has been taken away
+    waiting = {name: needed & needed_by.keys() - {name} for name, needed in needed_by.items()}
+    while free := {name for name, needed in waiting.items() if not needed & waiting.keys()}:
+        waiting = {name: needed for name, needed in waiting.items() if name not in free}
+    return waiting
 
 
 def test_imports_have_no_cycle():
-    files = {module_of(name): name for name in NAMES}
-    waiting = {module: imports(name) & files.keys() for module, name in files.items()}
-    while free := {module for module, needed in waiting.items() if not needed & waiting.keys()}:
-        waiting = {module: needed for module, needed in waiting.items() if module not in free}
-    assert waiting == {}
+    assert cycle({module: imports(name) for module, name in OURS.items()}) == {}
+
+
+def test_folders_have_no_cycle():
+    folders = {}
+    for module, name in OURS.items():
+        if '.' in module:
+            folders.setdefault(module.partition('.')[0], set()).update(
+                other.partition('.')[0] for other in imports(name) if '.' in other)
+    assert cycle(folders) == {}
 
 
 def test_module_names_hide_no_installed_module():
-    assert not {module_of(name) for name in NAMES} & sys.stdlib_module_names
-    assert len({module_of(name) for name in NAMES}) == len(NAMES)
+    assert not {module.partition('.')[0] for module in OURS} & sys.stdlib_module_names
+    assert len(OURS) == len(NAMES)
 
 
 def test_only_cli_knows_fire_and_only_the_worker_horovod():
-    assert [name for name in NAMES if 'fire' in imports(name)] == ['src/cli.py']
-    assert [name for name in NAMES if 'horovod' in imports(name)] == ['src/horovod_worker.py']
+    assert [name for name in NAMES if 'fire' in imports(name)] == ['src/command_line/cli.py']
+    assert [name for name in NAMES if 'horovod' in imports(name)] == ['src/training/horovod_worker.py']
 
 
 def test_what_needs_no_tensorflow_imports_without_it():
@@ -154,8 +174,9 @@ def is_path_line(node, name):
 
 
 def is_for_scripts(node, name):
-    """What cli does where the process runs a script: until `run`, Ctrl-C ends it; what is not installed is told."""
-    return name == 'src/cli.py' and isinstance(node, ast.If) and ast.unparse(node.test).startswith('is_script()')
+    """In the process of a script, startup has Ctrl-C end it until `run`, and a missing package told."""
+    return (name == 'src/command_line/startup.py' and isinstance(node, ast.If)
+            and ast.unparse(node.test).startswith('is_script()'))
 
 
 def is_guard(node, name):
@@ -207,7 +228,7 @@ def used_of(module):
     found = set()
     for tree in (PARSED[name] for name in NAMES if module_of(name) != module):
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == module:
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == module.rpartition('.')[2]:
                 found.add(node.attr)
             elif isinstance(node, ast.ImportFrom) and node.module == module:
                 found |= {alias.name for alias in node.names}
@@ -269,5 +290,7 @@ def test_only_cli_trainer_and_the_worker_end_the_process(name):
     called = set(calls(PARSED[name]))
     assert not called & {'exit', 'quit'}
     # At the second Ctrl-C, and where calls of Horovod do not come back.
-    assert 'os._exit' not in called or name in ('src/trainer.py', 'src/horovod_worker.py')
-    assert 'sys.exit' not in called or name in ('src/cli.py', 'src/trainer.py', 'src/horovod_worker.py')
+    assert 'os._exit' not in called or name in ('src/training/signals.py', 'src/training/watch.py')
+    assert 'sys.exit' not in called or name in ('src/command_line/startup.py', 'src/command_line/cli.py',
+                                                'src/training/trainer.py',
+                                                'src/training/horovod_worker.py')

@@ -1,19 +1,26 @@
 import bz2
 import gzip
+import itertools
 import lzma
 import os
+import random
+import re
 from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_encoder import APOSTROPHES, ODD_TEXTS, TEXT, tiny
 from tiny_vocab import EOT, tiny_bpe
 
 import load_dataset
-import npz
-from encoder import Encoder, SpecialTokens, bytes_to_unicode
+from encoder import Encoder, bytes_to_unicode
 from errors import InputError
-from load_dataset import find_files, iter_chunks
-from windows import Sampler
+from load_dataset import find_files, iter_chunks, separate_document, split_at
+from storage import npz
+from storage.vocabulary_files import SpecialTokens
+from training.windows import Sampler
 
 
 @pytest.fixture(scope='module')
@@ -148,6 +155,53 @@ def test_end_of_text_in_a_file_can_be_text(tmp_path, enc, read_bytes, capsys):
         assert lists(load(enc, tmp_path / 'a', special_tokens=False)) == [[*enc.encode(SEVERAL), enc.eot]]
     assert capsys.readouterr() == ('', '6 <|endoftext|> in the text are taken as text; '
                                        '--special_tokens true takes them as ends of documents\n')
+
+
+def test_texts_are_split_at_tokens_wherever_they_are_cut():
+    tokens = {'<a>', '<a>b', '<', 'a>b!', '!!!!!!!!'}
+    draw = random.Random(5)
+    pattern = re.compile('|'.join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+    for _ in range(300):
+        text = ''.join(draw.choices('<a>b! ', k=draw.randrange(40)))
+        expected, start = [], 0
+        for match in pattern.finditer(text):
+            expected += [text[start:match.start()], match[0]]
+            start = match.end()
+        cuts = sorted(draw.choices(range(len(text) + 1), k=draw.randrange(10)))
+        parts = list(split_at((text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])), tokens))
+        joined = []  # texts may be cut, tokens not
+        for is_token, run in itertools.groupby(parts, tokens.__contains__):
+            run = list(run)
+            joined += run if is_token else [''.join(run)]
+        assert '' not in parts and joined == [part for part in [*expected, text[start:]] if part]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.one_of(TEXT, APOSTROPHES).filter(bool), max_size=6))
+def test_separate_texts_have_the_ids_of_the_whole(texts):
+    enc, reference = tiny()
+    parts = list(separate_document('a', texts))
+    assert all(parts) and ''.join(parts) == ''.join(texts)
+    assert [id for part in parts for id in enc.encode(part)] == reference.encode_ordinary(''.join(texts))
+
+
+def cut(text, length):
+    return [text[i:i + length] for i in range(0, len(text), length)]
+
+
+def test_separate_texts_of_odd_texts():
+    enc, reference = tiny()
+    text = ' '.join(ODD_TEXTS * 3)
+    parts = list(separate_document('a', cut(text, 50)))
+    assert len(parts) > 20 and max(map(len, parts)) < 150
+    assert [id for part in parts for id in enc.encode(part)] == reference.encode_ordinary(text)
+
+
+@pytest.mark.parametrize('piece', ['a', '1', '-', ' ', '世'])
+def test_only_an_endless_piece_is_not_cut(piece):
+    parts = list(separate_document('a', [*cut('x- ' * 20, 10), *cut(piece * 100, 10), *cut(' a.' * 20, 10)]))
+    assert [part for part in parts if len(part) > 30] == [part for part in parts if piece * 70 in part]
+    assert len(parts) > 5
 
 
 def test_documents_without_text(tmp_path, enc):

@@ -19,7 +19,8 @@ def session(directory, start, **series):
 
 
 def test_what_was_logged_after_the_save_that_a_session_went_on_from_is_left_out(tmp_path):
-    session(tmp_path / 'a', 0, loss={1: 5.0, 2: 4.0, 3: 9.0, 4: 9.0}, val_loss={2: 4.5, 4: 9.5}, learning_rate={1: 1})
+    session(tmp_path / 'a', 0, loss={1: 5.0, 2: 4.0, 3: 9.0, 4: 9.0}, val_loss={2: 4.5, 4: 9.5},
+            learning_rate={1: 1})
     session(tmp_path / 'b', 2, loss={3: 3.0}, val_loss={})
     files = [str(next((tmp_path / name).iterdir())) for name in 'ab']
     assert loss_curve.losses(files) == ({1: 5.0, 2: 4.0, 3: 3.0}, {2: 4.5})

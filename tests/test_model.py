@@ -7,9 +7,11 @@ import pytest
 import tensorflow.compat.v1 as tf
 import toy
 
-import fused
 import model
 from errors import InputError
+from fast import blocks, kernels
+from fast.quantized import with_precision
+from hparams import load_hparams
 
 SHAPES = [{}, {'n_embd': 48, 'n_head': 3, 'n_layer': 3}, {'n_embd': 32, 'n_head': 1, 'n_layer': 1},
           {'n_vocab': 64, 'n_ctx': 16, 'n_embd': 64, 'n_head': 16, 'n_layer': 4}]
@@ -27,8 +29,8 @@ def run_model(hp, values, tokens, past=None):
 
 def transformers_model(hp, values):
     """transformers' GPT2LMHeadModel with these weights, which are a checkpoint's."""
-    torch = pytest.importorskip('torch', reason='make test-peers compares with transformers')
-    transformers = pytest.importorskip('transformers', reason='make test-peers compares with transformers')
+    torch = pytest.importorskip('torch', reason='make test-all compares with transformers')
+    transformers = pytest.importorskip('transformers', reason='make test-all compares with transformers')
     config = transformers.GPT2Config(vocab_size=hp.n_vocab, n_positions=hp.n_ctx, n_embd=hp.n_embd, n_head=hp.n_head,
                                      n_layer=hp.n_layer, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
     peer = transformers.GPT2LMHeadModel(config)
@@ -48,8 +50,8 @@ def transformers_model(hp, values):
 def compiled(request, monkeypatch):
     """Once as small models are computed; once as large ones are, by kernels, and by blocks of attention."""
     if request.param == 'kernels':
-        monkeypatch.setattr(fused, 'SMALLEST', 0)
-        monkeypatch.setattr(model, 'ATTENTION_BLOCK', 4)
+        monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
+        monkeypatch.setattr(blocks, 'ATTENTION_BLOCK', 4)
 
 
 @pytest.mark.parametrize('sizes', SHAPES)
@@ -162,9 +164,9 @@ def test_bfloat16_is_near_the_reference():
         with toy.session() as s:
             X = tf.constant(tokens, tf.int32)
             w = model.weights(hp)
-            h, presents = model.transformer(hp, model.with_precision(w, dtype), X)
+            h, presents = model.transformer(hp, with_precision(w, dtype), X)
             assert h.dtype == tf.float32 and presents[0][0].dtype == dtype
-            total, count = model.loss(model.output(model.with_precision(w, dtype), h), X)
+            total, count = model.loss(model.output(with_precision(w, dtype), h), X)
             toy.assign(s, values)
             gradients = [tf.convert_to_tensor(g) for g in tf.gradients(total, [*w.values()])]
             found[dtype] = s.run([total / count, *gradients])
@@ -214,10 +216,10 @@ def test_the_number_of_parameters_is_that_of_the_weights(sizes):
 def test_bad_hparams_files_are_named(tmp_path, text, message):
     path = tmp_path / 'hparams.json'
     with pytest.raises(InputError, match=r'no .*hparams\.json'):
-        model.load_hparams(path)
+        load_hparams(path)
     path.write_text(text)
     with pytest.raises(InputError, match=message):
-        model.load_hparams(path)
+        load_hparams(path)
     path.write_text(json.dumps(toy.TOY), encoding='utf-8-sig')  # as editors on Windows write it
-    assert model.load_hparams(path).values() == toy.TOY
+    assert load_hparams(path).values() == toy.TOY
 

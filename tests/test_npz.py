@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from test_load_dataset import lists, load
 from tiny_vocab import tiny_bpe
 
-import npz
 from encoder import Encoder
 from errors import InputError
-from npz import write_npz
-from windows import Sampler, hold_out
+from storage import npz
+from storage.npz import write_npz
+from training.windows import Sampler, hold_out
 
 
 @pytest.fixture(scope='module')

@@ -11,15 +11,15 @@ import tensorflow.compat.v1 as tf
 import toy
 from tiny_vocab import ENGLISH
 
-import checkpoint
-import cli
 import encoder
 import evaluate
 import interactive_conditional_samples
-import trainer
+from command_line import cli
+from command_line.flags import TrainFlags
 from convert import to_hf
 from errors import InputError
-from flags import TrainFlags
+from storage import checkpoint
+from training import trainer
 
 
 @pytest.fixture(scope='module')
@@ -101,8 +101,8 @@ def test_training_goes_on_from_it(models, run, tmp_path, restore_from, capsys):
     assert 'model-123 has no training state beside it: the optimizer and the data start anew' in capsys.readouterr().out
     saved = directory if restore_from == 'latest' else directory.parent / 'new'
     assert (saved / 'counter').read_text() == '124\n'
-    reader = tf.train.load_checkpoint(checkpoint.find(str(saved)))
-    assert checkpoint.find(str(saved)) == str(saved / 'model-124')
+    reader = tf.train.load_checkpoint(checkpoint.resolve_path(str(saved)))
+    assert checkpoint.resolve_path(str(saved)) == str(saved / 'model-124')
     for name, value in values.items():
         np.testing.assert_array_equal(reader.get_tensor(name), value)
     assert train(steps=126, restore_from='latest', learning_rate=0.01) == 126

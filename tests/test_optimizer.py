@@ -7,9 +7,9 @@ import toy
 
 import memory_saving_gradients
 import model
-import optimizer
+from command_line.flags import TrainFlags
 from errors import InputError
-from flags import TrainFlags
+from training import optimizer
 
 # torch 2.13 and transformers 5.23: GPT2LMHeadModel with toy.weights(toy.hparams()), ten updates by the batches of
 # np.random.RandomState(1).randint(0, 557, [10, 2, 32]); torch.optim.Adam(lr=1e-3), torch.optim.AdamW(lr=1e-3,
@@ -81,9 +81,9 @@ def updates(values, gradients, rates, **settings):
 
 
 def peer_optimizer(name, parameters):
-    torch = pytest.importorskip('torch', reason='make test-peers compares with torch')
+    torch = pytest.importorskip('torch', reason='make test-all compares with torch')
     if name == 'adafactor':
-        transformers = pytest.importorskip('transformers', reason='make test-peers compares with transformers')
+        transformers = pytest.importorskip('transformers', reason='make test-all compares with transformers')
         return transformers.Adafactor(parameters, lr=1.0, **ADAFACTOR)
     if name == 'adamw':  # with its own default for matrices
         return torch.optim.AdamW([{'params': parameters[:2]}, {'params': parameters[2:], 'weight_decay': 0}])
@@ -93,7 +93,7 @@ def peer_optimizer(name, parameters):
 @pytest.mark.parametrize('clip_norm', [0.0, 5.0])
 @pytest.mark.parametrize('name', NAMES)
 def test_ten_updates_are_those_of_torch(name, clip_norm):
-    torch = pytest.importorskip('torch', reason='make test-peers compares with torch')
+    torch = pytest.importorskip('torch', reason='make test-all compares with torch')
     values, gradients, rates = draw(seed=1), draw(10, 1, scale=0.7), np.linspace(0.3, 0.01, 10)
     parameters = [torch.nn.Parameter(torch.tensor(value)) for value in values]
     peer, norms = peer_optimizer(name, parameters), []

@@ -1,12 +1,15 @@
 import errno
+import importlib
 import os
+import shutil
 import stat
 import threading
 
 import pytest
 
-import paths
+from command_line import cli
 from errors import InputError
+from storage import paths
 
 
 @pytest.fixture
@@ -18,8 +21,10 @@ def models(tmp_path):
 # Folders that cannot be written
 
 @pytest.mark.parametrize('number, remedy', [
-    (errno.EACCES, 'permit this user'), (errno.EPERM, 'permit this user'), (errno.EROFS, 'mount its file system'),
-    (errno.ENOSPC, 'make room'), (errno.EDQUOT, 'make room'), (errno.EIO, 'see whether its disk is in order')])
+    (errno.EACCES, 'permit this user'), (errno.EPERM, 'permit this user'),
+    (errno.EROFS, 'mount its file system'),
+    (errno.ENOSPC, 'make room'), (errno.EDQUOT, 'make room'),
+    (errno.EIO, 'see whether its disk is in order')])
 def test_what_to_do_about_a_folder_fits_the_reason(tmp_path, monkeypatch, number, remedy):
     def refuse(path, *arguments):
         raise OSError(number, os.strerror(number), path)
@@ -37,7 +42,8 @@ def test_a_folder_is_tried_where_it_is_or_would_be(tmp_path, monkeypatch):
     assert os.listdir() == []
     (tmp_path / 'file').write_text('')
     (tmp_path / 'link').symlink_to('nowhere')
-    for name, remedy in (('file/a/b', 'move it away'), ('link', 'make the folder'), ('link/a', 'make the folder')):
+    for name, remedy in (('file/a/b', 'move it away'), ('link', 'make the folder'),
+                         ('link/a', 'make the folder')):
         with pytest.raises(InputError, match=remedy):
             paths.check_writable(name, '--out')
 
@@ -45,54 +51,109 @@ def test_a_folder_is_tried_where_it_is_or_would_be(tmp_path, monkeypatch):
 # Names of models and runs
 
 @pytest.mark.parametrize('there, asked', [
-    ('124M', '124M'), ('124M', '117M'), ('117M', '124M'), ('117M', '117M'), ('355M', '345M'), ('345M', '355M'),
+    ('124M', '124M'), ('124M', '117M'), ('117M', '124M'), ('117M', '117M'), ('355M', '345M'),
+    ('345M', '355M'),
     ('mine', 'mine'), ('.hidden', '.hidden'), ('a b', 'a b'), ('2019', '2019')])
 def test_a_model_is_found_by_its_name_or_alias(models, there, asked):
     (models / there).mkdir()
-    assert paths.model_dir(asked, str(models)) == str(models / there)
+    assert paths.find_model(asked, str(models)) == str(models / there)
 
 
 def test_a_name_comes_before_its_alias(models):
     for name in ('117M', '124M'):
         (models / name).mkdir()
-    assert paths.model_dir('117M', str(models)) == str(models / '117M')
-    assert paths.model_dir('124M', str(models)) == str(models / '124M')
+    assert paths.find_model('117M', str(models)) == str(models / '117M')
+    assert paths.find_model('124M', str(models)) == str(models / '124M')
 
 
 @pytest.mark.parametrize('there, asked', [('124M', '355M'), ('124M', '345M'), ('774M', '117M'), ('a', 'A')])
 def test_no_other_model_is_taken(models, there, asked):
     (models / there).mkdir()
     with pytest.raises(InputError):
-        paths.model_dir(asked, str(models))
+        paths.find_model(asked, str(models))
 
 
 @pytest.mark.parametrize('name', ['124M', '355M', '774M', '1558M', '117M', '345M'])
 def test_for_a_released_model_that_is_missing_the_remedy_is_to_download_it(models, name):
     with pytest.raises(InputError) as raised:
-        paths.model_dir(name, str(models))
-    assert str(raised.value) == f'no model directory {models}/{name}; fetch it with ./download_model.py {name}'
+        paths.find_model(name, str(models))
+    assert str(raised.value) == (f'no model directory {models}/{name} and no run checkpoint/{name}; '
+                                 f'fetch it with ./download_model.py {name}')
 
 
-def test_for_another_model_that_is_missing_the_remedy_is_to_check_or_create(models):
+def test_for_another_model_that_is_missing_the_remedy_is_to_look_or_create(models):
     with pytest.raises(InputError) as raised:
-        paths.model_dir('mine', str(models))
-    assert str(raised.value) == (f'no model directory {models}/mine; check --model_name and --models_dir, or make one '
-                                 'with src/create_model.py')
+        paths.find_model('mine', str(models), 'runs')
+    assert str(raised.value) == (f'no model directory {models}/mine and no run runs/mine; give a model, a '
+                                 'run or a path with a /, or make one with src/create_model.py')
 
 
 def test_a_file_is_no_model_directory(models):
     (models / 'mine').write_text('')
     with pytest.raises(InputError, match='no model directory'):
-        paths.model_dir('mine', str(models))
+        paths.find_model('mine', str(models))
+
+
+def test_a_run_is_found_by_its_name_too(models, tmp_path, capsys):
+    (tmp_path / 'runs' / 'novels').mkdir(parents=True)
+    (tmp_path / 'runs' / '124M').mkdir()
+    for name in ('novels', '124M'):
+        assert paths.find_model(name, str(models), str(tmp_path / 'runs')) == str(tmp_path / 'runs' / name)
+    assert paths.find_model('novels', str(tmp_path / 'runs')) == str(tmp_path / 'runs' / 'novels')
+    assert capsys.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('asked, there', [('mine', 'mine'), ('117M', '124M')])
+def test_a_model_comes_before_a_run_of_its_name_which_is_told(models, tmp_path, capsys, asked, there):
+    run = tmp_path / 'runs' / asked
+    for folder in (models / there, run):
+        folder.mkdir(parents=True)
+    assert paths.find_model(asked, str(models), str(tmp_path / 'runs'), quiet=True) == str(models / there)
+    assert capsys.readouterr() == ('', '')
+    assert paths.find_model(asked, str(models), str(tmp_path / 'runs')) == str(models / there)
+    assert capsys.readouterr() == ('',
+                                   f'{asked} is the model {models / there}; the run of this name is {run}\n')
+    assert paths.find_model(str(run), str(models)) == str(run)
+    assert paths.find_model(asked, str(tmp_path / 'runs'),
+                            str(tmp_path / 'runs')) == str(run)  # as it always was
+    assert capsys.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('asked, expected', [
+    ('a/b', 'a/b'), ('a/b/', 'a/b'), ('./a', './a'), ('./a/', './a'), ('a/../c', 'a/../c'), ('{}/a', '{}/a'),
+    ('.', None),
+    ('./', '{}'), ('a/..', '{}'), ('$HERE/a', '{}/a')])
+def test_a_path_has_a_slash_before_and_after(tmp_path, monkeypatch, asked, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HERE', str(tmp_path))
+    (tmp_path / 'a' / 'b').mkdir(parents=True)
+    (tmp_path / 'c').mkdir()
+    asked = asked.format(tmp_path)
+    if expected is None:
+        with pytest.raises(InputError, match='not a plain folder name'):
+            paths.find_model(asked)
+        return
+    path = paths.find_model(asked)
+    assert path == expected.format(tmp_path) and os.path.dirname(path)
+    assert paths.find_model(path) == path
+
+
+def test_a_path_that_is_no_folder_is_told(tmp_path):
+    (tmp_path / 'file').write_text('')
+    for name in ('file', 'none'):
+        with pytest.raises(InputError,
+                           match=f'no folder .*/{name}; give the name of a model or run, or the path'):
+            paths.find_model(str(tmp_path / name))
 
 
 @pytest.mark.parametrize('name', ['../x', 'a/b', '/etc', 'a/', '', '.', '..', 'a\0b', '\0', 'a\\b', '..\\x'])
-@pytest.mark.parametrize('find, flag', [(paths.model_dir, '--model_name'), (paths.run_dir, '--run_name')])
-def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path, find, flag, name):
-    with pytest.raises(InputError) as raised:
-        find(name, str(tmp_path))
-    assert str(raised.value).startswith(f'{flag} {name!r} is not a plain folder name')
-    assert '\n' not in str(raised.value) and '\0' not in str(raised.value)
+def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path, name):
+    finders = [(paths.run_dir, '--run_name')] + [(paths.find_model, '--model_name')] * ('/' not in name)
+    for find, flag in finders:
+        with pytest.raises(InputError) as raised:
+            find(name, str(tmp_path))
+        assert str(raised.value).startswith(f'{flag} {name!r} is not a plain folder name')
+        assert '\n' not in str(raised.value) and '\0' not in str(raised.value)
 
 
 def test_a_run_directory_need_not_exist(tmp_path):
@@ -103,7 +164,7 @@ def test_a_run_directory_need_not_exist(tmp_path):
 def test_folders_are_given_by_the_originals_names_unless_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'models' / '124M').mkdir(parents=True)
-    assert paths.model_dir('124M') == os.path.join('models', '124M')
+    assert paths.find_model('124M') == os.path.join('models', '124M')
     assert paths.run_dir('run1') == os.path.join('checkpoint', 'run1')
 
 
@@ -147,7 +208,8 @@ def test_on_an_exception_all_is_as_it_was(tmp_path, error, old):
     with pytest.raises(error), paths.replacing(str(target)) as file:
         file.write('half')
         raise error()
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == ({} if old is None else {'file': old})
+    expected = {} if old is None else {'file': old}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == expected
 
 
 def test_a_failing_rename_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -162,7 +224,8 @@ def test_a_failing_rename_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_the_data_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     done = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, 'fsync', lambda file: (done.append(('fsync', os.fstat(file).st_size)), fsync(file)))
+    monkeypatch.setattr(os, 'fsync',
+                        lambda file: (done.append(('fsync', os.fstat(file).st_size)), fsync(file)))
     monkeypatch.setattr(os, 'replace', lambda *names: (done.append('replace'), replace(*names)))
     with paths.replacing(str(tmp_path / 'file')) as file:
         file.write('seven x')
@@ -176,7 +239,8 @@ def test_a_folder_that_is_not_there_is_an_error_naming_the_path(tmp_path):
 
 
 def test_the_files_of_a_model_are_the_seven_released():
-    assert sorted(paths.MODEL_FILES) == ['checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001',
+    assert sorted(paths.MODEL_FILES) == ['checkpoint', 'encoder.json', 'hparams.json',
+                                         'model.ckpt.data-00000-of-00001',
                                          'model.ckpt.index', 'model.ckpt.meta', 'vocab.bpe']
 
 
@@ -282,7 +346,8 @@ def test_into_a_pipe_is_written_straight(tmp_path):
     (tmp_path / 'link').symlink_to('pipe')
     read = []
     for name in ('pipe', 'link'):
-        reader = threading.Thread(target=lambda name=name: read.append((tmp_path / name).read_bytes()), daemon=True)
+        reader = threading.Thread(target=lambda name=name: read.append((tmp_path / name).read_bytes()),
+                                  daemon=True)
         reader.start()
         with paths.output(str(tmp_path / name)) as file:
             file.write('häl')
@@ -336,21 +401,53 @@ def test_what_is_open_for_reading_alone_is_named():
 # Characters that TensorFlow cannot read
 
 @pytest.mark.parametrize('name', ['a[1]', 'a*', 'a?', 'a\udcff'])
-@pytest.mark.parametrize('find', [paths.model_dir, paths.run_dir, paths.model_or_run])
+@pytest.mark.parametrize('find', [paths.find_model, paths.run_dir])
 def test_a_folder_whose_checkpoints_tensorflow_cannot_read_is_refused(tmp_path, find, name):
-    (tmp_path / name / name).mkdir(parents=True)
+    (tmp_path / name / 'b').mkdir(parents=True)
     for given in ((name, str(tmp_path)), ('b', str(tmp_path / name))):
         with pytest.raises(InputError) as raised:
             find(*given)
         assert f'has the character {name[1]!r}' in str(raised.value)
     with pytest.raises(InputError, match='has the character'):
-        paths.model_or_run(str(tmp_path / name))
+        paths.find_model(str(tmp_path / name))
 
 
 def test_what_stands_above_a_relative_path_may_have_any_name(tmp_path, monkeypatch):
     (tmp_path / 'a[1]' / 'models' / 'b').mkdir(parents=True)
     monkeypatch.chdir(tmp_path / 'a[1]')
-    assert paths.model_dir('b') == paths.model_or_run('models/b/') == paths.model_or_run('./models/b') == 'models/b'
+    assert paths.find_model('b') == paths.find_model('models/b/') == 'models/b'
     monkeypatch.chdir('models/b')
     with pytest.raises(InputError, match='has the character'):
-        paths.model_or_run('./')  # whose name is known from the top alone
+        paths.find_model('./')  # whose name is known from the top alone
+
+
+# In the scripts
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    """models/toy, checkpoint/novels that was trained from it, and a text."""
+    from create_model import create_model
+    folder = tmp_path_factory.mktemp('home')
+    create_model('toy', 1, 2, 32, 32, models_dir=str(folder / 'models'), seed=1)
+    shutil.copytree(folder / 'models' / 'toy', folder / 'checkpoint' / 'novels')
+    (folder / 'text.txt').write_text('The sea was quiet. ' * 20)
+    return folder
+
+
+@pytest.mark.parametrize('name', ['toy', 'novels', './checkpoint/novels'])
+@pytest.mark.parametrize('script, function, argv', [
+    ('generate_unconditional_samples', 'sample_model', ['--model_name={}', '--length=2', '--nsamples=1']),
+    ('interactive_conditional_samples', 'interact_model', ['--model_name={}', '--length=2', '--prompt=The']),
+    ('evaluate', 'COMMANDS', ['perplexity', '--model_name={}', '--data=text.txt']),
+    ('convert', 'COMMANDS', ['to_hf', '{}', 'out']),
+    ('export', 'export', ['{}', 'out']),
+    ('create_model', 'create_model', ['copy', '--vocab_from={}', '--n_layer=1', '--n_embd=12', '--n_ctx=8']),
+    ('encode', 'encode', ['text.txt', 'text.npz', '--model_name={}']),
+    ('train', 'train',
+     ['--dataset=text.txt', '--model_name={}', '--steps=1', '--sample_every=0', '--run_name=toy'])])
+def test_every_script_takes_a_model_a_run_or_a_path(home, tmp_path, monkeypatch, capsys, script, function,
+                                                    argv, name):
+    shutil.copytree(home, tmp_path / 'home')
+    monkeypatch.chdir(tmp_path / 'home')
+    cli.run(getattr(importlib.import_module(script), function), [word.format(name) for word in argv])
+    assert 'the run of this name' not in capsys.readouterr().err

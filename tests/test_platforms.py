@@ -12,15 +12,13 @@ import pytest
 import toy
 from tiny_vocab import ENGLISH
 
-import checkpoint
-import cli
 import encode
-import load_dataset
-import paths
-import samples
-import trainer
-from flags import SamplingFlags, TrainFlags
-from npz import npz_arrays
+from command_line import cli
+from command_line.flags import SamplingFlags, TrainFlags
+from generation import samples
+from storage import new_model, paths, run_lock
+from storage.npz import npz_arrays
+from training import log, trainer
 
 fcntl = pytest.importorskip('fcntl')
 pytestmark = pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='what is open is looked up in /proc')
@@ -80,7 +78,7 @@ def windows(monkeypatch):
     monkeypatch.setattr(os, 'fsync', fsync_writable)
     monkeypatch.setitem(sys.modules, 'resource', None)
     monkeypatch.delattr(signal, 'SIGHUP')
-    for module in (checkpoint, cli, load_dataset, trainer):
+    for module in (run_lock, paths, cli, log):
         monkeypatch.setattr(module, 'sys', Sys())
 
 
@@ -99,10 +97,10 @@ def test_a_run_is_trained_saved_and_resumed(windows, flags, tmp_path, monkeypatc
     monkeypatch.setattr(time, 'time', lambda: 1e9)  # which may stand still for 16 ms
     for steps in (2, 8):  # of the saves some are removed
         assert trainer.train(flags(steps=steps)) == steps
-    assert np.isnan(trainer.peak_memory())
+    assert np.isnan(log.peak_memory())
     assert b'\r' not in (tmp_path / 'samples' / 'run1' / 'samples-8').read_bytes()
     sampling = SamplingFlags('run1', models_dir=str(tmp_path / 'checkpoint'), seed=1, nsamples=1, length=3)
-    drawn = samples.Samples(sampling, unconditional=True)
+    drawn = samples.SampleWriter(sampling, unconditional=True)
     with samples.opened(str(tmp_path / 'drawn.txt')) as file:
         drawn.write(file)
     assert (tmp_path / 'drawn.txt').read_bytes().startswith(b'=====')
@@ -118,7 +116,7 @@ def test_a_signal_that_windows_knows_still_stops_training(windows):
 
 def test_a_model_is_made_as_a_whole(windows, tmp_path):
     with paths.making(str(tmp_path / 'models' / 'new')) as folder:
-        checkpoint.create(folder, toy.hparams())
+        new_model.create(folder, toy.hparams())
     assert (tmp_path / 'models' / 'new' / 'checkpoint').exists()
 
 

@@ -11,10 +11,12 @@ import tensorflow.compat.v1 as tf
 import toy
 from tiny_vocab import ENGLISH
 
-import fused
 import sample
 from encoder import get_encoder
 from errors import InputError
+from fast import kernels
+
+pytestmark = pytest.mark.slow
 
 CONTEXT = [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]]
 
@@ -66,7 +68,7 @@ def some_logits(rng, kind, n_vocab):  # -> float32 [8, V]
 @pytest.mark.parametrize('smallest', [0, 1 << 60], ids=['kernel', 'operations'])
 def test_top_p_keeps_what_sorting_keeps(monkeypatch, kind, smallest):
     """Of many rows, by a kernel and by operations. What is as likely as the token that crosses p is kept as well."""
-    monkeypatch.setattr(fused, 'SMALLEST', smallest)
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', smallest)
     rng = np.random.RandomState(3)
     with toy.session() as s:
         logits, p = tf.placeholder(tf.float32, [8, 300]), tf.placeholder(tf.float32, [])
@@ -101,18 +103,18 @@ def test_penalized_is_the_papers_formula(penalty):
     for row, some in enumerate(tokens):
         for token in {token for token in some if token >= 0}:
             expected[row, token] *= 1 / penalty if logits[row, token] > 0 else penalty
-    np.testing.assert_allclose(evaluate(sample.penalized, logits, tokens, penalty), expected, rtol=1e-6)
+    np.testing.assert_allclose(evaluate(sample.apply_repetition_penalty, logits, tokens, penalty), expected, rtol=1e-6)
     with toy.session() as s:
         given = tf.placeholder(tf.float32, [])
-        assert (s.run(sample.penalized(logits, tokens, given), {given: penalty}) ==
-                evaluate(sample.penalized, logits, tokens, penalty)).all()
+        assert (s.run(sample.apply_repetition_penalty(logits, tokens, given), {given: penalty}) ==
+                evaluate(sample.apply_repetition_penalty, logits, tokens, penalty)).all()
     empty = np.zeros([3, 0], np.int32)
-    assert (evaluate(sample.penalized, logits, empty, penalty) == logits).all()
+    assert (evaluate(sample.apply_repetition_penalty, logits, empty, penalty) == logits).all()
 
 
 @pytest.mark.parametrize('smallest', [0, 1 << 60], ids=['kernel', 'operations'])
 def test_controls_that_are_tensors_give_what_numbers_give(monkeypatch, smallest):
-    monkeypatch.setattr(fused, 'SMALLEST', smallest)
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', smallest)
     rng = np.random.RandomState(2)
     logits, uniform = (rng.standard_normal([40, 30]) * 2).astype(np.float32), rng.random_sample(40)
     found = []
@@ -132,7 +134,7 @@ def test_controls_that_are_tensors_give_what_numbers_give(monkeypatch, smallest)
 @pytest.mark.parametrize('smallest', [0, 1 << 60], ids=['kernel', 'operations'])
 def test_ids_outside_of_the_vocabulary_are_as_if_they_were_not_there(monkeypatch, smallest):
     """The tokens drawn are those of logits without the columns of these ids, though they are the largest."""
-    monkeypatch.setattr(fused, 'SMALLEST', smallest)
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', smallest)
     rng = np.random.RandomState(4)
     vocabulary = np.array([0, 1, 2, 5, 6, 7, 8, 9, 10, 12])
     logits, uniform = (rng.standard_normal([60, 15]) * 2).astype(np.float32), rng.random_sample(60)
@@ -299,7 +301,7 @@ def test_controls_out_of_range_are_refused(arguments, message):
 
 @pytest.mark.parametrize('controls', [{'temperature': 0}, {'temperature': 1, 'seed': 4, 'top_k': 20, 'top_p': 0.9}])
 def test_rows_of_several_lengths_and_controls_as_tensors(monkeypatch, controls):
-    monkeypatch.setattr(fused, 'SMALLEST', 1 << 60)  # compiling would take seconds
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 1 << 60)  # compiling would take seconds
     values = toy.weights(toy.hparams(), scale=0.4)
     padded = [[3, 1, 4, 1, 5], [-1, -1, 9, 2, 6], [-1, -1, -1, -1, 7]]
     inputs = {'length': 12, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, **controls}
@@ -324,7 +326,7 @@ def test_rows_of_several_lengths_and_controls_as_tensors(monkeypatch, controls):
     ({'temperature': -1}, 'temperature must be 0'), ({'top_k': -1}, 'top_k must be 0'),
     ({'top_p': 1.1}, 'top_p must be from 0')])
 def test_tensors_out_of_range_end_the_run(monkeypatch, changes, message):
-    monkeypatch.setattr(fused, 'SMALLEST', 1 << 60)
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 1 << 60)
     inputs = {'length': 5, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, **changes}
     with toy.session() as s:
         given = {name: tf.placeholder(tf.float32 if name in ('temperature', 'top_p') else tf.int32, [])

@@ -15,6 +15,8 @@ import torture
 
 from errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def test_mutations():
     counts = damage.mutations(count=60, seed=0)

@@ -21,10 +21,13 @@ import toy
 from tiny_vocab import ENGLISH
 
 import load_dataset
-import trainer
-from flags import TrainFlags
-from npz import write_npz
-from windows import Sampler
+from command_line.flags import TrainFlags
+from storage import checkpoint
+from storage.npz import write_npz
+from training import trainer
+from training.windows import Sampler
+
+pytestmark = pytest.mark.processes
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RANKS = os.path.join(ROOT, 'tests', 'ranks.py')
@@ -187,11 +190,11 @@ def test_ranks_draw_together_what_one_process_draws(size):
 
 
 def test_what_one_process_of_several_reads_is_a_map_of_what_was_encoded_once(world, tmp_path):
-    enc = trainer.checkpoint.describe('toy', str(world / 'models'))[2]
+    enc = checkpoint.load_sizes_and_vocabulary('toy', str(world / 'models'))[2]
     source, directory = str(world / 'text'), str(tmp_path / 'run')
 
     def encoded(*sources, combine=50000):
-        return load_dataset.encoded(enc, [*map(str, sources)], directory, combine)
+        return load_dataset.encode_to_npz(enc, [*map(str, sources)], directory, combine)
     (path,) = encoded(source, combine=1)
     made = load_dataset.load_dataset(enc, path)
     assert [each.tolist() for each in made] == [each.tolist() for each in load_dataset.load_dataset(enc, source, 1)]
@@ -434,14 +437,14 @@ def test_what_differs_between_ranks_is_named_once_and_nothing_is_written(flags, 
     assert 'was lost' not in stderr and not os.path.exists(made['checkpoint_dir'])
 
 
-# The README
+# The document
 
 @with_horovod
-def test_the_command_of_the_readme(flags, tmp_path, world):
+def test_the_command_of_the_document(flags, tmp_path, world):
     """As it stands, but for two processes, with the flags of a small model, and as root."""
-    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as file:
+    with open(os.path.join(ROOT, 'docs', 'distributed.md'), encoding='utf-8') as file:
         (command,) = re.findall(r'^mpirun (.*?[^\\])\n', file.read(), re.MULTILINE | re.DOTALL)
-    enc = trainer.checkpoint.describe('toy', str(world / 'models'))[2]
+    enc = checkpoint.load_sizes_and_vocabulary('toy', str(world / 'models'))[2]
     write_npz(str(tmp_path / 'encoded.npz'), load_dataset.load_dataset(enc, str(world / 'text')), len(enc))
     words = command.replace('\\\n', ' ').split()
     end = words.index('./train-horovod.py') + 1

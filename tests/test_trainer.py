@@ -28,15 +28,18 @@ import tensorflow.compat.v1 as tf
 import toy
 from tiny_vocab import ENGLISH
 
-import checkpoint
-import cli
-import fused
 import load_dataset
-import npz
-import trainer
+from command_line import cli
+from command_line.flags import PRECISIONS, TrainFlags
 from encoder import get_encoder
 from errors import InputError
-from flags import PRECISIONS, TrainFlags
+from fast import kernels
+from storage import checkpoint, npz, run_folder, run_state
+from training import data as training_data
+from training import trainer
+from training.windows import Sampler
+
+pytestmark = pytest.mark.slow
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -114,7 +117,7 @@ def test_products_are_rounded_to_tf32_only_where_it_is_asked_for(flags, precisio
     (trainer.Worker(), ['Device: 0']), (trainer.Worker(1, 2), []), (trainer.Worker(0, 2, gpu=0), ['Device: 0']),
     (trainer.Worker(1, 2, gpu=3), ['Device of rank 1: 3'])])
 def test_each_gpu_is_named_once_and_the_cpu_by_one_rank(flags, monkeypatch, capsys, worker, told):
-    monkeypatch.setattr(trainer.generator, 'device', str)
+    monkeypatch.setattr(trainer.sessions, 'device', str)
     trainer.train(flags(steps=0), worker)
     output = capsys.readouterr()
     assert re.findall('Device.*', output.err) == told and 'Device' not in output.out
@@ -123,7 +126,7 @@ def test_each_gpu_is_named_once_and_the_cpu_by_one_rank(flags, monkeypatch, caps
 @pytest.mark.parametrize('options', OPTIONS)
 def test_a_run_that_stops_continues_as_one_that_does_not(flags, options, monkeypatch):
     if 'precision' in options:
-        monkeypatch.setattr(fused, 'SMALLEST', 0)  # kernels as larger models have them
+        monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)  # kernels as larger models have them
     undisturbed = flags(run_name='whole', sample_every=4, **options)
     trainer.train(undisturbed)
     for steps in (3, 4, 8):  # each a new graph and session; sampling or not makes no difference either
@@ -167,12 +170,12 @@ def test_a_signal_saves_and_ends_with_its_status(flags, monkeypatch, number, cap
 
 
 def test_a_second_signal_does_not_cut_the_save_off(flags, monkeypatch):
-    save = trainer.checkpoint.Run.save
+    save = run_folder.Run.save
 
     def interrupted(self, *arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         save(self, *arguments)
-    monkeypatch.setattr(trainer.checkpoint.Run, 'save', interrupted)
+    monkeypatch.setattr(run_folder.Run, 'save', interrupted)
     at_step_5(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
         trainer.train(flags())
@@ -234,14 +237,14 @@ def interrupt_starts():
         flags = kills.world(folder)
         before = sorted(os.listdir(folder))
         for (owner, method), number in (
-                ((load_dataset, 'encode_texts'), signal.SIGINT),
-                ((load_dataset, 'encode_texts'), signal.SIGTERM),
-                ((trainer.checkpoint, 'check_start'), signal.SIGINT),
-                ((trainer.Trainer, 'losses_of'), signal.SIGINT),
-                ((trainer.checkpoint, 'load'), signal.SIGTERM)):
+                ((load_dataset, 'encode_slowly'), signal.SIGINT),
+                ((load_dataset, 'encode_slowly'), signal.SIGTERM),
+                ((run_folder, 'check_start'), signal.SIGINT),
+                ((trainer.Graph, 'losses_of'), signal.SIGINT),
+                ((checkpoint, 'load'), signal.SIGTERM)):
             attempt = kills.Attempt(functools.partial(interrupted_start, flags, owner, method, number),
                                     f'{folder}/log')
-            status = 130 if method == 'encode_texts' and number == signal.SIGINT else -number
+            status = 130 if method == 'encode_slowly' and number == signal.SIGINT else -number
             assert attempt.end() == status, f'{method}: {attempt.said()}'
             assert 'Traceback' not in attempt.said() and 'Stopped' not in attempt.said()
             assert sorted(os.listdir(folder)) == before
@@ -255,11 +258,11 @@ def interrupted_start(flags, owner, method, number, tell):
     original = getattr(owner, method)
 
     def call(*arguments, **options):
-        with contextlib.suppress(*([] if method == 'encode_texts' else [BaseException])):
+        with contextlib.suppress(*([] if method == 'encode_slowly' else [BaseException])):
             os.kill(os.getpid(), number)
         return original(*arguments, **options)
     setattr(owner, method, call)
-    cli.run(lambda: trainer.train(flags, trainer.Worker(0, 2 if method == 'encode_texts' else 1)), [])
+    cli.run(lambda: trainer.train(flags, trainer.Worker(0, 2 if method == 'encode_slowly' else 1)), [])
 
 
 @pytest.fixture
@@ -306,7 +309,7 @@ def test_a_run_whose_last_save_fails_says_so_and_goes_on_from_the_one_before(fla
 
 def test_best_weights_that_are_lost_are_an_error_at_the_end(flags, monkeypatch, room):
     scripted_validation(monkeypatch, [4.0, 3.0, 3.5])
-    save_best = trainer.checkpoint.Run.save_best
+    save_best = run_folder.Run.save_best
 
     def without_room(self, *arguments):
         room(TOO_SMALL if self.has_best() else None)
@@ -314,7 +317,7 @@ def test_best_weights_that_are_lost_are_an_error_at_the_end(flags, monkeypatch, 
             save_best(self, *arguments)
         finally:
             room(None)
-    monkeypatch.setattr(trainer.checkpoint.Run, 'save_best', without_room)
+    monkeypatch.setattr(run_folder.Run, 'save_best', without_room)
     with pytest.raises(InputError, match=r'run1/model-best could not be saved'):
         trainer.train(flags(val_every=1, save_every=1, steps=3))
     assert final(flags())[1]['step'] == 3
@@ -342,7 +345,7 @@ def test_a_run_whose_folder_goes_away_ends_at_once_and_makes_no_other(flags, mon
     assert 'be saved' not in capsys.readouterr().err  # nor tried once more
 
 
-@pytest.mark.parametrize('method', ['validation_loss', 'try_samples', 'try_save'])
+@pytest.mark.parametrize('method', ['validation_loss', 'sample', 'try_save'])
 def test_a_folder_that_goes_away_before_a_save_is_not_made_again(flags, monkeypatch, capsys, method):
     directory = os.path.join(flags().checkpoint_dir, 'run1')
     original = getattr(trainer.Trainer, method)
@@ -370,7 +373,7 @@ def test_a_run_folder_that_cannot_be_written_is_told_at_the_start(flags, monkeyp
             raise OSError(number, os.strerror(number), path)
         return open_file(path, mode, *arguments, **options)
     monkeypatch.setattr(os, 'open', refuse)
-    monkeypatch.setattr(trainer.Trainer, 'build', None)  # which is not come to
+    monkeypatch.setattr(trainer, 'Graph', None)  # which is not come to
     told = f'--{flag}: no file can be written in {folder} .*; (mount|permit) .*, or give another --{flag}'
     with pytest.raises(InputError, match=told):
         trainer.train(flags(sample_every=1))
@@ -379,7 +382,7 @@ def test_a_run_folder_that_cannot_be_written_is_told_at_the_start(flags, monkeyp
 @pytest.mark.parametrize('flag', ['checkpoint_dir', 'samples_dir'])
 def test_a_folder_below_a_file_is_told_at_the_start(flags, monkeypatch, tmp_path, flag):
     (tmp_path / 'file').write_text('')
-    monkeypatch.setattr(trainer.Trainer, 'build', None)
+    monkeypatch.setattr(trainer, 'Graph', None)
     with pytest.raises(InputError, match=f'--{flag}: no file can be written in .*/file .*: move it away, or'):
         trainer.train(flags(sample_every=1, **{flag: str(tmp_path / 'file' / 'below')}))
     assert sorted(os.listdir(tmp_path)) == ['file']
@@ -505,7 +508,7 @@ def test_validation_is_that_of_the_reference_on_the_tokens_held_out(flags, world
 
 def scripted_validation(monkeypatch, losses):
     """Validation losses as listed, by step."""
-    monkeypatch.setattr(trainer.Trainer, 'validation_loss', lambda self: losses[self.step - 1])
+    monkeypatch.setattr(trainer.Trainer, 'validation_loss', lambda self: losses[self.state.step - 1])
 
 
 def weights_of(directory, name):
@@ -569,30 +572,24 @@ def test_going_back_keeps_the_best(flags, monkeypatch, capsys, restore_from, ste
     assert weights_of(directory, 'model-best') == weights_of(directory, 'model-5') != best
 
 
-def test_all_of_the_state_that_is_read_again_is_checked(flags, monkeypatch):
-    states = []
-    monkeypatch.setattr(trainer.checkpoint.Run, 'save', lambda self, session, state: states.append(state))
-    trainer.train(flags(steps=1))
-    assert states[-1].keys() - {'flags'} <= checkpoint.STATE.keys()
-
-
 @pytest.mark.parametrize('change', [
     {'step': 10**30}, {'position': 1.5}, {'position': 2**63}, {'seed': 'x'}, {'average': None}, {'best': 1.0},
-    {'acted': 'x'}, {'worse': [1]}, {'average': [0, 0]}, {'best': None, 'worse': 5}])
+    {'actions_done': 'x'}, {'validations_since_best': [1]}, {'average': [0, 0]},
+    {'best': None, 'validations_since_best': 5}])
 def test_an_odd_state_with_a_right_checksum_is_no_traceback(flags, change):
     options = {'val_every': 1, 'patience': 2, 'val_batch_count': 1}
     trainer.train(flags(steps=1, **options))
     path = os.path.join(flags().checkpoint_dir, 'run1', 'training-1.json')
     with open(path) as file:
-        state = checkpoint.unsealed(json.load(file))
+        state = run_state.check_crc(json.load(file))
     with open(path, 'w') as file:
-        json.dump(checkpoint.sealed({**state, **change}), file)
+        json.dump(run_state.with_crc({**state, **change}), file)
     try:
         trainer.train(flags(steps=2, **options))
     except InputError as error:
         assert 'training-1.json is damaged' in str(error)
     else:
-        assert change in ({'average': [0, 0]}, {'best': None, 'worse': 5})
+        assert change in ({'average': [0, 0]}, {'best': None, 'validations_since_best': 5})
 
 
 def test_the_learning_rate_follows_the_schedule(flags):
@@ -641,7 +638,7 @@ def test_the_gradient_norm_is_that_of_finite_differences(flags, world):
 
 def test_bfloat16_trains_as_float32_does(flags, monkeypatch):
     """To 1%, with weights and slots that are float32."""
-    monkeypatch.setattr(fused, 'SMALLEST', 0)
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
     losses = []
     for precision in ('float32', 'bfloat16'):
         made = flags(run_name=precision, precision=precision, steps=60, batch_size=4)
@@ -668,10 +665,10 @@ def test_xla_gives_the_same_losses(flags, options):
 
 def test_batches_read_ahead_are_those_of_the_stream(flags):
     made = flags(batch_size=3, noise=0.3)
-    enc = trainer.checkpoint.describe('toy', made.models_dir)[2]
+    enc = checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2]
     data = trainer.Data(made, enc, toy.hparams(), trainer.Worker())
     data.start(seed=1, position=6)
-    sampler = trainer.Sampler(data.training, seed=1)
+    sampler = Sampler(data.training, seed=1)
     sampler.position = 6
     for i in range(4):
         assert data.position == 6 + 3 * i
@@ -700,8 +697,8 @@ def test_a_long_validation_shows_how_far_it_is(flags, monkeypatch, capsys):
 
 def test_held_out_tokens_are_not_trained_on(flags, world):
     made = flags(val_every=1)
-    data = trainer.Data(made, trainer.checkpoint.describe('toy', made.models_dir)[2], toy.hparams(), trainer.Worker())
-    whole = trainer.Data(flags(), trainer.checkpoint.describe('toy', made.models_dir)[2], toy.hparams(),
+    data = trainer.Data(made, checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2], toy.hparams(), trainer.Worker())
+    whole = trainer.Data(flags(), checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2], toy.hparams(),
                          trainer.Worker())
     join = [np.concatenate(each).tolist() for each in (data.training, data.validation, whole.training)]
     assert join[0] + join[1] == join[2] and len(join[1]) == round(0.05 * len(join[2]))
@@ -720,7 +717,7 @@ def test_samples_are_written_and_repeat(flags, capsys):
     assert pathlib.Path(made.samples_dir, 'again', 'samples-2').read_text(encoding='utf-8') == text
 
 
-@pytest.mark.parametrize('method', ['validation_loss', 'try_samples', 'try_save'])
+@pytest.mark.parametrize('method', ['validation_loss', 'sample', 'try_save'])
 def test_what_a_signal_interrupts_is_done_when_the_run_goes_on(flags, monkeypatch, method):
     """Validation, by which the best weights are chosen, and samples: none is left out, none is counted twice."""
     options = {'val_every': 2, 'sample_every': 2, 'save_every': 2, 'sample_num': 2, 'sample_length': 3, 'patience': 3}
@@ -729,7 +726,7 @@ def test_what_a_signal_interrupts_is_done_when_the_run_goes_on(flags, monkeypatc
     original, calls = getattr(trainer.Trainer, method), []
 
     def interrupted(self):
-        calls.append(self.step)
+        calls.append(self.state.step)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self)
@@ -765,18 +762,19 @@ def everything_of(made):
         state = json.load(file)
     samples = {name: pathlib.Path(directory, name).read_text(encoding='utf-8') for name in os.listdir(directory)}
     return (final(made), samples, events(made, 'val_loss'),
-            {name: state[name] for name in ('best', 'worse', 'acted')})
+            {name: state[name] for name in ('best', 'validations_since_best', 'actions_done')})
 
 
 def test_samples_are_what_the_saved_weights_give_to_a_generator(flags, monkeypatch):
     """Longer than the window, and of whatever the weights were at that update; the second time adds no operation."""
     counts = []
-    try_samples = trainer.Trainer.try_samples
+    sample = trainer.Trainer.sample
 
     def counted(self):
-        try_samples(self)
+        is_done = sample(self)
         counts.append(len(self.session.graph.get_operations()))
-    monkeypatch.setattr(trainer.Trainer, 'try_samples', counted)
+        return is_done
+    monkeypatch.setattr(trainer.Trainer, 'sample', counted)
     made = flags(steps=4, sample_every=2, sample_num=2, sample_length=40, save_every=2, top_k=5, top_p=0.9)
     trainer.train(made)
     assert len(counts) == 2 and counts[0] == counts[1]
@@ -834,11 +832,11 @@ def test_a_run_is_one_process_at_a_time(flags):
     assert trainer.train(flags(steps=2)) == 2
 
 
-@pytest.mark.parametrize('size, function', [(1, 'load_dataset'), (2, 'encoded')])
+@pytest.mark.parametrize('size, function', [(1, 'load_dataset'), (2, 'encode_to_npz')])
 def test_the_folder_is_kept_to_one_process_before_text_is_read(flags, monkeypatch, size, function):
     """Also of a run that begins; of several processes, it is encoded into that folder."""
     directory = os.path.join(flags().checkpoint_dir, 'run1')
-    original, refused = getattr(trainer, function), []
+    original, refused = getattr(training_data, function), []
 
     def second(*arguments, **options):
         with pytest.raises(InputError, match=r'another process is training .*run1'):
@@ -849,7 +847,7 @@ def test_the_folder_is_kept_to_one_process_before_text_is_read(flags, monkeypatc
         os.close(descriptor)
         refused.append(function)
         return original(*arguments, **options)
-    monkeypatch.setattr(trainer, function, second)
+    monkeypatch.setattr(training_data, function, second)
     assert trainer.train(flags(steps=1), trainer.Worker(0, size)) == 1
     assert refused == [function]
 
@@ -898,7 +896,7 @@ def test_a_window_of_one_token_is_refused(flags, tmp_path):
 def test_an_update_without_memory_names_the_flags_that_help(flags, monkeypatch):
     def none(self):
         raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor')
-    monkeypatch.setattr(trainer.Trainer, 'advance', none)
+    monkeypatch.setattr(trainer.Trainer, 'update', none)
     with pytest.raises(InputError, match='no memory is left for the update; lower --batch_size'):
         trainer.train(flags())
 
@@ -947,7 +945,7 @@ def test_a_npz_encoded_with_another_vocabulary_is_refused_before_anything_is_wri
 def test_special_tokens_in_texts_are_a_flag_for_training_and_validation_alike(flags, world, tmp_path, capsys):
     (tmp_path / 'a.txt').write_text(f'{ENGLISH}<|endoftext|>' * 2)
     enc = get_encoder('toy', str(world / 'models'))
-    hp = checkpoint.describe('toy', str(world / 'models'))[1]
+    hp = checkpoint.load_sizes_and_vocabulary('toy', str(world / 'models'))[1]
     for special, expected, told in ((True, [*enc.encode(ENGLISH), enc.eot] * 2, 'ends of documents'),
                                     (False, [*enc.encode(f'{ENGLISH}<|endoftext|>' * 2), enc.eot], 'text')):
         path = str(tmp_path / 'a.txt')
@@ -988,7 +986,7 @@ def test_a_run_has_its_models_special_tokens(flags, world, tmp_path, monkeypatch
     ({'run_name': '../up'}, '--run_name'),
     ({'run_name': 'a[1]'}, r"a\[1\]' has the character '\['"),
     ({'restore_from': 'a*/model-3'}, r"a\*/model-3' has the character '\*'"),
-    ({'models_dir': 'what?'}, r"what\?/toy' has the character '\?'"),
+    ({'models_dir': 'what?'}, r'no model directory what\?/toy'),
 ])
 def test_flags_that_cannot_be_used_write_nothing(flags, changes, message):
     with pytest.raises(InputError, match=message):
@@ -999,7 +997,7 @@ def test_flags_that_cannot_be_used_write_nothing(flags, changes, message):
 def test_two_workers_share_the_windows_of_an_epoch(flags, tmp_path):
     np.savez(tmp_path / 'data.npz', np.arange(500, dtype=np.uint16))  # 469 windows, no two alike
     made = flags(batch_size=2, dataset=str(tmp_path / 'data.npz'))
-    enc = trainer.checkpoint.describe('toy', made.models_dir)[2]
+    enc = checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2]
     seen = []
     for rank in range(2):
         data = trainer.Data(made, enc, toy.hparams(), trainer.Worker(rank, 2))

@@ -12,7 +12,7 @@ from tiny_vocab import tiny_bpe
 import load_dataset
 from encoder import Encoder
 from errors import InputError
-from windows import PADDING, Sampler, hold_out, permuted
+from training.windows import PADDING, Sampler, hold_out, permuted
 
 
 @pytest.fixture(scope='module')

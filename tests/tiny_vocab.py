@@ -1,8 +1,11 @@
 """What the tests share about vocabularies: a small one, and tiktoken as the reference."""
 import functools
+import glob
 import json
 import os
+import sysconfig
 
+import gigatoken
 import pytest
 import tiktoken
 
@@ -31,6 +34,23 @@ def tiny_bpe(n_merges=300):
         merges = [tuple(line.split()) for line in file.read().splitlines()[1:n_merges + 1]]
     symbols = dict.fromkeys([*bytes_to_unicode().values(), *map(''.join, merges), EOT])
     return {symbol: id for id, symbol in enumerate(symbols)}, merges
+
+
+@functools.cache
+def learned_bpe(n_merges=4000):
+    """The same with merges learned now, from modules of the standard library: other ones with each Python."""
+    modules = sorted(glob.glob(os.path.join(sysconfig.get_path('stdlib'), '*.py')))[::8]
+    _, merges = gigatoken.train_bpe(b''.join(map(read_bytes, modules)), 256 + n_merges, [])
+    symbol = bytes_to_unicode()
+    pairs = [tuple(''.join(map(symbol.__getitem__, part)) for part in pair) for pair in merges]
+    assert len(pairs) == n_merges
+    symbols = dict.fromkeys([*symbol.values(), *map(''.join, pairs), EOT])
+    return {symbol: id for id, symbol in enumerate(symbols)}, pairs
+
+
+def read_bytes(path):
+    with open(path, 'rb') as file:
+        return file.read()
 
 
 def write_vocab(directory, n_merges=300):

@@ -13,7 +13,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'src'))
 
-import cli
+from command_line import cli
 
 cli.load_tensorflow()  # before what imports it with all its start-up lines
 
@@ -27,7 +27,7 @@ CAMPAIGNS = {  # name: the function, and what it is given in `all` besides the s
     'mutations': (damage.mutations, {'count': 2000}),
     'special_files': (damage.special_files, {}),
     'odd_states': (damage.odd_states, {'count': 500}),
-    'inputs': (fuzz.inputs, {'count': 200_000}),
+    'inputs': (fuzz.inputs, {'count': 1_000_000}),
     'coverage': (fuzz.coverage, {'runs': 20_000}),
     'kills_of_training': (kills.kills_of_training, {'count': 100}),
     'kills_of_scripts': (kills.kills_of_scripts, {'count': 20}),

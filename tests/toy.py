@@ -7,9 +7,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tiny_vocab import write_vocab
 
-import checkpoint
-import encoder
 import model
+from storage import checkpoint, vocabulary_files
 
 TOY = {'n_vocab': 557, 'n_ctx': 32, 'n_embd': 32, 'n_head': 4, 'n_layer': 2}
 
@@ -59,6 +58,6 @@ def write_padded_model(directory, **sizes):
     values = weights(hp, scale=0.2)
     values['model/wte'][[symbols['Ġand'], *range(len(symbols), hp.n_vocab)]] *= 4
     write_model(directory, hp, values)
-    encoder.write_vocabulary(directory, {symbol: id for symbol, id in symbols.items() if symbol != 'Ġand'},
+    vocabulary_files.write_vocabulary(directory, {symbol: id for symbol, id in symbols.items() if symbol != 'Ġand'},
                              [pair for pair in merges if ''.join(pair) != 'Ġand'])
     return hp, values

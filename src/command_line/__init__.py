@@ -1,0 +1,1 @@
+"""Flags, signals and TensorFlow's start, for the scripts."""

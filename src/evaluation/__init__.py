@@ -1,0 +1,1 @@
+"""Log-probabilities, metrics and published test sets."""

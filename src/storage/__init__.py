@@ -1,0 +1,1 @@
+"""Files and folders: paths, checkpoints, run folders, encoded data."""

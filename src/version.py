@@ -1,0 +1,2 @@
+"""The version of this project; CHANGELOG.md says what is new in it."""
+VERSION = '0.4.0'
