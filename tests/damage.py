@@ -201,7 +201,7 @@ def make_targets(folder):
     import toy
     models = os.path.join(folder, 'models')
     toy.write_model(os.path.join(models, 'toy'))
-    with open(os.path.join(models, 'toy', vocabulary_files.SPECIAL_TOKENS_FILE), 'w') as file:
+    with open(os.path.join(models, 'toy', 'special_tokens.json'), 'w') as file:
         json.dump({'tokens': [encoder.EOT, '!'], 'end': encoder.EOT}, file)
     with training_run(folder, models) as run:
         yield [*of_a_model(models), *of_datasets(folder, models), run, of_hugging_face(folder, models),
@@ -237,7 +237,7 @@ def of_a_model(models):
         Target('a checkpoint', [at('model.ckpt.data-00000-of-00001'), at('model.ckpt.index'), at('checkpoint')],
                weights, sealed=True),
         Target('hparams.json (n_head)', [at('hparams.json')], sizes, sealed=False),
-        Target('the vocabulary', [*map(at, vocabulary_files.VOCABULARY_FILES), at(vocabulary_files.SPECIAL_TOKENS_FILE)],
+        Target('the vocabulary', [*map(at, vocabulary_files.VOCABULARY_FILES), at('special_tokens.json')],
                vocabulary, sealed=False)]
 
 
@@ -364,5 +364,5 @@ def of_texts(folder):
         'prompts.jsonl': lambda: samples.read_prompts(at('prompts.jsonl')), 'answers.jsonl': answered,
         'lambada.jsonl': lambda: list(test_sets.lambada_passages(at('lambada.jsonl'))),
         'cbt.txt': lambda: list(test_sets.cbt_questions(at('cbt.txt'))),
-        'wiki.test.tokens': lambda: [vars(document) for document in test_sets.documents('wikitext2', at('wiki.test.tokens'))]}
+        'wiki.test.tokens': lambda: list(test_sets.documents('wikitext2', at('wiki.test.tokens')))}
     return Target('texts', list(map(at, loads)), lambda: [load() for load in loads.values()], sealed=False)

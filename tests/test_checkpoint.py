@@ -180,7 +180,7 @@ def test_a_moved_directory_loads(made, tmp_path):
     (moved / 'checkpoint').write_text('model_checkpoint_path: "/somewhere/else/model.ckpt"\n')
     assert checkpoint.resolve_path(str(moved)) == str(moved / 'model.ckpt')
     (moved / 'checkpoint').write_text('model_checkpoint_path: "/somewhere/else/model-3"\n')
-    with pytest.raises(InputError, match=r'names /somewhere/else/model-3, but there is no .*/moved/model-3\.index'):
+    with pytest.raises(InputError, match=r'names model-3: there is no .*/moved/model-3\.index'):
         checkpoint.resolve_path(str(moved))
     (moved / 'checkpoint').write_text('rubbish')
     with pytest.raises(InputError, match='does not name a checkpoint'):
@@ -197,17 +197,18 @@ def test_a_checkpoint_file_leads_nowhere_else(made, tmp_path):
     os.unlink(at / 'model.ckpt.index')
     for name in (str(tmp_path / 'elsewhere/model.ckpt'), '../elsewhere/model.ckpt', 'below/../../elsewhere/model.ckpt'):
         (at / 'checkpoint').write_text(f'model_checkpoint_path: "{name}"\n')
-        with pytest.raises(InputError, match='no other folder is looked into'):
+        with pytest.raises(InputError, match='there is no'):
             checkpoint.latest(str(at))
     for name in ('C:\\\\runs\\\\elsewhere\\\\model.ckpt', '\\\\host\\x\\model.ckpt', 'C:/x/model.ckpt'):  # of Windows
         (at / 'checkpoint').write_text(f'model_checkpoint_path: "{name}"\n')
-        with pytest.raises(InputError, match='no other folder is looked into'):
+        with pytest.raises(InputError, match='there is no'):
             checkpoint.latest(str(at))
         (at / 'model.ckpt.index').touch()
         assert checkpoint.latest(str(at)) == str(at / 'model.ckpt')
         os.unlink(at / 'model.ckpt.index')
     (at / 'checkpoint').write_text('model_checkpoint_path: "below/model.ckpt"\n')
-    assert checkpoint.latest(str(at)) == str(at / 'below/model.ckpt')
+    with pytest.raises(InputError, match='there is no'):
+        checkpoint.latest(str(at))
 
 
 @pytest.mark.parametrize('change', [
@@ -219,10 +220,18 @@ def test_a_damaged_training_state_is_refused(graph, made, tmp_path, change):
     run.save(graph, TrainState(7, position=52, loss=6.5, average=[0.1, 1e-300]))
     path = pathlib.Path(run.directory, 'training-7.json')
     path.write_text(change(path.read_text()))
-    with pytest.raises(InputError, match=r'training-7\.json is damaged .*; remove it to go on with the weights alone'):
+    with pytest.raises(InputError, match=r'training-7\.json .*; remove it to go on with the weights alone'):
         a_run(made, tmp_path).restore(graph, 'latest', silent)
     path.unlink()
     assert a_run(made, tmp_path).restore(graph, 'latest', silent) == TrainState(7)
+
+
+def test_a_training_state_without_its_tensors_is_refused(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    run.save(graph, TrainState(7))
+    os.unlink(f'{run.directory}/training-7.index')
+    with pytest.raises(InputError, match=r'training-7 cannot be read'):
+        a_run(made, tmp_path).restore(graph, 'latest', silent)
 
 
 def test_a_training_state_of_an_earlier_version_is_read(graph, made, tmp_path):
@@ -237,17 +246,17 @@ def test_where_a_run_begins_is_checked_without_a_graph(graph, made, tmp_path):
     run = a_run(made, tmp_path)
     check = functools.partial(run_folder.check_start, run.directory, made[0])
     check('latest', made[1])
-    with pytest.raises(InputError, match='has no variable model/h2/'):
+    with pytest.raises(InputError, match=r'model/h2/\S+ is missing'):
         check('latest', other)
     run.save(graph, TrainState(1))
-    messages = {'latest': 'model-1 was trained from a model of other sizes than .*, or another --run_name',
-                f'{run.directory}/model-1': 'model-1 was trained from', 'fresh': r'model\.ckpt has no variable'}
+    messages = {'latest': 'model-1 was trained from a model of other sizes or vocabulary than .*, or another --run_name',
+                f'{run.directory}/model-1': 'model-1 was trained from', 'fresh': r'model\.ckpt: .* is missing'}
     for restore_from, message in messages.items():
         check(restore_from, made[1])
         with pytest.raises(InputError, match=message):
             check(restore_from, other)
     os.unlink(f'{run.directory}/hparams.json')  # as other code bases have it
-    with pytest.raises(InputError, match='model-1 has no variable'):
+    with pytest.raises(InputError, match=r'model-1: \S+ is missing'):
         check('latest', other)
 
 
@@ -261,18 +270,23 @@ def test_a_checkpoint_of_another_number_of_heads_is_refused(graph, made, tmp_pat
 
 
 @pytest.mark.parametrize('sizes, message', [
-    ({'n_embd': 64}, r"model/wpe has shape \[32, 32\], but hparams.json makes it \[32, 64\]"),
-    ({'n_layer': 3}, 'has no variable model/h2/ln_1/g'),
-    ({'n_layer': 1}, r'model\.ckpt has model/h1, too; its model has more layers than hparams\.json says'),
+    ({'n_embd': 64}, r"model/wpe is float32 \[32, 32\], but hparams.json makes it float32 \[32, 64\]"),
+    ({'n_layer': 3}, 'model/h2/ln_1/g is missing'),
+    ({'n_layer': 1}, r'model\.ckpt has more layers than hparams\.json'),
 ])
-def test_a_checkpoint_of_other_sizes_is_refused_and_nothing_is_loaded(made, sizes, message):
+def test_a_checkpoint_of_other_sizes_is_refused(made, sizes, message):
+    with pytest.raises(InputError, match=message):
+        checkpoint.resolve_checkpoint(made[0], made[1].__class__(**{**made[1].values(), **sizes}))
+
+
+def test_a_checkpoint_of_another_type_is_refused(made, tmp_path):
     with toy.session() as s:
-        model.weights(made[1].__class__(**{**made[1].values(), **sizes}))
+        for name, value in made[2].items():
+            tf.get_variable(name, initializer=value.astype(np.float64))
         s.run(tf.global_variables_initializer())
-        before = values(s)
-        with pytest.raises(InputError, match=message):
-            checkpoint.restore(s, checkpoint.resolve_path(made[0]), checkpoint.model_variables())
-        assert_same(values(s), before)
+        tf.train.Saver().save(s, str(tmp_path / 'model'), global_step=40)
+    with pytest.raises(InputError, match=r'model-40: model/\S+ is float64 .*, but hparams\.json makes it float32'):
+        checkpoint.resolve_checkpoint(str(tmp_path), made[1])
 
 
 @pytest.mark.parametrize('begin', [
@@ -448,7 +462,7 @@ def train_to(graph, run, step, **state):
 
 
 def best_of(run):
-    return stored(checkpoint.resolved(checkpoint.resolve_path(run.best)))
+    return stored(checkpoint.files_prefix(checkpoint.resolve_path(run.best)))
 
 
 @pytest.mark.parametrize('moment', ['weights', 'pointer', 'former'])
@@ -520,7 +534,7 @@ def test_the_best_weights_are_read_while_they_are_replaced(graph, made, tmp_path
 def test_what_was_found_as_the_best_is_still_there_after_the_next(graph, made, tmp_path):
     run = a_run(made, tmp_path)
     run.save_best(graph, 1, 2.0)
-    prefix, expected = checkpoint.resolved(checkpoint.resolve_path(run.best)), values(graph)
+    prefix, expected = checkpoint.files_prefix(checkpoint.resolve_path(run.best)), values(graph)
     graph.run(graph.update)
     run.save_best(graph, 2, 1.0)
     assert_same(stored(prefix), expected)
@@ -577,7 +591,7 @@ def test_a_damaged_pointer_to_the_best_is_refused(graph, made, tmp_path):
     contents = [json.dumps(run_state.with_crc({**state, name: value})).encode() for name in odd for value in odd[name]]
     for content in (*contents, b'\xff', b'', b'[]', b'{}', json.dumps({'crc32': 0, **state}).encode()):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r'model-best\.json is damaged .*; remove it'):
+        with pytest.raises(InputError, match=r'model-best\.json (is damaged|is not JSON|must hold an object).*; remove it'):
             checkpoint.resolve_path(run.best)
 
 
@@ -611,9 +625,8 @@ def test_going_back_loses_nothing(graph, made, trained, restore_from, step, left
     folder = f'{run.directory}/left-4'
     assert f'Left behind in {folder}' in lines[-1] and all(f'model-{n}' in lines[-1] for n in left)
     assert not any('\n' in line for line in lines)
-    assert [os.path.basename(p) for p in run_folder.all_named(folder)] == [f'model-{n}' for n in left]
-    assert [os.path.basename(p) for p in run_folder.all_named(run.directory)] == [
-        f'model-{n}' for n in [*(n for n in range(1, 5) if n not in left), step]]
+    assert run_folder.named_steps(folder) == left
+    assert run_folder.named_steps(run.directory) == [*(n for n in range(1, 5) if n not in left), step]
     run = run_folder.Run(run.directory, made[0])
     assert run.restore(graph, 'latest', silent).best == [3.0, 2]  # kept by what has gone back
     before = snapshot(folder)
@@ -632,12 +645,12 @@ def test_going_back_loses_nothing(graph, made, trained, restore_from, step, left
 
 def test_the_best_of_a_step_replaces_that_of_the_same_step_before_the_run_went_back(graph, trained, tmp_path):
     run, expected = trained
-    prefix = checkpoint.resolved(run.best)
+    prefix = checkpoint.files_prefix(run.best)
     graph.run(graph.update)
     run.save_best(graph, 2, 1.0)
     assert_same(best_of(run), values(graph))
     assert_same(stored(prefix), weights_in(expected[2]))
-    assert run_folder.number(checkpoint.resolved(run.best)) == 2
+    assert run_folder.number(checkpoint.files_prefix(run.best)) == 2
 
 
 def test_the_best_is_kept_where_the_training_state_is_removed(graph, made, trained):
@@ -688,7 +701,6 @@ def test_going_back_may_be_killed_at_any_file_operation(graph, made, trained, tm
         kill += 1
         directory = shutil.copytree(run.directory, tmp_path / f'killed-{kill}')
         going_back, operations, dead = run_folder.Run(str(directory), made[0]), iter(range(1, kill)), False
-        going_back.kept = run_folder.all_named(str(directory))
 
         def until_killed(function):
             def call(*arguments, **options):
@@ -700,15 +712,14 @@ def test_going_back_may_be_killed_at_any_file_operation(graph, made, trained, tm
             for name in ('replace', 'rename', 'unlink', 'link', 'mkdir', 'rmdir'):
                 patch.setattr(os, name, until_killed(getattr(os, name)))
             patch.setattr(tf.train.Saver, 'save', until_killed(tf.train.Saver.save))
-            going_back.save(graph, TrainState(3, best=[3.0, 2]), left=f'{directory}/model-4')
-        whole = {home: run_folder.all_named(str(home)) for home in (directory, *directory.glob('left-4*'))}
-        for prefixes in whole.values():
-            for prefix in prefixes:
-                assert weights_files(prefix) == weights_files(f'{run.directory}/{os.path.basename(prefix)}')
-        assert {os.path.basename(prefix) for prefixes in whole.values() for prefix in prefixes} == {
-            f'model-{step}' for step in range(1, 5)}
+            going_back.save(graph, TrainState(3, best=[3.0, 2]), left=4)
+        whole = {home: run_folder.named_steps(str(home)) for home in (directory, *directory.glob('left-4*'))}
+        for home, steps in whole.items():
+            for step in steps:
+                assert weights_files(f'{home}/model-{step}') == weights_files(f'{run.directory}/model-{step}')
+        assert set().union(*whole.values()) == {1, 2, 3, 4}
         if kill % 5 == 0 or not dead:
-            home = next(home for home, prefixes in whole.items() if prefixes[-1].endswith('-4'))
+            home = next(home for home, steps in whole.items() if steps[-1] == 4)
             new_run(made, tmp_path / 'new').restore(graph, str(home), silent)
             assert_same(values(graph, tf.global_variables()), expected[4])
             state = run_folder.Run(str(directory), made[0]).restore(graph, f'{directory}/model-3', silent)
@@ -738,28 +749,27 @@ WHOLE = {'step': 7, 'position': 52, 'seed': 2**64, 'tokens': 3, 'loss': 6.5, 'av
 
 @pytest.mark.parametrize('name', ODD)
 def test_a_state_of_other_types_and_ranges_is_refused_whatever_its_checksum(tmp_path, name):
-    prefix = str(tmp_path / 'model-7')
     path = tmp_path / 'training-7.json'
     for value in ODD[name]:
         path.write_text(json.dumps(run_state.with_crc({**WHOLE, name: value})))
-        with pytest.raises(InputError, match=rf'training-7\.json is damaged \("{name}" is .*, expected .*remove it'):
-            run_folder.read_state(prefix)
+        with pytest.raises(InputError, match=rf'training-7\.json is damaged \("{name}" cannot be .*remove it'):
+            run_state.read(str(path), TrainState)
     path.write_text(json.dumps(run_state.with_crc({**WHOLE, 'of a later version': None})))
-    assert run_folder.read_state(prefix) == TrainState(**WHOLE)
+    assert run_state.read(str(path), TrainState) == TrainState(**WHOLE)
 
 
 @pytest.mark.parametrize('name', sorted(ODD.keys() - {'step'}))
 def test_a_state_may_lack_what_an_earlier_version_did_not_keep(tmp_path, name):
     older = {key: value for key, value in WHOLE.items() if key != name}
     (tmp_path / 'training-7.json').write_text(json.dumps(run_state.with_crc(older)))
-    assert run_folder.read_state(str(tmp_path / 'model-7')) == TrainState(**older)
+    assert run_state.read(str(tmp_path / 'training-7.json'), TrainState) == TrainState(**older)
 
 
 def test_a_state_with_the_names_of_an_earlier_version_is_read(tmp_path):
     older = dict(WHOLE)
     older['worse'], older['acted'] = older.pop('validations_since_best'), older.pop('actions_done')
     (tmp_path / 'training-7.json').write_text(json.dumps(run_state.with_crc(older)))
-    assert run_folder.read_state(str(tmp_path / 'model-7')) == TrainState(**WHOLE)
+    assert run_state.read(str(tmp_path / 'training-7.json'), TrainState) == TrainState(**WHOLE)
 
 
 def test_a_number_in_a_name_that_no_run_reaches_is_none():
@@ -770,7 +780,7 @@ def test_a_number_in_a_name_that_no_run_reaches_is_none():
 def test_a_training_state_that_is_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / 'training-7.json')
     with pytest.raises(InputError, match='is a pipe'):
-        run_folder.read_state(str(tmp_path / 'model-7'))
+        run_state.read(str(tmp_path / 'training-7.json'), TrainState)
 
 
 @pytest.mark.parametrize('write', [
@@ -794,10 +804,11 @@ def raise_(error):
     raise error
 
 
-@pytest.mark.parametrize('number', [*paths.REMEDIES, errno.EIO])
-def test_what_tensorflow_cannot_write_is_told_with_the_remedy_that_fits(number):
-    with pytest.raises(OSError) as raised, checkpoint.writing('run/model-1'):
-        raise tf.errors.UnknownError(None, None, f'run/model-1.tempstate; {os.strerror(number)}\n\t [[save]]')
-    assert raised.value.errno == number
-    told = str(run_folder.NotSaved('run/model-1', raised.value))
-    assert told.endswith(f'the last: {paths.remedy(raised.value)}')
+def test_what_tensorflow_cannot_write_is_told_with_the_remedy_that_fits(graph, made, tmp_path):
+    run = a_run(made, tmp_path)
+    for number in paths.REMEDIES:
+        with pytest.raises(run_folder.NotSaved) as raised, run.saving(run.path('model-1')):
+            raise tf.errors.UnknownError(
+                None, None, f'{run.directory}/model-1.tempstate; {os.strerror(number)}\n\t [[save]]')
+        assert raised.value.__cause__.errno == number
+        assert str(raised.value).endswith(f'the last: {paths.REMEDIES[number]}')

@@ -114,4 +114,4 @@ def test_training_goes_on_from_it(models, run, tmp_path, restore_from, capsys):
 def test_without_its_model_the_remedy_is_told(run):
     with pytest.raises(InputError) as raised:
         to_hf('old', str(run[0].parent.parent / 'hf'), checkpoint_dir=str(run[0].parent))
-    assert f"used by its model's name and --checkpoint {run[0]}/" in str(raised.value)
+    assert f"for a run of other code, give its model and --checkpoint {run[0]}/" in str(raised.value)

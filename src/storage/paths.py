@@ -1,226 +1,207 @@
-"""Paths of models and runs, and files and folders that get their name only when they are whole.
-
-A run's folder has DESCRIPTION_FILES beside its checkpoints, so it can be used as a model.
-"""
+"""Paths of models and runs; files and folders that get their name when they are whole."""
 import contextlib
 import errno
+import json
 import os
+import pathlib
+import re
 import stat
 import sys
 import tempfile
-import typing
-from collections.abc import Iterator
 
-from errors import InputError
+from errors import InputError, require
 
-MODEL_FILES = ('checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001',
-               'model.ckpt.index', 'model.ckpt.meta', 'vocab.bpe')
 DESCRIPTION_FILES = ('hparams.json', 'encoder.json', 'vocab.bpe', 'special_tokens.json')
+MODEL_FILES = ('checkpoint', *DESCRIPTION_FILES[:3], 'model.ckpt.data-00000-of-00001', 'model.ckpt.index',
+               'model.ckpt.meta')
 RELEASED_MODELS = ('124M', '355M', '774M', '1558M')
-ALIASES = {'117M': '124M', '345M': '355M'}  # the names under which the first two were announced
-PATTERN_CHARACTERS = {'*', '?', '[', '\\'} - {os.sep}
+ALIASES = {'117M': '124M', '345M': '355M'}  # former names
 REMEDIES = {  # for a file that cannot be written
-    errno.EACCES: 'permit this user to write there', errno.EPERM: 'permit this user to write there',
-    errno.EROFS: 'mount its file system for writing', errno.ENOENT: 'make the folder',
-    errno.ENOTDIR: 'a file has the name of a folder: move it away', errno.ENOSPC: 'make room on its disk',
-    errno.EDQUOT: 'make room on its disk', errno.EFBIG: 'permit larger files there (see ulimit -f)',
-    errno.EIO: 'see whether its disk is in order'}
-SMALL_FILE, TEXT_FILE = 1 << 26, 1 << 30  # bytes that are read whole; encoder.json has 2^20, enwik9 10^9
+    errno.EACCES: 'permit this user to write', errno.EPERM: 'permit this user to write',
+    errno.EROFS: 'mount it for writing', errno.ENOENT: 'make the folder', errno.EIO: 'check the disk',
+    errno.ENOTDIR: 'move that file away', errno.ENOSPC: 'make room', errno.EDQUOT: 'make room',
+    errno.EFBIG: 'permit larger files'}
+SMALL_FILE, TEXT_FILE = 1 << 26, 1 << 30  # bytes; encoder.json has 2^20, enwik9 10^9
 BYTE_ORDER_MARK = '\ufeff'
-BINARY_FILES = {  # first bytes: a kind that is often taken for text
-    b'\x1f\x8b': 'a gzip file', b'BZh91AY&SY': 'a bzip2 file', b'\xfd7zXZ\0': 'an xz file', b'%PDF-': 'a PDF',
-    b'(\xb5/\xfd': 'a zstd file', b"7z\xbc\xaf'\x1c": 'a 7-Zip file', b'Rar!\x1a\7': 'a RAR file',
-    b'PK\3\4': 'a zip file (as .docx, .xlsx, .odt, .epub and .npz are)', b'PAR1\x15': 'a Parquet file',
-    b'\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1': 'an Office file (.doc, .xls)', b'SQLite format 3\0': 'a database',
-    b'\x89PNG\r\n': 'a picture', b'\xff\xd8\xff': 'a picture'}
+BINARY = (  # first bytes of archives, documents, tables and pictures
+    b'\x1f\x8b', b'BZh91AY&SY', b'\xfd7zXZ\0', b'(\xb5/\xfd', b"7z\xbc\xaf'\x1c", b'Rar!\x1a\7', b'PK\3\4',
+    b'%PDF-', b'\xd0\xcf\x11\xe0', b'PAR1\x15', b'SQLite format 3\0', b'\x89PNG\r\n', b'\xff\xd8\xff')
 
 
-def expand(path: str) -> str:
-    """path with ~ and $VARIABLES replaced."""
+def expand(path):  # with ~ and $VARIABLES replaced
     return os.path.expanduser(os.path.expandvars(path))
 
 
-def child(parent: str, name: str, flag: str) -> str:
-    """The path of `name` in the folder `parent`. Raises InputError if `name` leads out of it."""
-    if name in ('', '.', '..') or set(name) & set('/\\\0'):
-        raise InputError(f'{flag} {name[:80]!r} is not a plain folder name; give its folder by its own flag')
+def child(parent, name, flag):
+    """The path of a name in a folder. Raises InputError if it leads out of there."""
+    is_plain = name not in ('', '.', '..') and not set(name) & set('/\\\0')
+    require(is_plain, f'{flag} {name[:80]!r} is not a plain folder name')
     return os.path.join(expand(parent) or '.', name)
 
 
-def for_tensorflow(path: str) -> str:
-    """The path. Raises InputError if TensorFlow, to which it is a pattern in UTF-8, cannot read there."""
-    for character in path:
-        if character in PATTERN_CHARACTERS or '\ud800' <= character <= '\udfff':
-            raise InputError(f'the path {path[:200]!r} has the character {character!r}, with which '
-                             'TensorFlow reads no checkpoint; give another name, or a relative path')
+def for_tensorflow(path):
+    """The path, if TensorFlow, to which it is a pattern in UTF-8, can read it; else raises InputError."""
+    if match := re.search(r'[*?[\\\ud800-\udfff]', path.replace(os.sep, '/')):
+        raise InputError(f'{path[:200]!r} has the character {match[0]!r}, '
+                         'which TensorFlow cannot read; rename it')
     return path
 
 
-def find_model(name: str, models_dir: str = 'models', checkpoint_dir: str = 'checkpoint', quiet=False) -> str:
-    """The folder of a model or run, given by its name, or by a path with a / in it. Raises InputError.
-
-    117M and 345M find 124M and 355M, and the reverse. If a model hides a run of the same name, a line on
-    stderr tells the run's path, unless quiet.
-    """
+def find_model(name, models_dir='models', checkpoint_dir='checkpoint', quiet=False) -> str:
+    """The folder of a model (124M and 117M are one), run, or path with a /. Raises InputError."""
     if os.path.dirname(name):
         path = expand(name).rstrip('/' + os.sep)
-        if not os.path.isdir(path):
-            raise InputError(f'no folder {name}; give the name of a model or run, or the path of its folder')
+        require(os.path.isdir(path), f'no folder {name}; give a name, or the path of a folder')
         return for_tensorflow(os.path.abspath(path) if os.path.basename(path) in ('.', '..') else path)
-    model, run = child(models_dir, name, '--model_name'), child(checkpoint_dir, name, '--model_name')
-    other = {**ALIASES, **{new: old for old, new in ALIASES.items()}}.get(name, name)
-    folders = [path for path in (model, child(models_dir, other, ''), run) if os.path.isdir(path)]
-    if not folders:
-        remedy = 'give a model, a run or a path with a /, or make one with src/create_model.py'
-        if name in (*RELEASED_MODELS, *ALIASES):
-            remedy = f'fetch it with ./download_model.py {name}'
-        raise InputError(f'no model directory {model} and no run {run}; {remedy}')
+    names = next(([name, *pair] for pair in ALIASES.items() if name in pair), [name])
+    models = [child(models_dir, alias, '--model_name') for alias in names]
+    run = child(checkpoint_dir, name, '--model_name')
+    folders = [path for path in (*models, run) if os.path.isdir(path)]
+    require(folders, f'no model directory {models[0]} and no run {run}; use download_model.py')
     if folders[-1] == run and not quiet and not os.path.samefile(folders[0], run):
         print(f'{name} is the model {folders[0]}; the run of this name is {run}', file=sys.stderr)
     return for_tensorflow(folders[0])
 
 
-def descriptions(directory: str) -> list[str]:
-    """The paths of a model's or run's DESCRIPTION_FILES, of the last only if it is there."""
-    files = [os.path.join(directory, name) for name in DESCRIPTION_FILES]
+def descriptions(folder):  # paths of DESCRIPTION_FILES, of the last only if it is there
+    files = [os.path.join(folder, name) for name in DESCRIPTION_FILES]
     return files if os.path.lexists(files[-1]) else files[:-1]
 
 
-def run_dir(run_name: str, checkpoint_dir: str = 'checkpoint') -> str:
-    """The directory of a training run, which need not exist yet."""
+def run_dir(run_name, checkpoint_dir='checkpoint'):  # which need not exist yet
     return for_tensorflow(child(checkpoint_dir, run_name, '--run_name'))
 
 
-@contextlib.contextmanager
-def open_regular(path: str, or_pipe: bool = False) -> Iterator[typing.BinaryIO]:
-    """Opens a regular file for reading, or a pipe if that is allowed. Raises InputError, OSError."""
-    def opener(name, flags):  # a pipe that nobody writes to would keep open() waiting
-        return os.open(name, flags | (0 if or_pipe else getattr(os, 'O_NONBLOCK', 0)))
-    with open(path, 'rb', opener=opener) as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(mode) and not (or_pipe and stat.S_ISFIFO(mode)):
-            raise InputError(f'{path} is {"" if or_pipe else "a pipe or "}a device; give a regular file')
-        yield file
+def open_regular(path, or_pipe=False):
+    """Opens a file. Raises InputError for a device, and for a pipe unless or_pipe."""
+    mode = os.stat(path).st_mode  # before open, which waits for a pipe's writer
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or (stat.S_ISFIFO(mode) and not or_pipe):
+        raise InputError(f'{path} is a pipe or a device; give a file')
+    return open(path, 'rb')
 
 
-def read_small(path: str, limit: int = SMALL_FILE, or_pipe: bool = False) -> bytes:
-    """The bytes of a file. Raises InputError for more than `limit` bytes, and as open_regular does."""
+def read_small(path, limit=SMALL_FILE, or_pipe=False) -> bytes:
+    """The bytes of a file. Raises InputError for more than `limit`, and as open_regular does."""
     with open_regular(path, or_pipe) as file:
         data = file.read(limit + 1)
-        size = max(len(data), os.fstat(file.fileno()).st_size)
-    if size > limit:
-        raise InputError(f'{path} has {size:,} bytes, expected at most {limit:,}; give the right file')
+    require(len(data) <= limit, f'{path} has more than {limit:,} bytes; give the right file')
     return data
 
 
-def check_text(data: bytes, place: str = ''):
-    """Raises InputError, which begins with the place, if a file begins as BINARY_FILES do."""
-    for start, kind in BINARY_FILES.items():
-        if data.startswith(start):
-            raise InputError(f'{place}this is {kind}, not text; unpack or convert it, or leave it out')
+def read_json(path, remedy, limit=SMALL_FILE) -> dict:
+    """The object of a JSON file, which may begin with a byte-order mark. Raises InputError."""
+    require(os.path.exists(path), f'no {path}; {remedy}')
+    data = read_small(path, limit)
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'{path} is not JSON ({error}); {remedy}') from None
+    require(isinstance(values, dict), f'{path} must hold an object; {remedy}')
+    return values
+
+
+def check_text(data, place):  # raises InputError for the first bytes of another file
+    require(not data.startswith(BINARY), f'{place}this is a packed or binary file, not text; convert it')
 
 
 @contextlib.contextmanager
-def replacing(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[typing.IO]:
-    """Opens a new file. After the block, once on the disk, it takes the place and permissions of `path`."""
+def naming(path, temporary):  # makes an OSError with no path or a temporary one name the user's
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename).startswith(temporary):
+            error.filename = path
+        raise
+
+
+def write_json(path, values):  # replaces the file
+    with replacing(path) as file:
+        json.dump(values, file)
+
+
+@contextlib.contextmanager
+def replacing(path, mode='w'):
+    """Opens a new file, which replaces `path` once on the disk; permissions stay."""
     temporary = f'{path}.{os.getpid()}.tmp'
     try:
-        with open_to_write(temporary, mode, encoding) as file:
+        with open_to_write(temporary, mode) as file:
             if os.path.isfile(path) and not os.path.islink(path):
-                os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
+                os.chmod(temporary, os.stat(path).st_mode)
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:
+    finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename in (None, temporary):
-            error.filename = path  # the name that the caller knows
-        raise
 
 
-def open_to_write(target, mode, encoding):  # a path, or a descriptor, which stays open
-    encoding, newline = (None, None) if 'b' in mode else (encoding, '\n')  # the same bytes on every system
+def open_to_write(target, mode):  # a path, or a descriptor, which stays open
+    encoding, newline = (None, None) if 'b' in mode else ('utf-8', '\n')  # the same bytes on every system
     return open(target, mode, encoding=encoding, newline=newline, closefd=isinstance(target, str))
 
 
 @contextlib.contextmanager
-def output(path: str, mode: str = 'w', encoding: str = 'utf-8') -> Iterator[typing.IO]:
-    """Opens a user's file, none of a run: a `stream` directly, others as `replacing`, at the end of links."""
-    target = stream(path)
-    opener: typing.Any = replacing if target is None else open_to_write
+def output(path, mode='w'):
+    """Opens a user's file: a `stream` directly, others as `replacing` does, at the end of links."""
+    target, end = stream(path), os.path.realpath(path)
+    with naming(path, end), replacing(end, mode) if target is None else open_to_write(target, mode) as file:
+        yield file
+
+
+def stream(path) -> str | int | None:
+    """The path of a device or pipe, the descriptor of an open file like /dev/stdout, or None for a file."""
+    while os.path.exists(path):
+        folder, name = os.path.split(path)
+        if os.path.realpath(folder) == os.path.realpath('/dev/fd'):
+            return int(name)
+        if not os.path.islink(path):
+            return None if os.path.isfile(path) or os.path.isdir(path) else path
+        path = os.path.join(folder, os.readlink(path))
+    return None
+
+
+def remedy(error):  # for a file that could not be written
+    return REMEDIES.get(error.errno or errno.EIO, 'check the disk')
+
+
+def missing(folder):  # the folders that are to be made, itself first
+    path = pathlib.Path(os.path.abspath(folder))
+    return [str(part) for part in (path, *path.parents) if not os.path.lexists(part)]
+
+
+def check_writable(folder, flag):
+    """Raises InputError if no file can be made in a folder, or above a missing one."""
+    new = missing(folder)
+    existing = os.path.dirname(new[-1]) if new else folder
     try:
-        with opener(os.path.realpath(path) if target is None else target, mode, encoding) as file:
-            yield file
-    except OSError as error:
-        error.filename = error.filename or path
-        raise
-
-
-def stream(path: str) -> str | int | None:
-    """The path of a device or pipe, or the descriptor of an open file like /dev/stdout; None for a file."""
-    link = path
-    while os.path.exists(path) and os.path.realpath(os.path.dirname(link)) != os.path.realpath('/dev/fd'):
-        if not os.path.islink(link):
-            return None if os.path.isfile(link) or os.path.isdir(link) else path
-        link = os.path.join(os.path.dirname(link), os.readlink(link))
-    return int(os.path.basename(link)) if os.path.exists(path) else None
-
-
-def remedy(error: OSError) -> str:
-    """The user's remedy for a file that could not be written."""
-    return REMEDIES.get(error.errno or 0, REMEDIES[errno.EIO])
-
-
-def missing(folder: str) -> list[str]:
-    """The folders that must be made for this one to be there, itself first."""
-    folders = [os.path.abspath(folder)]
-    while not os.path.lexists(folders[-1]):
-        folders.append(os.path.dirname(folders[-1]))
-    return folders[:-1]
-
-
-def check_writable(folder: str, flag: str):
-    """Raises InputError if no file can be made in a folder or, before it is there, in the folder above."""
-    existing = os.path.dirname([os.path.join(folder, ''), *missing(folder)][-1])
-    trial = os.path.join(existing, f'counter.{os.getpid()}.tmp')  # a save removes it if a kill has left it
-    try:
-        os.close(os.open(trial, os.O_WRONLY | os.O_CREAT))
-        os.unlink(trial)
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise InputError(f'{flag}: no file can be written in {existing} ({error.strerror}); {remedy(error)}, '
                          f'or give another {flag}') from None
 
 
-def check_new(folder):
-    """Raises InputError if the name of a folder that is to be made is taken."""
-    if os.path.lexists(folder):
-        raise InputError(f'{folder} exists already; choose another name, or remove it')
+def check_new(folder):  # raises InputError if it exists
+    require(not os.path.lexists(folder), f'{folder} exists already; choose another name')
 
 
 @contextlib.contextmanager
-def making(folder: str) -> Iterator[str]:
-    """Gives a new folder, which becomes `folder` after the block. Raises InputError if `folder` exists."""
+def making(folder):
+    """Gives a new folder, which becomes `folder` at the end. Raises InputError if that exists."""
     check_new(folder)
     parent, name = os.path.split(os.path.abspath(folder))
-    beside = os.path.dirname(missing(folder)[-1])  # the folders above are made at the end, too
-    with tempfile.TemporaryDirectory(dir=beside, prefix=f'.{name}.') as temporary:
+    beside = os.path.dirname(missing(folder)[-1])  # folders above are made at the end, too
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f'.{name}.') as temporary, naming(folder, temporary):
         whole = os.path.join(temporary, name)
         os.mkdir(whole)
-        try:
-            yield whole
-        except OSError as error:
-            if error.filename is None or str(error.filename).startswith(temporary):
-                error.filename = folder  # the name that the caller knows
-            raise
+        yield whole
         os.makedirs(parent, exist_ok=True)
         os.rename(whole, folder)
 
 
-def synchronize(path: str):
-    """Has the system write a file or directory to the disk; no directory on Windows, which opens none."""
-    if sys.platform != 'win32' or os.path.isfile(path):
-        descriptor = os.open(path, os.O_RDWR if os.path.isfile(path) else os.O_RDONLY)
+def synchronize(path):  # a file or folder, to the disk; Windows opens no folder
+    is_file = os.path.isfile(path)
+    if is_file or sys.platform != 'win32':
+        descriptor = os.open(path, os.O_RDWR if is_file else os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)

@@ -9,17 +9,14 @@ from storage import paths
 
 
 class Lock:
-    """Keeps others from a run's folder, but not where folders cannot be opened (Windows) or locked (some
-    network file systems)."""
+    """Keeps other processes from a run's folder, where the system can lock one."""
 
-    def __init__(self, directory: str):
+    def __init__(self, directory):
         self.directory = directory
         self.descriptor: int | None = None  # of the folder
-        self.new: list[str] = []  # folders that lock has made, the innermost first
+        self.new: list[str] = []  # folders that lock makes, the innermost first
 
-    def lock(self):
-        """Makes the folder where there is none, and keeps it. Raises InputError where another process has it,
-        or where nothing can be written there."""
+    def lock(self):  # makes and locks the folder, or raises InputError
         paths.check_writable(self.directory, '--checkpoint_dir')
         new = paths.missing(self.directory)
         os.makedirs(self.directory, exist_ok=True)
@@ -30,14 +27,13 @@ class Lock:
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self.unlock()
-                raise InputError(f'another process is training {self.directory}; give another --run_name, or '
-                                 'wait for its end') from None
-            except OSError:
+                message = f'another process is training {self.directory}; give another --run_name'
+                raise InputError(message) from None
+            except OSError:  # of a file system without locks
                 pass
         self.new = new
 
-    def unlock(self):
-        """Lets others have the folder; removes it where it is new and still empty."""
+    def unlock(self):  # and removes a new folder that is still empty
         if not self.gone():
             with contextlib.suppress(OSError):  # the first that is not empty
                 for folder in self.new:
@@ -46,26 +42,16 @@ class Lock:
             os.close(self.descriptor)
             self.descriptor = None
 
-    def gone(self) -> str | None:
-        """A line for the user, where the locked folder is not the one at its path any more."""
-        if self.descriptor is None or is_at(self.descriptor, self.directory):
+    def gone(self):  # -> a line for the user, if the locked folder is not at its path any more
+        if self.descriptor is None:
             return None
-        end = 'while it was trained, so nothing more is saved'
-        with contextlib.suppress(OSError):  # Linux alone tells its path
-            path = os.readlink(f'/proc/self/fd/{self.descriptor}')
-            if is_at(self.descriptor, path):
-                return (f'{self.directory} was moved to {path} {end}; its checkpoints are there: move it '
-                        'back, and the same command goes on')
-        return f'{self.directory} was removed or moved {end}; put it back, and the same command goes on'
+        try:
+            is_there = os.path.samestat(os.fstat(self.descriptor), os.stat(self.directory))
+        except OSError as error:
+            is_there = error.errno not in (errno.ENOENT, errno.ENOTDIR)  # else it is not known
+        return None if is_there else (
+            f'{self.directory} was removed or moved while it was trained; put it back, and train again')
 
-    def check(self):
-        """Raises InputError where the folder is gone."""
-        if message := self.gone():
-            raise InputError(message)
-
-
-def is_at(descriptor, path):  # whether an open folder is the one at a path, as far as is known
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except OSError as error:
-        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+    def check(self):  # raises InputError where the folder is gone
+        if line := self.gone():
+            raise InputError(line)
