@@ -1,9 +1,6 @@
 #!/usr/bin/env python3
-"""Fine-tunes a model in many processes, which Horovod joins: train.py's flags, and two more.
-
-    mpirun -np 4 ./train-horovod.py --dataset novels.npz
-    horovodrun -np 4 --gloo ./train-horovod.py --dataset novels.npz
-"""
+"""train.py in many processes, which Horovod joins: mpirun -np 4 ./train-horovod.py --dataset novels.npz."""
+import importlib.util
 import os
 import sys
 
@@ -15,16 +12,12 @@ from errors import require
 
 
 @cli.flags_from(HorovodFlags)
-def train(**given):
-    flags = HorovodFlags(**given)
+def train(**values):
+    flags = HorovodFlags(**values)
+    require(importlib.util.find_spec('horovod'), 'Horovod is not installed: make horovod, or use ./train.py')
     cli.load_tensorflow()
-    try:
-        with cli.default_signal_handlers():
-            from training import horovod_worker, trainer
-    except ModuleNotFoundError as error:
-        require((error.name or '').partition('.')[0] != 'horovod', 'Horovod is not installed for this '
-                'Python: make horovod installs it into .venv; or use ./train.py, which trains in one process')
-        raise
+    with cli.default_signal_handlers():
+        from training import horovod_worker, trainer
     with horovod_worker.started(flags.compression, flags.timeout) as worker:
         trainer.train(flags, worker)
 

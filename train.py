@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Fine-tunes a model on text in one process: ./train.py --dataset FILE|DIRECTORY|GLOB [flags], see --help.
-
-    ./train.py --dataset novels/ --model_name 124M --run_name novels
-"""
+"""Fine-tunes a model on text: ./train.py --dataset novels/ --model_name 124M."""
 import os
 import sys
 
@@ -13,8 +10,8 @@ from command_line.flags import TrainFlags
 
 
 @cli.flags_from(TrainFlags)
-def train(**given):
-    flags = TrainFlags(**given)
+def train(**values):
+    flags = TrainFlags(**values)
     cli.load_tensorflow()
     with cli.default_signal_handlers():
         from training import trainer

@@ -276,7 +276,7 @@ def inspected(flags, what):  # -> [(what, digest of weights)]
     from storage import checkpoint, run_folder
     directory = os.path.join(flags.checkpoint_dir, flags.run_name)
     last = checkpoint.latest(directory)
-    named = run_folder.all_named(directory)
+    named = [os.path.join(directory, f'model-{step}') for step in run_folder.named_steps(directory)]
     expected = {'checkpoint', 'counter', 'encoder', 'hparams', 'vocab', 'events',
                 *map(os.path.basename, named), *([os.path.basename(run_folder.state_prefix(last))] if last else [])}
     names = os.listdir(directory) if os.path.isdir(directory) else []
@@ -291,7 +291,7 @@ def inspected(flags, what):  # -> [(what, digest of weights)]
 def read(prefix, what):
     from storage import checkpoint
     try:
-        return tensors(checkpoint.resolved(checkpoint.resolve_path(prefix)))
+        return tensors(checkpoint.files_prefix(checkpoint.resolve_path(prefix)))
     except Exception as error:
         raise AssertionError(f'{what}: {prefix}: {error}') from error
 
@@ -304,7 +304,7 @@ def final(flags):
     with open(f'{run_folder.state_prefix(last)}.json') as file:
         state = json.load(file)
     del state['flags'], state['crc32']  # the name of the run is in both
-    best = checkpoint.resolved(os.path.join(directory, 'model-best'))
+    best = checkpoint.files_prefix(os.path.join(directory, 'model-best'))
     return {'the state is': state, 'the weights are': tensors(last), 'the best weights are': tensors(best),
             'the optimizer is': tensors(run_folder.state_prefix(last)),
             'the files are': sorted(name for name in os.listdir(directory) if not name.startswith('events')),
@@ -435,14 +435,14 @@ def scripts(folder):  # -> list of Script
     import load_dataset
     flags = world(folder)
     model = os.path.join(flags.models_dir, 'toy')
-    load_dataset.GROUP_CHARACTERS = 1 << 16  # many groups
+    load_dataset.MAX_GROUP_SIZE = 1 << 16  # many groups
     download_model.CHUNK = 512
     at = functools.partial(os.path.join, folder)
     with open(at('text.txt'), 'w') as file:
         file.writelines(f'{i} {tiny_vocab.ENGLISH}' for i in range(1000))
     with open(at('prompts.txt'), 'w') as file:
         file.writelines(f'prompt {i}\n' for i in range(40))
-    finish(lambda _: convert.to_hf('toy', at('source'), flags.models_dir), at('log'))
+    finish(lambda _: convert.to_hf('toy', at('source'), models_dir=flags.models_dir), at('log'))
     toy = ['--model_name=toy', f'--models_dir={flags.models_dir}']
     hidden = r'\.{}\.\w+'
 

@@ -18,7 +18,7 @@ WARM_UP = 0.3  # the share of the steps in which caches fill and allocators sett
 def long_run(steps: int = 10_000, seed: int = 0):
     """Trains a toy model with saving, sampling and validation on, and measures the process every hundredth part."""
     measured = []
-    update = trainer.Log.update
+    update = trainer.log.Log.update
     graph = {}
 
     def measuring(self, step, *values, **scalars):
@@ -34,9 +34,9 @@ def long_run(steps: int = 10_000, seed: int = 0):
         prepare(self)
         graph['session'] = self.session
     with (tempfile.TemporaryDirectory() as folder, tqdm(total=steps, desc='long run', disable=None) as bar,
-          unittest.mock.patch.object(trainer.Log, 'update', measuring),
+          unittest.mock.patch.object(trainer.log.Log, 'update', measuring),
           unittest.mock.patch.object(trainer.Trainer, 'prepare', noting),
-          unittest.mock.patch.object(trainer.log, 'say', lambda line: None)):
+          unittest.mock.patch.object(trainer.log, 'say', lambda *_: None)):
         trainer.train(flags_for(folder, steps, seed))
     return counts(np.array([row for row in measured if row[0] > WARM_UP * steps]), steps)
 

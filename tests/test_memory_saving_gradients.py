@@ -49,8 +49,3 @@ def test_what_has_no_gradient_is_none():
 def test_a_graph_without_checkpoints_is_refused():
     with toy.session(), pytest.raises(InputError, match='no checkpoint lies before ys'):
         memory_saving_gradients.gradients(tf.square(tf.constant(2.0)), [tf.constant(1.0)])
-
-
-def test_other_words_than_collection_are_refused():
-    with toy.session(), pytest.raises(InputError, match="'collection' or tensors, not 'speed'"):
-        memory_saving_gradients.gradients(tf.constant(2.0), [], checkpoints='speed')

@@ -192,6 +192,7 @@ def test_ranks_draw_together_what_one_process_draws(size):
 def test_what_one_process_of_several_reads_is_a_map_of_what_was_encoded_once(world, tmp_path):
     enc = checkpoint.load_sizes_and_vocabulary('toy', str(world / 'models'))[2]
     source, directory = str(world / 'text'), str(tmp_path / 'run')
+    os.mkdir(directory)
 
     def encoded(*sources, combine=50000):
         return load_dataset.encode_to_npz(enc, [*map(str, sources)], directory, combine)
@@ -217,8 +218,7 @@ def test_what_one_process_of_several_reads_is_a_map_of_what_was_encoded_once(wor
 
 
 def test_without_horovod_the_script_says_how_to_have_it(flags, tmp_path):
-    (tmp_path / 'horovod').mkdir()  # shadows one that is installed
-    (tmp_path / 'horovod' / '__init__.py').write_text('raise ModuleNotFoundError("none", name="horovod")')
+    (tmp_path / 'sitecustomize.py').write_text('import sys\nsys.modules["horovod"] = None\n')  # hides it
     done = subprocess.run([sys.executable, SCRIPT, *words_of(flags())], capture_output=True, text=True,
                           env={**os.environ, 'PYTHONPATH': str(tmp_path)}, timeout=TIMEOUT)
     assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'make horovod' in done.stderr
@@ -334,7 +334,7 @@ def test_a_rank_that_is_stopped_is_named_and_all_end(flags, tmp_path, launcher, 
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 1 and not processes(words[-1])
     assert stderr.count('has not answered') == 1 and 'was lost' not in stderr
-    assert f'train-horovod.py: rank {victim} on {socket.gethostname()} has not answered for 5 seconds' in stderr
+    assert f'rank {victim} on {socket.gethostname()} has not answered for 5 seconds' in stderr
     assert_goes_on(launcher, 3, made, tmp_path)
 
 
@@ -378,7 +378,7 @@ def test_a_rank_may_work_alone_for_longer_than_the_timeout(flags, tmp_path):
     made = flags(steps=1, val_every=1, val_batch_count=3, sample_every=1, sample_length=5, timeout=4)
     status, stdout, stderr = in_ranks('mpi', 3, 'works_alone', tmp_path / 'several.json', [made])
     assert status == 0 and '1 steps done' in stdout and 'SAMPLE 1' in stdout, stderr
-    assert 'No UDP comes from rank 2 on ' in stderr and 'error' not in stderr
+    assert re.search(r'rank 2 on \S+ sends no UDP', stderr) and 'error' not in stderr
 
 
 @with_horovod
@@ -408,7 +408,7 @@ def test_a_folder_that_is_moved_is_told_once_and_ends_all(flags):
         os.rename(directory, f'{directory}-away')
         _, stderr = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 2 and not processes(words[-1])
-    assert stderr.count(f'error: {directory} was moved to {directory}-away') == 1
+    assert stderr.count(f'error: {directory} was removed or moved while it was trained') == 1
     assert 'Traceback' not in stderr
     assert not os.path.exists(directory)
 
@@ -426,8 +426,8 @@ def test_a_rank_that_raises_ends_all(flags, tmp_path, launcher):
 
 @with_horovod
 @pytest.mark.parametrize('launcher, function, message', [
-    ('mpi', 'disagrees', '--learning_rate is 0.001 on rank 0, but 0.5 on rank 1'),
-    ('gloo', 'disagrees_in_data', 'the dataset (its fingerprint) is ')])
+    ('mpi', 'disagrees', 'learning_rate is 0.001 on rank 0, but 0.5 on rank 1'),
+    ('gloo', 'disagrees_in_data', 'the dataset is ')])
 def test_what_differs_between_ranks_is_named_once_and_nothing_is_written(flags, tmp_path, launcher, function, message):
     np.savez(tmp_path / 'data.npz', np.arange(500, dtype=np.uint16))
     made = flags(dataset=str(tmp_path / 'data.npz'))

@@ -26,23 +26,12 @@ def test_hold_out(lengths, fraction):
     ends = np.cumsum(lengths)
     tokens = np.arange(ends[-1])
     chunks = np.split(tokens, ends[:-1])
-    count = round(len(tokens) * fraction)
-    if min(count, len(tokens) - count) < 2:
-        with pytest.raises(InputError, match=rf'of {len(tokens)} tokens leaves'):
-            hold_out(chunks, fraction)
-        return
     training, validation = hold_out(chunks, fraction)
-    assert np.concatenate(training + validation).tolist() == tokens.tolist()
-    assert sum(map(len, validation)) == count
+    assert np.concatenate([*training, *validation, []]).tolist() == tokens.tolist()
+    assert sum(map(len, validation)) == round(len(tokens) * fraction)
     assert len(training) + len(validation) <= len(chunks) + 1
     assert all(chunk.base is not None for chunk in training + validation)  # views
     assert len(chunks) == len(lengths)  # the caller's list is as it was
-
-
-@pytest.mark.parametrize('fraction', [0, 1, -0.1, 1.5, float('nan')])
-def test_hold_out_of_impossible_fractions(fraction):
-    with pytest.raises(InputError, match='between 0 and 1'):
-        hold_out([np.arange(10)], fraction)
 
 
 CHUNKS = [np.arange(100, 110), np.arange(200, 203), np.array([300]), np.arange(400, 405), np.arange(500, 502)]
@@ -77,7 +66,6 @@ def test_sample_is_a_fresh_int32_array():
     window[:] = 0
     assert chunk.tolist() == list(range(10))
     assert sampler.sample(15).tolist() == [*range(10), *[-1] * 5]
-    assert sampler.total_size == 10 and Sampler(CHUNKS).total_size == 21
 
 
 @pytest.mark.parametrize('size', [2, 3, 5])
@@ -142,10 +130,6 @@ def test_sampler_does_not_copy_chunks(tmp_path, enc):
 
 
 def test_too_little_data():
-    for chunks, tokens in (([], 0), ([np.array([5])], 1), ([np.array([5]), np.array([6])], 2)):
-        with pytest.raises(InputError, match=f'has {tokens} tokens .* at least 2 in one chunk'):
+    for chunks in ([], [np.array([5])], [np.array([5]), np.array([6])]):
+        with pytest.raises(InputError, match='has no 2 tokens in one chunk'):
             Sampler(chunks)
-    with pytest.raises(InputError, match='at least 1 token, not 0'):
-        Sampler(CHUNKS).sample(0)
-    with pytest.raises(InputError, match='rank 2 must be from 0 to 1'):
-        Sampler(CHUNKS, rank=2, size=2)

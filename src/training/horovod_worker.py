@@ -1,152 +1,150 @@
-"""The part of one process among several that Horovod joins, by MPI or Gloo; no other file knows Horovod.
-
-    with horovod_worker.started(compression='none', timeout=120) as worker:
-        trainer.train(flags, worker)
-"""
+"""A Worker among several, which Horovod joins by MPI or Gloo."""
 import contextlib
 import json
 import os
+import secrets
+import socket
 import sys
-from collections.abc import Iterator
+import threading
+import time
 
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow.compat.v1 as tf
 from horovod.runner.util.network import get_local_host_addresses
 
-from errors import InputError
 from fast.session import cores
-from training.watch import STATUS_LOST, Watch, script
+from training import log
 from training.worker import Worker
 
-BROADCAST_TOGETHER = 24  # variables: all at once would be in memory twice
-MIN_COMPRESSED = 1 << 12  # numbers; of fewer, the number of messages takes the time
-SETTINGS = {
-    'HOROVOD_FUSION_THRESHOLD': '0',  # no copies into a buffer, and the same order of sums at every run
-    'HOROVOD_STALL_CHECK_TIME_SECONDS': '3600'}  # others may wait long while rank 0 encodes, samples or saves
-SETTINGS_WITHOUT_GPU = {
-    # Milliseconds between negotiations, in which a rank of MPI spins on the core that is to compute: at
-    # Horovod's 1 ms this took a third of the time.
-    'HOROVOD_CYCLE_TIME': '50', 'OMPI_MCA_mpi_yield_when_idle': '1'}
+NAMED, ENDED = 10, 16  # ticks without a sign until a rank is named, and all begin to end
 
 
 class HorovodWorker(Worker):
-    """See Worker. Where another process has ended, its methods raise what is_peer_failure recognizes."""
-
-    def __init__(self, compression='none'):
-        """compression: the type that gradients are sent as: none (float32), float16 or bfloat16."""
-        gpus = tf.config.list_physical_devices('GPU')
+    def __init__(self, compression):
+        gpus = len(tf.config.list_physical_devices('GPU'))
+        gpu = hvd.local_rank() % gpus if gpus else None
         threads = 0
-        if hvd.local_size() > 1:  # the launcher need not have bound them to cores
+        if hvd.local_size() > 1:  # the launcher may not have bound processes to cores
             threads = min(cores(), max(1, os.cpu_count() // hvd.local_size()))
-        super().__init__(hvd.rank(), hvd.size(), hvd.local_rank() % len(gpus) if gpus else None, threads)
+        super().__init__(hvd.rank(), hvd.size(), gpu, threads)
         self.compression = compression
-        with tf.Graph().as_default(), tf.device('/cpu:0'):  # the trainer's graph ends earlier
+        with tf.Graph().as_default(), tf.device('/cpu:0'):
             self.line = tf.placeholder(tf.uint8, [None])
             self.lines = hvd.allgather(self.line, name='lines')
             self.session = tf.Session(config=tf.ConfigProto(device_count={'GPU': 0}))
 
-    def gather(self, value) -> list:
+    def gather(self, value):
         line = json.dumps(value, default=float).encode() + b'\n'
         lines = self.session.run(self.lines, {self.line: np.frombuffer(line, np.uint8)})
         return [json.loads(line) for line in lines.tobytes().splitlines()]
 
-    def run_everywhere(self, function):
-        result = error = None
-        try:
-            result = function()
-        except InputError as raised:
-            error = str(raised)
-        for rank, message in enumerate(self.gather(error)):
-            if message is not None:
-                self.abort(f'rank {rank}: {message}' if rank else message)
-        return result
-
-    def run_on_rank0(self, function):
-        return self.gather(self.run_everywhere(function if self.rank == 0 else lambda: None))[0]
-
-    def check_same(self, function):
-        first, *others = self.gather(self.run_everywhere(function))
-        for rank, other in enumerate(others, 1):
-            for name, value in first.items():
-                if other[name] != value:
-                    self.abort(f'{name} is {value!r} on rank 0, but {other[name]!r} on rank {rank}; start '
-                               'all with the same flags and files')
-
-    def abort(self, message: str):
-        if self.rank == 0:
-            raise InputError(message)
-        sys.exit(2)  # rank 0 prints the message
-
     def broadcast(self, session, variables):
-        for first in range(0, len(variables), BROADCAST_TOGETHER):
-            part = variables[first:first + BROADCAST_TOGETHER]
-            inputs = [tf.placeholder(v.dtype.base_dtype, v.shape) for v in part]
-            values = [np.zeros(v.shape, v.dtype.as_numpy_dtype) for v in part]  # elsewhere they have none yet
-            if self.rank == 0:
-                values = session.run(part)
-            assigned = [v.assign(hvd.broadcast(x, 0, name=f'broadcast_{v.op.name}'), read_value=False)
-                        for v, x in zip(part, inputs, strict=True)]
-            session.run(assigned, dict(zip(inputs, values, strict=True)))
+        for first in range(0, len(variables), 24):  # all at once would be in memory twice
+            part = variables[first:first + 24]
+            # Fed, as the variables of other ranks have no values yet.
+            sources = [tf.placeholder(v.dtype.base_dtype, v.shape) for v in part]
+            values = session.run(part) if self.rank == 0 else [np.zeros(v.shape) for v in part]
+            assigned = [v.assign(hvd.broadcast(source, 0, name=f'broadcast_{v.op.name}'), read_value=False)
+                        for v, source in zip(part, sources, strict=True)]
+            session.run(assigned, dict(zip(sources, values, strict=True)))
 
-    def reduce(self, gradients):
-        return [self.mean(gradient, f'gradient_{i}') for i, gradient in enumerate(gradients)]
+    def reduce(self, grads):
+        return [self.mean(grad, f'gradient_{i}') for i, grad in enumerate(grads)]
 
-    def mean(self, gradient, name):  # a tensor -> the mean of all ranks' tensors
-        gradient = tf.convert_to_tensor(gradient)  # a sparse one would be gathered in place of being added up
-        size = gradient.shape.num_elements()
-        if self.compression == 'none' or size < MIN_COMPRESSED:
-            return hvd.allreduce(gradient, op=hvd.Average, name=name)
-        # Each rank gets its part of all tensors, and sends the mean to all: as many bytes as an all-reduce,
-        # which would round at each rank, and which Horovod has not for bfloat16.
-        padded = tf.pad(tf.reshape(gradient, [-1]), [[0, -size % self.size]])
-        parts = self.decompressed(hvd.alltoall(self.compressed(padded), name=f'{name}_parts'))
+    def mean(self, grad, name):
+        grad = tf.convert_to_tensor(grad)  # sparse ones would be gathered, not added up
+        size = grad.shape.num_elements()
+        if self.compression == 'none' or size < 4096:  # below, the messages take the time
+            return hvd.allreduce(grad, op=hvd.Average, name=name)
+        # An all-reduce would round at each rank; each gets a part of all instead, and sends the mean.
+        padded = tf.pad(tf.reshape(grad, [-1]), [[0, -size % self.size]])
+        parts = self.send(hvd.alltoall, padded, f'{name}_parts')
         part = tf.reduce_mean(tf.reshape(parts, [self.size, -1]), axis=0)
-        whole = self.decompressed(hvd.allgather(self.compressed(part), name=name))
-        return tf.reshape(whole[:size], gradient.shape)
+        return tf.reshape(self.send(hvd.allgather, part, name)[:size], grad.shape)
 
-    def compressed(self, x):  # float32 -> float16, or bfloat16 in the bits of float16, which Horovod can send
-        return tf.bitcast(tf.cast(x, self.compression), tf.float16)
+    def send(self, function, x, name):
+        bits = tf.bitcast(tf.cast(x, self.compression), tf.float16)  # Horovod has no bfloat16
+        return tf.cast(tf.bitcast(function(bits, name=name), self.compression), tf.float32)
 
-    def decompressed(self, x):
-        return tf.cast(tf.bitcast(x, self.compression), tf.float32)
-
-    def is_peer_failure(self, error: BaseException) -> bool:
+    def is_peer_failure(self, error):
         return isinstance(error, tf.errors.OpError) and bool(error.op) and error.op.type.startswith('Horovod')
 
-    def wait_for_rank_0(self):
-        """Lets rank 0 print and save, before the launcher sees the end of this process and ends all."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow reports the operation that fails
-        with contextlib.suppress(tf.errors.OpError):
-            self.gather(None)  # rank 0 does not join in, but ends
+
+class Watch(threading.Thread):
+    """Sends signs of life by UDP, as Horovod waits for ever: docs/decisions/signs-of-life.md."""
+
+    def __init__(self, worker, timeout):
+        super().__init__(daemon=True)
+        self.rank, self.tick, self.sign = worker.rank, timeout / 20, secrets.token_hex(16)
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(('', 0))
+        port = self.socket.getsockname()[1]
+        addresses = list(get_local_host_addresses())
+        everyone = worker.gather([self.sign, socket.gethostname(), port, addresses])
+        self.hosts = [host for _, host, _, _ in everyone]
+        self.ranks, self.places = {}, []
+        for rank, (sign, _, port, addresses) in enumerate(everyone):
+            if rank != self.rank:
+                self.ranks[sign.encode()] = rank
+                self.places += [(address, port) for address in addresses]
+
+    def run(self):
+        last = {}  # rank: tick of its last sign; none counts while this process is stopped
+        tick = longest = 0
+        while longest < ENDED + 2 * (self.rank > 0):  # rank 0 first, or it would report a loss
+            tick += 1
+            for place in self.places:
+                with contextlib.suppress(OSError):
+                    self.socket.sendto(self.sign.encode(), place)
+            last.update(dict.fromkeys(self.heard(), tick))
+            longest = tick - min(last.values(), default=tick)
+            missing = {rank for rank in last if tick - last[rank] > NAMED // 2}
+            if longest == NAMED and self.rank == min({*range(len(self.hosts))} - missing):
+                self.warn(missing, f'has not answered for {NAMED * self.tick:.0f} seconds; soon all end')
+            unknown = {*self.ranks.values()} - last.keys()
+            if tick == NAMED and unknown and self.rank == 0:
+                self.warn(unknown, 'sends no UDP: if it hangs, the others wait for ever')
+        os._exit(1)
+
+    def heard(self):  # within a tick -> ranks
+        ranks, end = set(), time.monotonic() + self.tick
+        while (left := end - time.monotonic()) > 0:
+            self.socket.settimeout(left)
+            with contextlib.suppress(OSError):
+                ranks.add(self.ranks.get(self.socket.recv(64)))
+        return ranks - {None}
+
+    def warn(self, ranks, text):
+        names = ', '.join(f'rank {rank} on {self.hosts[rank]}' for rank in sorted(ranks))
+        threading.Thread(target=log.warn, args=[f'{names} {text}'], daemon=True).start()  # stderr may block
 
 
 @contextlib.contextmanager
-def started(compression: str = 'none', timeout: int = 0) -> Iterator[HorovodWorker]:
-    """Joins the processes that the launcher has started, and gives this one's worker.
-
-    Where one raises, is lost, or gives no sign for `timeout` seconds (0: for ever), all end: those that did
-    not raise with status 1, and rank 0 says so in one line.
-    """
-    settings = SETTINGS | ({} if tf.config.list_physical_devices('GPU') else SETTINGS_WITHOUT_GPU)
-    settings['HOROVOD_GLOO_TIMEOUT_SECONDS'] = str(max(30, timeout))  # else Gloo ends all first
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
+def started(compression='none', timeout=0):  # -> HorovodWorker
+    """Joins the launcher's processes. If one raises, is lost, or silent for `timeout` seconds (0: never), the
+    others end with status 1, and rank 0 says so."""
+    settings = {'HOROVOD_FUSION_THRESHOLD': '0',  # docs/decisions/horovod-settings.md
+                'HOROVOD_STALL_CHECK_TIME_SECONDS': '3600',  # rank 0 may work alone for long
+                'HOROVOD_GLOO_TIMEOUT_SECONDS': str(max(30, timeout))}  # else Gloo ends all first
+    if not tf.config.list_physical_devices('GPU'):
+        settings |= {'HOROVOD_CYCLE_TIME': '50', 'OMPI_MCA_mpi_yield_when_idle': '1'}
+    os.environ.update({**settings, **os.environ})
     hvd.init()
     worker = HorovodWorker(compression)
     if timeout:
-        Watch(worker, timeout, get_local_host_addresses()).start()
+        Watch(worker, timeout).start()
     try:
         yield worker
-        worker.gather(None)  # none ends, and falls silent, while rank 0 still saves
-    except SystemExit:  # a decision of all ranks
+        worker.gather(None)  # none falls silent while rank 0 still saves
+    except SystemExit:  # of all ranks; the launcher ends all at the first end: rank 0 goes before
         if worker.rank:
-            worker.wait_for_rank_0()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow would report rank 0's end
+            with contextlib.suppress(tf.errors.OpError):
+                worker.gather(None)
         raise
     except tf.errors.OpError as error:
         if not worker.is_peer_failure(error):
             raise
-        if worker.rank == 0:
-            print(f'{script()}: error: another of the {worker.size} processes was lost; the same command '
-                  'continues from the last save', file=sys.stderr)
-        sys.exit(STATUS_LOST)
+        sys.exit(1 if worker.rank else f'error: another of the {worker.size} processes was lost; '
+                                       'the same command goes on')
