@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""Writes a model for TensorFlow and TensorFlow Serving without this code: ./src/export.py MODEL_OR_RUN
-OUT."""
+"""Writes a model for TensorFlow (Serving) without this code."""
 from command_line import cli
 from command_line.flags import ExportFlags
 from storage import paths
@@ -8,13 +7,13 @@ from storage import paths
 
 @cli.flags_from(ExportFlags)
 def export(*args, **kwargs):
-    """Writes a SavedModel with the signatures `logits` and `generate`; README.md shows how they are called.
+    """Writes a SavedModel with the signatures `logits` and `generate`; docs/formats.md shows calls.
 
     TensorFlow Serving wants OUT's name to be a number, the version: served/gpt2/1.
     """
-    def write(folder, directory, checkpoint):
+    def write(*names):
         from formats import saved_model
-        return saved_model.write(folder, directory, checkpoint)
+        return saved_model.write(*names)
     flags = ExportFlags(*args, **kwargs)
     paths.for_tensorflow(paths.expand(flags.out))
     cli.write_model(flags, write)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Continues prompts, asked for one after another, by --prompt, or of a file by --prompts_file."""
+"""Continues prompts: asked for one after another, of --prompt, or of --prompts_file."""
 import contextlib
 import dataclasses
 import sys
 
 from command_line import cli
-from command_line.flags import SamplingFlags
+from command_line.flags import SamplingFlags, flag
 from errors import InputError, require
 from storage import paths
 
@@ -14,38 +14,27 @@ ASK = 'Model prompt >>> '
 
 @dataclasses.dataclass(frozen=True)
 class PromptFlags(SamplingFlags):
-    """Of prompts.
-
-    Args:
-        prompt: continue this text, and end, instead of asking for prompts. prompts_file: continue each line
-        of this file, or the field `prompt` of each of its JSON lines, and write
-            JSON lines: prompt, text, tokens, and finished (whether the text ended itself, by --stop or
-            --truncate). Started again with the same --output, it goes on where that ends.
-        logprobs: with prompts_file, add the log-probability of each token.
-        include_prefix: print the prompt before each continuation.
-        special_tokens: in prompts, special tokens of the model, such as <|endoftext|>, are themselves; false:
-            they are text like any other.
-    """
-    nsamples: int = 1
-    prompt: str | None = None
-    prompts_file: str | None = None
-    logprobs: bool = False
-    include_prefix: bool = False
-    special_tokens: bool = False
+    """Prints continuations of prompts."""
+    nsamples: int = flag(1, 'how many for each prompt', 1)
+    prompt: str | None = flag(None, 'continue this text instead of asking for prompts')
+    prompts_file: str | None = flag(None, (
+        'continue each line of this file, or the field `prompt` of JSON lines, and write JSON lines; if '
+        '--output has some already, the others'))
+    logprobs: bool = flag(False, 'with prompts_file, add the log-probability of each token')
+    include_prefix: bool = flag(False, 'print the prompt before each continuation')
+    special_tokens: bool = flag(False, '<|endoftext|> and other special tokens in prompts are themselves')
 
     def __post_init__(self):
-        self.check('nsamples', self.nsamples >= 1, '1 or more')
         super().__post_init__()
-        require(self.prompt != '', '--prompt is empty; give at least one character')
-        require(self.prompt is None or self.prompts_file is None, 'give --prompt or --prompts_file, not both')
-        require(self.prompts_file is not None or not self.logprobs, '--logprobs needs --prompts_file')
-        require(self.prompts_file is None or not self.include_prefix,
-                '--include_prefix is for text; JSON lines hold the prompt')
+        in_file = self.prompts_file is not None
+        require(self.prompt != '', '--prompt is empty; give a text')
+        require(self.prompt is None or not in_file, 'give --prompt or --prompts_file, not both')
+        require(in_file or not self.logprobs, '--logprobs needs --prompts_file')
+        require(not in_file or not self.include_prefix, '--include_prefix is for text')
 
 
 @cli.flags_from(PromptFlags)
 def interact_model(*args, **kwargs):
-    """Prints continuations of prompts."""
     flags = PromptFlags(*args, **kwargs)
     cli.load_tensorflow()
     with cli.default_signal_handlers():
@@ -54,38 +43,27 @@ def interact_model(*args, **kwargs):
     if flags.prompts_file is not None:
         writer.complete(flags.prompts_file, flags.output, flags.logprobs)
         return
+    asks = flags.prompt is None
     with samples.opened(flags.output) as file:
-        def write(prompt):
-            prefix = prompt if flags.include_prefix else ''
-            writer.write(file, prompt, prefix, stream=flags.output is None)
-        if flags.prompt is not None:
-            write(flags.prompt)
-            return
-        for text in prompts():
-            with tolerant():
-                write(text)
-            print('=' * 80, file=file, flush=True)
+        for prompt in read_prompts() if asks else [flags.prompt]:
+            try:
+                writer.write(file, prompt, prompt if flags.include_prefix else '')
+            except (InputError, KeyboardInterrupt) as error:
+                if not (asks and sys.stdin.isatty()):
+                    raise
+                if isinstance(error, InputError):  # at a terminal the next prompt may be better
+                    print(error, file=sys.stderr)
+            if asks:
+                print('=' * 80, file=file, flush=True)
 
 
-@contextlib.contextmanager
-def tolerant():
-    """With a person at the terminal, a wrong prompt is told, and Ctrl-C ends no more than its answer."""
-    try:
-        yield
-    except (InputError, KeyboardInterrupt) as error:
-        if not sys.stdin.isatty():
-            raise
-        if isinstance(error, InputError):
-            print(error, file=sys.stderr)
-
-
-def prompts():
-    """Lines from stdin until its end. They are asked for on stderr, so that stdout holds samples alone."""
-    cli.set_encoding(sys.stdin, 'surrogateescape')  # other bytes than UTF-8 are for the encoder to refuse
+def read_prompts():
+    """Yields lines of stdin. They are asked for on stderr, so that stdout holds samples alone."""
+    cli.set_encoding(sys.stdin, 'surrogateescape')  # the encoder refuses bytes that are not UTF-8
     editing = sys.stdin.isatty() and sys.stdout.isatty()
     if editing:
         with contextlib.suppress(ImportError):  # not everywhere
-            import readline  # noqa: F401  input() then edits its line, keeps a history and prints ASK itself
+            import readline  # noqa: F401  input() then edits its line, and keeps a history
     while True:
         if not editing:
             print(ASK, end='', file=sys.stderr, flush=True)

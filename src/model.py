@@ -1,42 +1,35 @@
-"""GPT-2 as a TensorFlow graph: the transformer and the loss.
+"""GPT-2 as a graph. w: {name in a checkpoint: tensor}, of the model or of a layer.
 
-Weights are a dict of tensors named as in a checkpoint ('h0/attn/c_attn/w'). src/fast makes it quick.
-
-B batch, T positions of X, P past positions, S = P + T, L n_layer, E n_embd, H n_head, D = E / H the size of a
-head, V n_vocab.
+B batch, T tokens, P past positions, S = P + T, L n_layer, E n_embd, H n_head, D = E / H, V n_vocab.
+past, present: keys and values of a layer, a pair of [B, H, P, D] and of [B, H, T, D].
 """
-import os
+import secrets
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from errors import InputError
-from fast.blocks import in_query_blocks
-from fast.gradients import cross_entropy_gradient, softmax_gradient
-from fast.kernels import fused
+from errors import require
+from fast.kernels import cross_entropy_gradient, fused, in_query_blocks, softmax_gradient
 from fast.quantized import lookup, matmul
-from hparams import HParams, default_hparams  # noqa: F401  where the original has it
+from hparams import HParams, default_hparams  # noqa: F401  as in the original
 
 
-def shape_list(x):
-    """The shape of x: numbers where they are known, scalar tensors where they are not."""
+def shape_list(x):  # -> numbers, or scalar tensors where unknown
     dynamic = tf.shape(x)
     return [dynamic[i] if size is None else size for i, size in enumerate(x.shape.as_list())]
 
 
 @fused
-def gelu(x):
-    """Gaussian error linear unit by its tanh approximation (Hendrycks & Gimpel 2016, section 2)."""
+def gelu(x):  # [...] -> [...], by tanh (Hendrycks & Gimpel 2016, section 2)
     dtype, x = x.dtype, tf.cast(x, tf.float32)
     return tf.cast(0.5 * x * (1 + tf.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x * x * x))), dtype)
 
 
 @fused
-def norm(x, g, b, epsilon=1e-5):  # [..., E], [E], [E] -> [..., E]
-    """Layer normalization (Ba et al. 2016) of the last axis."""
+def norm(x, g, b):  # [..., E], [E], [E] -> [..., E]: layer normalization (Ba et al. 2016)
     centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
     variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
-    return centred * (tf.rsqrt(variance + epsilon) * g) + b
+    return centred * (tf.rsqrt(variance + 1e-5) * g) + b
 
 
 def split_heads(x, n_head):  # [B, T, E] -> [B, H, T, D]
@@ -49,35 +42,33 @@ def merge_heads(x):  # [B, H, T, D] -> [B, T, E]
     return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [B, T, H * D])
 
 
-def conv1d(x, w, b):  # [B, T, n_in], [1, n_in, n_out], [n_out] -> [B, T, n_out]
-    """A dense layer; w has the shape of a convolution of width 1, as the released checkpoints have it."""
+def conv1d(x, w, scope):  # [B, T, n_in] -> [B, T, n_out]
     B, T, n_in = shape_list(x)
-    n_out = b.shape[0]
-    if tf.is_tensor(w):
-        w = tf.reshape(w, [n_in, n_out])
-    return tf.reshape(matmul(tf.reshape(x, [-1, n_in]), w) + b, [B, T, n_out])
+    h = matmul(tf.reshape(x, [-1, n_in]), w[f'{scope}/w']) + w[f'{scope}/b']
+    return tf.reshape(h, [B, T, h.shape[-1]])
 
 
-def attention_mask(T, S):  # -> bool [T, S]
-    """The keys that each query sees: those up to its own position. The last query is at the last key."""
+def attention_mask(T, S):  # -> bool [T, S]; the last query sees all keys
     return tf.range(S) <= S - T + tf.range(T)[:, None]
 
 
+def masked_softmax(scores, mask):  # [B, H, T, S], bool -> [B, H, T, S]
+    p = tf.nn.softmax(tf.where_v2(mask, tf.cast(scores, tf.float32), tf.float32.min))
+    return tf.cast(p, scores.dtype)
+
+
 @fused(gradient=softmax_gradient)
-def masked_softmax(scores, mask):  # [B, H, T, S], bool [T, S] or [B, 1, T, S] -> [B, H, T, S]
-    scores, dtype = tf.cast(scores, tf.float32), scores.dtype
-    return tf.cast(tf.nn.softmax(tf.where_v2(mask, scores, tf.float32.min)), dtype)
+def causal_softmax(scores):  # [B, H, T, S] -> [B, H, T, S]
+    return masked_softmax(scores, attention_mask(*shape_list(scores)[2:]))
 
 
 @in_query_blocks
-def causal_attention(q, k, v):  # [B, H, T, D], [B, H, S, D], [B, H, S, D] -> [B, H, T, D]
-    scores = tf.matmul(q, k, transpose_b=True)
-    T, S = shape_list(scores)[2:]
-    return tf.matmul(masked_softmax(scores, attention_mask(T, S)), v)
+def causal_attention(q, k, v):  # [B, H, T, D], two of [B, H, S, D] -> [B, H, T, D]
+    return tf.matmul(causal_softmax(tf.matmul(q, k, transpose_b=True)), v)
 
 
-def attention_with_past(q, k, v, past, mask):  # as causal_attention; a pair of [B, H, P, D]; see transformer
-    """Attention to past and own keys side by side: joining them would copy the past for each new token."""
+def attention_with_past(q, k, v, past, mask):  # three of [B, H, T, D] -> [B, H, T, D]
+    # Joining past and own keys would copy the past for each token.
     past_k, past_v = past
     P = shape_list(past_k)[2]
     scores = [tf.matmul(q, keys, transpose_b=True) for keys in (past_k, k)]
@@ -85,33 +76,25 @@ def attention_with_past(q, k, v, past, mask):  # as causal_attention; a pair of 
     return tf.matmul(p[..., :P], past_v) + tf.matmul(p[..., P:], v)
 
 
-def attn(x, w, n_head, past, mask):  # arguments and results as of block
-    """Scaled dot-product attention of n_head heads (Vaswani et al. 2017, section 3.2)."""
-    qkv = conv1d(x, w['attn/c_attn/w'], w['attn/c_attn/b'])
+def attn(x, w, n_head, past, mask):  # [B, T, E] -> [B, T, E], present (Vaswani et al. 2017, section 3.2)
+    qkv = conv1d(x, w, 'attn/c_attn')
     q, k, v = (split_heads(part, n_head) for part in tf.split(qkv, 3, axis=-1))
     q = q * tf.cast(1 / np.sqrt(q.shape.as_list()[-1]), q.dtype)
     a = causal_attention(q, k, v) if past is None else attention_with_past(q, k, v, past, mask)
-    return conv1d(merge_heads(a), w['attn/c_proj/w'], w['attn/c_proj/b']), (k, v)
+    return conv1d(merge_heads(a), w, 'attn/c_proj'), (k, v)
 
 
 def mlp(x, w):  # [B, T, E] -> [B, T, E]
-    h = gelu(conv1d(x, w['mlp/c_fc/w'], w['mlp/c_fc/b']))
-    return conv1d(h, w['mlp/c_proj/w'], w['mlp/c_proj/b'])
+    return conv1d(gelu(conv1d(x, w, 'mlp/c_fc')), w, 'mlp/c_proj')
 
 
-def block(x, w, n_head, past, mask):
-    """One layer: attention and a perceptron, each on normalized input and added to the residual stream.
-
-    x: [B, T, E]. w: {name: tensor}, 'h0/' left out. past: keys and values, a pair of [B, H, P, D], or None.
-    Returns [B, T, E], and the keys and values of x, a pair of [B, H, T, D].
-    """
+def block(x, w, n_head, past, mask):  # [B, T, E] -> [B, T, E], present
     a, present = attn(norm(x, w['ln_1/g'], w['ln_1/b']), w, n_head, past, mask)
     x = x + tf.cast(a, x.dtype)
     return x + tf.cast(mlp(norm(x, w['ln_2/g'], w['ln_2/b']), w), x.dtype), present
 
 
-def blocks(x, layers, n_head, pasts, mask):  # -> [B, T, E], a list of presents
-    """Layers one after another; layers and pasts: for each, block's w and past."""
+def blocks(x, layers, n_head, pasts, mask):  # [B, T, E] -> [B, T, E], presents
     presents = []
     for w, past in zip(layers, pasts, strict=True):
         tf.add_to_collection('checkpoints', x)  # for memory_saving_gradients
@@ -120,101 +103,92 @@ def blocks(x, layers, n_head, pasts, mask):  # -> [B, T, E], a list of presents
     return x, presents
 
 
-def past_shape(*, hparams: HParams, batch_size: int | None = None, sequence: int | None = None):
-    """The shape of model's `past` and `present`: [B, L, 2, H, P, D]."""
+def past_shape(*, hparams, batch_size=None, sequence=None):  # -> [B, L, 2, H, P, D]
     return [batch_size, hparams.n_layer, 2, hparams.n_head, sequence, hparams.n_embd // hparams.n_head]
 
 
-def of_scope(w, scope):  # the weights of a scope, without its name
-    return {name.removeprefix(scope): value for name, value in w.items() if name.startswith(scope)}
-
-
-def transformer(hparams, w, X, past=None, positions=None, mask=None, layers=blocks):
-    """From tokens to the last hidden state.
-
-    w: {name: tensor or QuantizedMatrix}. X: int32 [B, T]. past: None, or keys and values, L pairs of
-    [B, H, P, D]. positions: of X, int32 [T] or [B, T]; None for those after the past. mask: the keys that each
-    token sees if there is a past, bool [T, S] or [B, 1, T, S]; None for all up to its own. layers: `blocks`, or
-    a faster function. Returns [B, T, E], and the keys and values of X, L pairs of [B, H, T, D].
-    """
+def transformer(hparams, w, X, past=None, positions=None, mask=None, layers=blocks):  # [B, T] -> [B, T, E]
+    """The last hidden state, and the layers' presents. past: of each layer. positions: int32 [T] or [B, T];
+    None: after the past. mask: with a past, the keys that a token sees, bool [T, S] or [B, 1, T, S]; None:
+    up to its own. layers: `blocks`, or a faster function."""
     P, T = shape_list(past[0][0])[2] if past else 0, shape_list(X)[1]
     positions = P + tf.range(T) if positions is None else positions
     mask = attention_mask(T, P + T) if past and mask is None else mask
     h = lookup(w['wte'], X) + tf.gather(w['wpe'], positions)
-    of_layers = [of_scope(w, f'h{layer}/') for layer in range(hparams.n_layer)]
-    h, presents = layers(h, of_layers, hparams.n_head, past or [None] * hparams.n_layer, mask)
+    per_layer = [layer_weights(w, f'h{i}/') for i in range(hparams.n_layer)]
+    h, presents = layers(h, per_layer, hparams.n_head, past or [None] * hparams.n_layer, mask)
     return norm(h, w['ln_f/g'], w['ln_f/b']), presents
 
 
-def output(w, h):  # {name: tensor}, [..., E] -> [..., V]
-    """Logits, by the token embedding transposed (by 'output', if there is one: quantized.with_precision)."""
+def output(w, h):  # [..., E] -> logits [..., V]; w['output']: wte in another precision
     *rows, E = shape_list(h)
     logits = matmul(tf.reshape(h, [-1, E]), w.get('output', w['wte']), transposed=True)
     return tf.reshape(logits, [*rows, logits.shape[-1]])
 
 
 def model(hparams, X, past=None, scope='model', reuse=tf.AUTO_REUSE):
-    """The language model's graph.
-
-    X: int32 [B, T]. past: None, or the 'present' of earlier calls, joined along axis 4. Returns 'logits',
-    [B, T, V], and 'present', [B, L, 2, H, T, D]. Raises InputError if P + T is known and exceeds n_ctx.
-    """
+    """From int32 [B, T] to {'logits': [B, T, V], 'present': [B, L, 2, H, T, D]}. past: earlier presents,
+    joined along axis 4. Raises InputError above n_ctx positions."""
     with tf.name_scope(scope):
-        T = X.shape.with_rank(2)[1] or 0
+        T = X.shape[1] or 0
         if past is not None:
-            T += past.shape.with_rank(6)[4] or 0
+            T += past.shape[4] or 0
             past = [tf.unstack(layer, axis=1) for layer in tf.unstack(past, axis=1)]
-        if T > hparams.n_ctx:
-            raise InputError(f'{T} positions are more than n_ctx, {hparams.n_ctx}; shorten the input')
+        require(T <= hparams.n_ctx, f'{T} positions are more than n_ctx, {hparams.n_ctx}')
         w = weights(hparams, scope, reuse)
         h, presents = transformer(hparams, w, X, past)
-        present = tf.stack([tf.stack(pair, axis=1) for pair in presents], axis=1)
-        return {'logits': output(w, h), 'present': present}
+        pairs = [tf.stack(pair, axis=1) for pair in presents]
+        return {'logits': output(w, h), 'present': tf.stack(pairs, axis=1)}
 
 
-def weight_shapes(hparams: HParams) -> dict[str, list[int]]:
-    """Names and shapes of all weights, in the graph's order; in a checkpoint 'model/' precedes each name."""
+def weight_shapes(hparams: HParams) -> dict[str, list[int]]:  # in the graph's order
     E = hparams.n_embd
-    shapes = {'wpe': [hparams.n_ctx, E], 'wte': [hparams.n_vocab, E]}
-    for layer in range(hparams.n_layer):
-        for name, n_in, n_out in (('ln_1', None, E), ('attn/c_attn', E, 3 * E), ('attn/c_proj', E, E),
-                                  ('ln_2', None, E), ('mlp/c_fc', E, 4 * E), ('mlp/c_proj', 4 * E, E)):
-            shapes[f'h{layer}/{name}/{"w" if n_in else "g"}'] = [1, n_in, n_out] if n_in else [n_out]
-            shapes[f'h{layer}/{name}/b'] = [n_out]
-    shapes.update({'ln_f/g': [E], 'ln_f/b': [E]})
-    return shapes
+    layer = {'ln_1/g': [E], 'ln_1/b': [E],
+             'attn/c_attn/w': [1, E, 3 * E], 'attn/c_attn/b': [3 * E],
+             'attn/c_proj/w': [1, E, E], 'attn/c_proj/b': [E],
+             'ln_2/g': [E], 'ln_2/b': [E],
+             'mlp/c_fc/w': [1, E, 4 * E], 'mlp/c_fc/b': [4 * E],
+             'mlp/c_proj/w': [1, 4 * E, E], 'mlp/c_proj/b': [E]}
+    layers = {f'h{i}/{name}': shape for i in range(hparams.n_layer) for name, shape in layer.items()}
+    return {'wpe': [hparams.n_ctx, E], 'wte': [hparams.n_vocab, E], **layers, 'ln_f/g': [E], 'ln_f/b': [E]}
 
 
-def initializer(name, hparams):
-    """As in the paper, section 2.3: projections into the residual stream are scaled by 1/sqrt(2 L)."""
-    if name.endswith(('/g', '/b')):
-        return tf.ones_initializer() if name.endswith('/g') else tf.zeros_initializer()
-    seed = None
-    if 'TF_DETERMINISTIC_OPS' in os.environ and tf.get_default_graph().seed is None:
-        seed = int.from_bytes(os.urandom(4), 'little')  # TensorFlow then refuses operations without a seed
+def initializer(name, hparams):  # as in the paper, section 2.3; c_proj adds to the residual stream
+    if name.endswith('/g'):
+        return tf.ones_initializer()
+    if name.endswith('/b'):
+        return tf.zeros_initializer()
+    # A deterministic TensorFlow refuses operations without a seed.
+    seed = secrets.randbits(31) if tf.get_default_graph().seed is None else None
     scale = 1 / np.sqrt(2 * hparams.n_layer) if name.endswith('c_proj/w') else 1
-    stddev = 0.01 if name == 'wpe' else 0.02 * scale
-    return tf.random_normal_initializer(stddev=stddev, seed=seed)
+    return tf.random_normal_initializer(stddev=0.01 if name == 'wpe' else 0.02 * scale, seed=seed)
 
 
 def weights(hparams, scope='model', reuse=tf.AUTO_REUSE):  # -> {name: tensor}
-    """The values of float32 variables under `scope`, which are made where they do not exist; read once."""
+    """Reads float32 variables, once. Makes those that do not exist."""
     with tf.variable_scope(scope, reuse=reuse):
-        return {name: tf.get_variable(name, shape, initializer=initializer(name, hparams), use_resource=True)
-                .read_value() for name, shape in weight_shapes(hparams).items()}
+        return {name: tf.get_variable(name, shape, initializer=initializer(name, hparams),
+                                      use_resource=True).read_value()
+                for name, shape in weight_shapes(hparams).items()}
 
 
-def loss(logits, X):  # [B, T, V], int32 [B, T] -> scalar, scalar
-    """The sum of the tokens' cross-entropies, in nats, and their number; a token below 0 is padding."""
-    # The last position's logits are not cut off, which would copy the others, but have no label.
+def layer_weights(w, layer):  # -> {name in the layer: tensor}, of matrices [n_in, n_out]
+    values = {name.removeprefix(layer): value for name, value in w.items() if name.startswith(layer)}
+    for name, value in values.items():
+        if tf.is_tensor(value) and value.shape.rank == 3:
+            values[name] = tf.squeeze(value, 0)
+    return values
+
+
+def loss(logits, X):  # [B, T, V], int32 [B, T], below 0: padding -> sum in nats, number of tokens
+    # The last position has no label; without its logits the others would be copied.
     labels = tf.reshape(tf.pad(X[:, 1:], [[0, 0], [0, 1]], constant_values=-1), [-1])
     losses = cross_entropy(tf.reshape(logits, [-1, logits.shape[-1]]), labels)
     return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(labels >= 0, tf.float32))
 
 
 @fused(gradient=cross_entropy_gradient)
-def cross_entropy(logits, labels):  # [N, V], int32 [N] -> float32 [N]
-    """In nats; 0 if the label is negative."""
+def cross_entropy(logits, labels):  # [N, V], int32 [N] -> float32 [N]; 0 for a label below 0
     logits, known = tf.cast(logits, tf.float32), tf.maximum(labels, 0)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=known, logits=logits)
     return tf.where_v2(labels >= 0, losses, 0.0)

@@ -1,66 +1,65 @@
-"""Sampling: the controls, the decoding step, and a loop of steps as one operation of a graph.
+"""Sampling: controls, one token, the KV cache, a decoding step, and sample_sequence, a loop of steps.
 
-`prefill` takes contexts to a KV cache (fast/cache.py), `step` takes one token a row to the next. Two loops
-drive them: sample_sequence's in the graph, and generation/generator.py's in Python, since there text is
-printed and stopped while it comes, and a row may outgrow n_ctx. Both draw the same tokens with the same
-seed.
-
-B batch, V n_vocab, N candidates, T length of the context; others as in model.py. A control (temperature,
-top_k, top_p, repetition_penalty) is a number, or a scalar tensor that may change from run to run.
+generation/generator.py has the loop in Python, and draws the same tokens. Controls are numbers or scalar
+tensors. N candidates; other letters as in model.py.
 """
 import numpy as np
-import tensorflow as tf2
 import tensorflow.compat.v1 as tf
+from tensorflow.compiler.tf2xla.python import xla
 
 import model
-from errors import InputError
-from fast.blocks import in_layer_kernels
-from fast.cache import empty_cache, positions_and_mask, row_starts, write_cache
-from fast.kernels import kernel
-from fast.nucleus import nucleus_threshold
-from generation.checks import assert_or_raise, check_context, check_controls
+from errors import require
+from fast.kernels import fused, in_kernel, kernel
 
-# From logits to a token
-
-def static_or_cond(condition, then, otherwise):
-    """then() or otherwise(): decided now if the condition is a number, at each run if it is a tensor."""
-    if tf.is_tensor(condition):
-        return tf.cond(condition, then, otherwise)
-    return then() if condition else otherwise()
+LAYERS_IN_KERNEL = 4  # docs/decisions/kernels.md
 
 
-def largest_logits(logits, k):  # -> [B, k], [B, k]: the largest logits in falling order, and their tokens
+# Controls
+
+def largest_logits(logits, k):  # -> [B, k], falling, and their tokens
     values, tokens = tf.math.top_k(logits, tf.minimum(k, tf.shape(logits)[-1]))
     return tf.ensure_shape(values, [logits.shape[0], None]), tokens
 
 
 def top_k_logits(logits, k):  # [B, V] -> [B, V]
-    """The k largest logits of each row, and their equals; the others become the lowest number. k = 0: all."""
+    """The k largest and their equals; the others become the lowest number. k = 0: all."""
     logits = tf.convert_to_tensor(logits)
 
     def cut():
-        return tf.where_v2(logits < largest_logits(logits, k)[0][:, -1:], logits.dtype.min, logits)
-    return static_or_cond(k > 0, cut, lambda: logits)
+        least = tf.reduce_min(largest_logits(logits, k)[0], axis=-1, keepdims=True)
+        return tf.where_v2(logits < least, logits.dtype.min, logits)
+    return tf.cond(tf.greater(k, 0), cut, lambda: logits)
 
 
 def top_p_logits(logits, p):  # [B, N] -> [B, N]
-    """The fewest tokens, from the likeliest down, whose probabilities reach p; the others become the lowest
-    number. Nucleus sampling (Holtzman et al. 2019, section 3.1): the token that crosses p is kept. p of 0,
-    1: all.
-    """
-    logits = tf.convert_to_tensor(logits)
+    """The same for the likeliest until they reach p (Holtzman et al. 2019, section 3.1). p = 0 or 1: all."""
+    logits, p = tf.convert_to_tensor(logits), tf.cast(p, tf.float32)
 
     def cut():
-        # Shapes are stated again: behind a condition the graph's optimizer misses them, and prints that.
-        probabilities = tf.nn.softmax(tf.cast(tf.ensure_shape(logits, logits.shape), tf.float32))
-        threshold = nucleus_threshold(probabilities, tf.convert_to_tensor(p, tf.float32))
-        return tf.where_v2(tf.bitcast(probabilities, tf.int32) < threshold, logits.dtype.min, logits)
-    return tf.ensure_shape(static_or_cond((p > 0) & (p < 1), cut, lambda: logits), logits.shape)
+        # Without shapes, behind a condition, the graph's optimizer prints errors.
+        probs = tf.nn.softmax(tf.cast(tf.ensure_shape(logits, logits.shape), tf.float32))
+        threshold = nucleus_threshold(probs, p)
+        return tf.where_v2(tf.bitcast(probs, tf.int32) < threshold, logits.dtype.min, logits)
+    return tf.ensure_shape(tf.cond((p > 0) & (p < 1), cut, lambda: logits), logits.shape)
+
+
+@fused
+def nucleus_threshold(probs, p):  # float32 [B, N], scalar -> int32 [B, 1]
+    """The bits of the least probability whose likelier ones sum to less than p, by bisection."""
+    # Bits of numbers from 0 up have their order. Sorting takes longer.
+    bits = tf.bitcast(probs, tf.int32)
+
+    def halve(low, high):
+        middle = (low + high) // 2
+        likelier = tf.reduce_sum(tf.where_v2(bits > middle, probs, 0.0), axis=-1, keepdims=True)
+        return tf.where_v2(likelier < p, low, middle + 1), tf.where_v2(likelier < p, middle, high)
+    low = tf.zeros_like(bits[:, :1])
+    high = low + 0x3f800000  # the bits of 1.0
+    return tf.while_loop(lambda *_: True, halve, (low, high), maximum_iterations=30, back_prop=False)[0]
 
 
 def apply_repetition_penalty(logits, tokens, penalty):  # [B, V], int32 [B, N] -> [B, V]
-    """The logits of the row's tokens (below 0: none) divided by penalty, or multiplied if they are below 0,
-    so that a penalty above 1 lowers all (after Keskar et al. 2019, "CTRL", section 4.1)."""
+    """Divides the tokens' logits, or multiplies negative ones (after Keskar et al. 2019, section 4.1)."""
     logits = tf.cast(logits, tf.float32)
     rows = tf.broadcast_to(tf.range(tf.shape(tokens)[0])[:, None], tf.shape(tokens))
     places = tf.boolean_mask(tf.stack([rows, tokens], axis=-1), tokens >= 0)
@@ -69,146 +68,175 @@ def apply_repetition_penalty(logits, tokens, penalty):  # [B, V], int32 [B, N] -
     return tf.tensor_scatter_nd_update(logits, places, values)
 
 
+def assert_or_raise(*checks):  # (condition, words…)… -> operations, for conditions that are tensors
+    assertions = []
+    for condition, *words in checks:
+        if tf.is_tensor(condition):
+            assertions.append(tf.Assert(condition, words))
+        else:
+            require(condition, ' '.join(map(str, words)))
+    return assertions
+
+
+def check_controls(*, length, temperature=1, top_k=0, top_p=1, repetition_penalty=1):  # as assert_or_raise
+    return assert_or_raise(
+        (length > 0, 'length must be 1 or more, not', length),
+        (temperature >= 0, 'temperature must be 0 or more, not', temperature),
+        (top_k >= 0, 'top_k must be 0 or more, not', top_k),
+        ((top_p >= 0) & (top_p <= 1), 'top_p must be from 0 to 1, not', top_p),
+        (repetition_penalty > 0, 'repetition_penalty must be above 0, not', repetition_penalty))
+
+
+# One token
+
 def sample_categorical(logits, uniform, top_p):  # [B, N], float64 [B] -> int32 [B]
-    """By inverting the cumulative distribution, in float64, so that rare tokens keep their probability."""
+    # Inverts the cumulative distribution: float64 for rare tokens.
     cumulative = tf.cumsum(tf.cast(tf.nn.softmax(top_p_logits(logits, top_p)), tf.float64), axis=-1)
     return tf.reduce_sum(tf.cast(cumulative <= uniform[:, None] * cumulative[:, -1:], tf.int32), axis=-1)
 
 
-def sample_token(logits, uniform, *, temperature, top_k, top_p, vocabulary=None):
-    """One token a row: logits [B, V], float64 [B] -> int32 [B].
-
-    uniform: the place in the cumulative distribution that draws a token, from 0 to below 1. temperature 0:
-    the likeliest. vocabulary: the ids that may be drawn, those that have a text; None for all.
-    """
+def sample_token(logits, uniform, *, temperature, top_k, top_p, vocabulary=None):  # [B, V] -> int32 [B]
+    """top_k applies before top_p; temperature 0: the likeliest. uniform: float64 [B], in [0, 1).
+    vocabulary: the ids that may be drawn; None: all."""
     logits = tf.convert_to_tensor(logits)
     allowed = vocabulary is None or np.isin(range(logits.shape.as_list()[-1]), list(vocabulary))
     if not np.all(allowed):
         logits = tf.where_v2(allowed, logits, logits.dtype.min)
+    divisor = tf.clip_by_value(tf.cast(temperature, tf.float32), 1e-30, 1e30)  # keeps quotients finite
+    scaled = tf.cast(logits, tf.float32) / divisor
+
+    def of_largest():
+        values, tokens = largest_logits(scaled, top_k)
+        return tf.gather(tokens, sample_categorical(values, uniform, top_p), batch_dims=1)
+
+    def of_all():
+        return sample_categorical(scaled, uniform, top_p)
 
     def drawn():
-        # Within bounds that keep the quotients finite in float32.
-        scaled = tf.cast(logits, tf.float32) / tf.clip_by_value(tf.cast(temperature, tf.float32), 1e-30, 1e30)
+        return tf.cond(tf.greater(top_k, 0), of_largest, of_all)
 
-        def among_largest():
-            values, tokens = largest_logits(scaled, top_k)
-            return tf.gather(tokens, sample_categorical(values, uniform, top_p), batch_dims=1)
-        return static_or_cond(top_k > 0, among_largest, lambda: sample_categorical(scaled, uniform, top_p))
-    return static_or_cond(temperature > 0, drawn, lambda: tf.argmax(logits, axis=-1, output_type=tf.int32))
+    def likeliest():
+        return tf.argmax(logits, axis=-1, output_type=tf.int32)
+    return tf.cond(tf.greater(temperature, 0), drawn, likeliest)
 
 
-def random_keys(seed, batch_size):  # -> int64 [B, 2]
-    """The keys of the rows' random numbers. seed: None (new ones at each run), a scalar s (row i has the key
-    (s, i)), or the keys themselves, [B, 2]."""
+def random_numbers(seed, B, length):  # -> float64 [B, length], in [0, 1)
+    """seed: a number, for keys (seed, row); or keys, int64 [B, 2]; or None, for new ones at each run."""
     if seed is None:
-        return tf.random.uniform([batch_size, 2], maxval=tf.int64.max, dtype=tf.int64)
-    seed = tf.cast(seed, tf.int64)
-    if seed.shape.rank == 0:
-        return tf.stack([tf.fill([batch_size], seed), tf.range(tf.cast(batch_size, tf.int64))], axis=1)
-    expected = [None if tf.is_tensor(batch_size) else batch_size, 2]
-    if not seed.shape.is_compatible_with(expected):
-        raise InputError(f'seed must be a number, or two for each row, {expected}; its shape is {seed.shape}')
-    return seed
+        seed = tf.random.uniform([B, 2], maxval=tf.int64.max, dtype=tf.int64)
+    keys = tf.cast(seed, tf.int64)
+    if keys.shape.rank == 0:
+        keys = tf.stack([tf.fill([B], keys), tf.range(tf.cast(B, tf.int64))], axis=1)
+    require(keys.shape.is_compatible_with([tf.get_static_value(B), 2]),
+            f'seed must be a number, or two for each row, not of shape {keys.shape}')
 
-
-def random_numbers(keys, length):  # int64 [B, 2], scalar -> float64 [B, length]
-    """From 0 to below 1, of each row's key and the position alone: a greater length begins with the same."""
     def of_row(key):
         return tf.random.stateless_uniform([length], key, dtype=tf.float64)
     return tf.map_fn(of_row, keys, fn_output_signature=tf.float64)
 
 
-# The decoding step
+# KV cache: a pair of [B, H, S, D] for each layer, with n_past positions filled. Shorter rows begin with -1,
+# up to `start`, int32 [B].
 
-@in_layer_kernels
+def empty_cache(hparams, B, size):  # -> the cache
+    empty = tf.zeros([B, hparams.n_head, size, hparams.n_embd // hparams.n_head])
+    return [(empty, empty)] * hparams.n_layer
+
+
+def row_starts(context):  # int32 [B, T] -> int32 [B]
+    return tf.reduce_sum(tf.cast(context < 0, tf.int32), axis=1)
+
+
+def write_cache(cache, presents, position):  # -> the cache with presents from position on
+    def write(buffer, new):  # in place in a loop or a kernel
+        if in_kernel():
+            return xla.dynamic_update_slice(buffer, new, tf.stack([0, 0, position, 0]))
+        B, H, S, D = tf.unstack(tf.shape(buffer))
+        rows = (tf.range(B * H) * S + position)[:, None] + tf.range(tf.shape(new)[2])
+        new = tf.reshape(new, [B * H, -1, D])
+        flat = tf.tensor_scatter_nd_update(tf.reshape(buffer, [-1, D]), rows[..., None], new)
+        return tf.ensure_shape(tf.reshape(flat, [B, H, S, D]), buffer.shape)
+    return tf.nest.map_structure(write, cache, presents)
+
+
+# A decoding step
+
+blocks_kernel, output_kernel = kernel(model.blocks), kernel(model.output)
+
+
 def decode_layers(x, layers, n_head, pasts, mask):  # as model.blocks
-    return model.blocks(x, layers, n_head, pasts, mask)
+    presents = []
+    for first in range(0, len(layers), LAYERS_IN_KERNEL):  # kernels that are alike are compiled once
+        part = slice(first, first + LAYERS_IN_KERNEL)
+        x, new = blocks_kernel(x, layers[part], n_head, pasts[part], mask)
+        presents += new
+    return x, presents
 
 
-@kernel
-def output_kernel(wte, h):  # [V, E], [B, E] -> [B, V]
-    return model.output({'wte': wte}, h)
+def step(hparams, w, tokens, start, cache, n_past, layers=decode_layers):  # int32 [B, T] -> [B, V], presents
+    T = model.shape_list(tokens)[1]
+    slots, own = tf.range(tf.shape(cache[0][0])[2]), n_past + tf.range(T)
+    filled = tf.where_v2(slots < n_past, slots, n_past + T)  # empty slots come after all queries
+    keys = tf.concat([filled, own], axis=0)
+    mask = (keys <= own[:, None]) & (keys >= start[:, None, None, None])  # [B, 1, T, S + T]
+    positions = tf.maximum(own - start[:, None], 0)
+    h, presents = model.transformer(hparams, w, tf.maximum(tokens, 0), cache, positions, mask, layers)
+    return output_kernel({'wte': w['wte']}, h[:, -1]), presents
 
 
-def next_logits(hparams, w, tokens, *arguments, **layers):  # of model.transformer -> [B, V], presents
-    h, presents = model.transformer(hparams, w, tokens, *arguments, **layers)
-    return output_kernel(w.get('output', w['wte']), h[:, -1]), presents
-
-
-def prefill(hparams, w, context, start=None, cache=None, n_past=0):  # int32 [B, T] -> [B, V], presents
-    """Contexts, or their next part after n_past positions, in one pass: the next token's logits, and the keys
-    and values for write_cache. start: None if no row is padded and there is no past."""
-    if start is None:
-        return next_logits(hparams, w, context)
-    cache = cache or empty_cache(hparams, tf.shape(context)[0], 0)
-    filled = tf2.nest.map_structure(lambda buffer: buffer[:, :, :n_past], cache)
-    place = positions_and_mask(model.shape_list(context)[1], filled, n_past, start)
-    return next_logits(hparams, w, tf.maximum(context, 0), filled, *place)
-
-
-def step(hparams, w, token, start, cache, n_past):  # int32 [B, 1] -> [B, V], presents
-    """As prefill, of one token a row, by kernels that read all of the cache."""
-    place = positions_and_mask(1, cache, n_past, start)
-    return next_logits(hparams, w, token, cache, *place, layers=decode_layers)
+def prefill(hparams, w, context, start, cache, n_past=0):  # as step
+    # Not by decode_layers, which each length would compile anew.
+    filled = [(k[:, :, :n_past], v[:, :, :n_past]) for k, v in cache]
+    return step(hparams, w, context, start, filled, n_past, model.blocks)
 
 
 # A loop of steps
 
-def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1,
-                    top_k=0, top_p=1, seed=None, stop_token=None, padded=False, scope='model',
-                    vocabulary=None):
-    """Adds to the graph the sampling of `length` tokens after a context, as one operation.
+def check_context(context, n_more, hparams):  # integers [B, T] -> as assert_or_raise
+    T, V, n_ctx = model.shape_list(context)[1], hparams.n_vocab, hparams.n_ctx
+    any_token = tf.reduce_all(tf.reduce_any(context >= 0, axis=1))
+    known = tf.reduce_all((context >= -1) & (context < V))
+    at_left = tf.reduce_all((context[:, 1:] >= 0) | (context[:, :-1] < 0))
+    expected = f'each row must have tokens from 0 to {V - 1}, and -1 at its left alone; they are'
+    return assert_or_raise(
+        (any_token & known & at_left, expected, context),
+        (n_more <= n_ctx - T, 'a context of', T, 'tokens and', n_more, f'more exceed n_ctx, {n_ctx}'))
 
-    start_token, batch_size: for a context of this one token, batch_size times; or
-    context: int32 [B, T]; T + length may not exceed n_ctx. padded: shorter rows may have -1 at their left.
-    temperature: 0 is greedy. top_k, top_p: see their functions; of both, top-k applies first.
-    seed: see random_keys. vocabulary: see sample_token.
-    stop_token: a row that has drawn it repeats it; if all have, the run ends.
-    Returns int32 [B, T + length], the context included. Raises InputError for numbers out of range; with
-    tensors that are, running the operation fails.
+
+def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1,
+                    top_k=0, top_p=1, seed=None, vocabulary=None):
+    """Samples `length` tokens after a context; returns int32 [B, T + length].
+
+    context: integers [B, T], with -1 at the left of shorter rows; or start_token and batch_size. seed: as in
+    random_numbers. Raises InputError for controls out of range; with those that are tensors, running fails.
     """
-    controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
-    assertions = [*check_controls(length=length, **controls), *assert_or_raise(
-        length <= hparams.n_ctx, f'length must be from 1 to n_ctx, {hparams.n_ctx}, not', length)]
-    if (start_token is None) == (context is None):
-        raise InputError('give start_token or context, one of them')
-    if context is None:
-        assertions += assert_or_raise(
-            (0 <= start_token) & (start_token < hparams.n_vocab),
-            f'start_token must be from 0 to {hparams.n_vocab - 1}, not', start_token)
-        context = tf.fill([batch_size, 1], start_token)
-    else:
-        context = context if tf.is_tensor(context) else np.asarray(context)
-        assertions += check_context(context, length, hparams, padded)
+    controls, n_more = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}, length
+    require((start_token is None) != (context is None), 'give start_token or context')
+    if context is None:  # n_ctx tokens may follow a start token: the last needs no position
+        context, n_more = tf.fill([batch_size, 1], start_token), length - 1
+    context = tf.convert_to_tensor(context)
+    require(context.dtype.is_integer and context.shape.rank == 2,
+            f'context must be token ids, a row for each sample, not {context}')
+    assertions = check_controls(length=length, **controls) + check_context(context, n_more, hparams)
     with tf.name_scope('sample_sequence'), tf.control_dependencies(assertions):
-        context = tf.cast(context, tf.int32)
-        # Read here, once: a variable that is read inside the loop is copied at every step.
-        w = model.weights(hparams, scope)
-        random = random_numbers(random_keys(seed, model.shape_list(context)[0]), length)
+        # Weights are read here: a variable that is read in the loop is copied at every step.
+        w, context = model.weights(hparams), tf.cast(context, tf.int32)
+        B, T = model.shape_list(context)
+        random, start = random_numbers(seed, B, length), row_starts(context)
+        cache = empty_cache(hparams, B, T + length - 1)
 
         def draw(logits, i):
             return sample_token(logits, random[:, i], vocabulary=vocabulary, **controls)
-        tokens = decode(hparams, w, context, length, draw, -1 if stop_token is None else stop_token, padded)
-        return tf.concat([context, tokens], axis=1)
 
-
-def decode(hparams, w, context, length, draw, stop, padded):  # int32 [B, T] -> int32 [B, length]
-    """draw: from the logits [B, V] and the number of the token to the tokens [B]."""
-    B, T = model.shape_list(context)
-    start, cache = row_starts(context), empty_cache(hparams, B, T + length - 1)
-    logits, presents = prefill(hparams, w, context, start if padded else None)
-    token = draw(logits, 0)
-    tokens = tf.concat([token[:, None], tf.fill([B, length - 1], stop)], axis=1)
-
-    def unfinished(i, token, *_):
-        return (i < length) & tf.reduce_any(tf.not_equal(token, stop))
-
-    def decode_token(i, token, tokens, cache):
-        logits, presents = step(hparams, w, token[:, None], start, cache, T + i - 1)
-        token = tf.where(tf.equal(token, stop), token, draw(logits, i))
-        here = tf.stack([tf.range(B), tf.fill([B], i)], axis=1)
-        tokens = tf.tensor_scatter_nd_update(tokens, here, token)
-        return i + 1, token, tokens, write_cache(cache, presents, T + i - 1)
-
-    loop = (1, token, tokens, write_cache(cache, presents, 0))
-    return tf.while_loop(unfinished, decode_token, loop, back_prop=False, parallel_iterations=1)[2]
+        def decode(i, token, tokens, cache):
+            n_past = T + i - 1
+            logits, presents = step(hparams, w, token[:, None], start, cache, n_past)
+            token = draw(logits, i)
+            tokens = tf.tensor_scatter_nd_update(tokens, [[i]], token[None])
+            return i + 1, token, tokens, write_cache(cache, presents, n_past)
+        logits, presents = prefill(hparams, w, context, start, cache)
+        token = draw(logits, 0)
+        tokens = tf.concat([token[None], tf.zeros([length - 1, B], tf.int32)], axis=0)
+        first = 1, token, tokens, write_cache(cache, presents, 0)
+        last = tf.while_loop(lambda i, *_: i < length, decode, first, back_prop=False, parallel_iterations=1)
+        return tf.concat([context, tf.transpose(last[2])], axis=1)

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from tiny_vocab import tiny_bpe
 
 from encoder import Encoder
-from errors import InputError
 from generation.continuation import Continuation
 
 LETTERS = 'abé日😀'
@@ -53,7 +52,7 @@ def test_text_and_what_is_shown_of_it_are_those_of_brute_force(split, stops):
     shown = ''
     n_characters = []  # that are whole after each token
     for i in range(len(tokens)):
-        row.add(i)
+        row.add(i, -1.5)
         n_characters.append(len(b''.join(tokens[:i + 1]).decode(errors='ignore')))
         shown += row.read_new()
         assert '\ufffd' not in row.text
@@ -62,7 +61,7 @@ def test_text_and_what_is_shown_of_it_are_those_of_brute_force(split, stops):
         assert row.text == shown + held
         assert not held or any(stop.startswith(held) and stop != held for stop in stops)  # nor is more held than needed
     row.close()
-    assert shown + row.read_new(whole=True) == row.text == expected
+    assert shown + row.read_new() == row.text == expected
     assert row.finished == (n_needed is not None)
     n_tokens = len(tokens) if n_needed is None else next(
         i for i, n in enumerate(n_characters, 1) if n >= n_needed)
@@ -76,7 +75,7 @@ def test_where_tokens_are_cut_changes_nothing(split, other, stops):
     for tokens in (split[1], [split[0].encode()], [bytes([each]) for each in split[0].encode()]):
         row = Continuation(Tokens(tokens), stops)
         for i in range(len(tokens)):
-            row.add(i)
+            row.add(i, -1.5)
         row.close()
         texts.append((row.text, row.finished))
     assert texts[0] == texts[1] == texts[2]
@@ -111,16 +110,16 @@ def test_pieces_written_out(tokens, stops, shown, text):
     row = Continuation(Tokens(tokens), stops)
     pieces = []
     for i in range(len(tokens)):
-        row.add(i)
+        row.add(i, -1.5)
         pieces.append(row.read_new())
     row.close()
     assert (pieces, row.text) == (shown, text)
-    assert row.read_new(whole=True) == ''
+    assert row.read_new() == ''
 
 
 def test_the_end_within_a_character_is_u_fffd_and_may_complete_a_stop():
     row = Continuation(Tokens([b'ab\xe6\x97']))
-    row.add(0)
+    row.add(0, -1.5)
     assert row.read_new() == 'ab'
     row.close()
     assert (row.read_new(), row.text) == ('\ufffd', 'ab\ufffd')
@@ -128,24 +127,21 @@ def test_the_end_within_a_character_is_u_fffd_and_may_complete_a_stop():
 
 def test_what_may_be_the_beginning_of_a_stop_is_shown_when_no_more_comes():
     row = Continuation(Tokens([b'one <|end']), ['<|end|>'])
-    row.add(0)
+    row.add(0, -1.5)
     assert row.read_new() == 'one '
     row.close()
-    assert (row.read_new(), row.read_new(whole=True), row.finished) == ('', '<|end', False)
+    assert (row.read_new(), row.finished) == ('<|end', False)
 
 
 def test_nothing_is_added_to_what_is_finished():
     row = Continuation(Tokens([b'a.', b'b']), ['.'])
-    row.add(0)
-    row.add(1)
+    row.add(0, -1.5)
+    row.add(1, -1.5)
     row.close()
     assert (row.text, row.tokens, row.finished) == ('a', [0], True)
 
 
-def test_a_single_stop_is_one_text_and_an_empty_one_is_refused():
+def test_a_single_stop_is_one_text():
     row = Continuation(Tokens([b'a def b']), 'def ')
-    row.add(0)
+    row.add(0, -1.5)
     assert row.text == 'a ' and row.finished
-    for stop in ('', ['a', '']):
-        with pytest.raises(InputError, match='a text that is to stop a sample is empty'):
-            Continuation(Tokens([]), stop)

@@ -32,20 +32,19 @@ REFUSED = [
     ('generate', {'length': 40}, 'n_ctx, 32'), ('generate', {'length': 2 ** 31 - 1}, 'n_ctx, 32'),
     ('generate', {'length': 0}, '[length must be 1 or more, not] [0]'),
     ('generate', {'length': -1}, '[length must be 1 or more, not] [-1]'),
-    ('generate', {'temperature': -0.5}, '[temperature must be 0 (greedy) or more, not] [-0.5]'),
-    ('generate', {'temperature': float('nan')}, '[temperature must be 0 (greedy) or more, not] [nan]'),
-    ('generate', {'top_k': -1}, '[top_k must be 0 (off) or more, not] [-1]'),
-    ('generate', {'top_p': 1.5}, '[top_p must be from 0 to 1 (both: off), not] [1.5]'),
-    ('generate', {'tokens': [[5, 557]]}, '[tokens must be from 0 to 556, or -1 at the left of shorter rows; they are '
-                                         'from] [5] [to] [557]'),
-    ('generate', {'tokens': [[-2, 5]]}, 'they are from] [-2] [to] [5]'),
-    ('generate', {'tokens': [[5, -1]]}, '[each row must have a token, and -1 at its left alone; they are] [[5 -1]]'),
-    ('generate', {'tokens': [[5, -1, 5]]}, 'each row must have a token, and -1 at its left alone'),
-    ('generate', {'tokens': [[5], [-1]]}, 'each row must have a token, and -1 at its left alone'),
-    ('generate', {'tokens': [[]]}, 'each row must have a token, and -1 at its left alone'),
-    ('logits', {'tokens': [[1] * 33]}, '[33] [tokens are more than n_ctx, 32]'),
-    ('logits', {'tokens': [[557]]}, 'tokens must be from 0 to 556'),
-    ('logits', {'tokens': [[1, -1]]}, 'each row must have a token, and -1 at its left alone'),
+    ('generate', {'temperature': -0.5}, '[temperature must be 0 or more, not] [-0.5]'),
+    ('generate', {'temperature': float('nan')}, '[temperature must be 0 or more, not] [nan]'),
+    ('generate', {'top_k': -1}, '[top_k must be 0 or more, not] [-1]'),
+    ('generate', {'top_p': 1.5}, '[top_p must be from 0 to 1, not] [1.5]'),
+    ('generate', {'tokens': [[5, 557]]}, '-1 at its left alone; they are] [[5 557]]'),
+    ('generate', {'tokens': [[-2, 5]]}, 'they are] [[-2 5]]'),
+    ('generate', {'tokens': [[5, -1]]}, '-1 at its left alone; they are] [[5 -1]]'),
+    ('generate', {'tokens': [[5, -1, 5]]}, 'each row must have tokens from 0 to 556, and -1'),
+    ('generate', {'tokens': [[5], [-1]]}, 'each row must have tokens from 0 to 556, and -1'),
+    ('generate', {'tokens': [[]]}, 'each row must have tokens from 0 to 556, and -1'),
+    ('logits', {'tokens': [[1] * 33]}, '[a context of] [33] [tokens and] [0] [more exceed n_ctx, 32]'),
+    ('logits', {'tokens': [[557]]}, 'each row must have tokens from 0 to 556'),
+    ('logits', {'tokens': [[1, -1]]}, 'each row must have tokens from 0 to 556, and -1'),
 ]
 
 # What a client does: values become tensors of the types that the signature names, as TensorFlow Serving makes them.
@@ -240,7 +239,7 @@ def test_script_generator_sample_sequence_and_saved_model_draw_the_same_tokens(e
         signature = tf.saved_model.load(served, ['serve'], str(exported)).signature_def['generate']
         for rows in (contexts, contexts[2:] * 3):
             with s.graph.as_default():
-                drawn = sample.sample_sequence(hparams=gpt2.hparams, context=generator.padded(rows), padded=True, seed=7,
+                drawn = sample.sample_sequence(hparams=gpt2.hparams, context=generator.padded(rows), seed=7,
                                                vocabulary=gpt2.enc.decoder, **controls)
                 toy.assign(s, models[2])
                 drawn = s.run(drawn)[:, -12:].tolist()
@@ -252,7 +251,7 @@ def test_script_generator_sample_sequence_and_saved_model_draw_the_same_tokens(e
                                 {signature.inputs[name].name: value for name, value in inputs.items()})
             assert tokens[:, -12:].tolist() == drawn
     (tmp_path / 'p.txt').write_text(prompts[2], encoding='utf-8')
-    interact_model('toy', models_dir=str(models[0]), prompts_file=str(tmp_path / 'p.txt'), seed=7, nsamples=3, **controls)
+    interact_model(model_name='toy', models_dir=str(models[0]), prompts_file=str(tmp_path / 'p.txt'), seed=7, nsamples=3, **controls)
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line)['tokens'] for line in lines] == drawn
 
@@ -345,7 +344,7 @@ def test_what_exists_is_refused_and_kept(models, capfd, tmp_path, make):
     before = contents(tmp_path)
     status, out, err = run(capfd, 'toy', tmp_path / 'out', '--models_dir', models[0])
     assert (status, out) == (2, '') and err.endswith(
-        f': error: {tmp_path}/out exists already; choose another name, or remove it\n')
+        f': error: {tmp_path}/out exists already; choose another name\n')
     assert contents(tmp_path) == before
 
 

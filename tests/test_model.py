@@ -9,7 +9,7 @@ import toy
 
 import model
 from errors import InputError
-from fast import blocks, kernels
+from fast import kernels
 from fast.quantized import with_precision
 from hparams import load_hparams
 
@@ -51,7 +51,7 @@ def compiled(request, monkeypatch):
     """Once as small models are computed; once as large ones are, by kernels, and by blocks of attention."""
     if request.param == 'kernels':
         monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
-        monkeypatch.setattr(blocks, 'ATTENTION_BLOCK', 4)
+        monkeypatch.setattr(kernels, 'ATTENTION_BLOCK', 4)
 
 
 @pytest.mark.parametrize('sizes', SHAPES)
@@ -186,17 +186,17 @@ def test_more_positions_than_n_ctx_are_refused():
 @pytest.mark.parametrize('values, message', [
     ({'n_embed': 768}, "unknown hyperparameter 'n_embed'"),
     ({'n_embd': 100}, r'n_embd \(100\) must be divisible by n_head \(12\)'),
-    ({'n_layer': 0}, 'n_layer must be a whole number above 0, not 0'),
-    ({'n_layer': '12'}, "n_layer must be a whole number above 0, not '12'"),
-    ({'n_ctx': True}, 'n_ctx must be a whole number above 0, not True'),
-    ({'n_ctx': [[]] * 10**6}, 'n_ctx must be a whole number above 0, not list'),
-    ({'n_ctx': 'x' * 10**6}, 'n_ctx must be a whole number above 0, not .{40}$'),
+    ({'n_layer': 0}, 'n_layer must be a whole number above 0 and at most 1,000, not 0'),
+    ({'n_layer': '12'}, "n_layer must be a whole number .*, not '12'"),
+    ({'n_ctx': True}, 'n_ctx must be a whole number .*, not True'),
+    ({'n_ctx': [[]] * 10**6}, r'n_ctx must be a whole number .*, not \[.{,40}\]$'),
+    ({'n_ctx': 'x' * 10**6}, 'n_ctx must be a whole number .*, not .{30}$'),
     ({'x' * 10**6: 1}, 'unknown hyperparameter .{40,200}$'),
-    ({'n_layer': 10**9}, 'n_layer must be at most 1,000, not 1000000000'),
-    ({'n_vocab': 10**15}, 'n_vocab must be at most 2,147,483,647'),
-    ({'n_vocab': 10**4000}, 'n_vocab must be at most 2,147,483,647'),
-    ({'n_embd': 12 * 10**8}, 'more than 1,000,000,000,000: n_vocab 50257, '),
-    ({'n_embd': 12 * 10**3, 'n_layer': 600}, 'make a model of 1,037,508,996,000 parameters'),
+    ({'n_layer': 10**9}, 'at most 1,000, not 1000000000'),
+    ({'n_vocab': 10**15}, 'n_vocab must be a whole number above 0 and at most 2,147,483,647'),
+    ({'n_vocab': 10**4000}, 'n_vocab must be a .* at most 2,147,483,647'),
+    ({'n_embd': 12 * 10**8}, r'HParams\(n_vocab=50257, .*more than 1,000,000,000,000$'),
+    ({'n_embd': 12 * 10**3, 'n_layer': 600}, 'has 1,037,508,996,000 parameters'),
 ])
 def test_sizes_that_make_no_model_are_refused(values, message):
     with pytest.raises(InputError, match=message):
@@ -211,7 +211,7 @@ def test_the_number_of_parameters_is_that_of_the_weights(sizes):
 
 @pytest.mark.parametrize('text, message', [
     ('{"n_vocab": 50257', 'is not JSON'), ('[1]', 'must hold an object'), ('{"n_vocab": 5}', 'lacks n_ctx, n_embd'),
-    (json.dumps({**toy.TOY, 'n_head': 5}), 'hparams.json: hyperparameter n_embd'),
+    (json.dumps({**toy.TOY, 'n_head': 5}), 'hparams.json: n_embd'),
 ])
 def test_bad_hparams_files_are_named(tmp_path, text, message):
     path = tmp_path / 'hparams.json'

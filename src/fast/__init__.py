@@ -1,1 +1,1 @@
-"""What makes the model fast; nothing here is needed for a right result."""
+"""Speed; a right result needs nothing of it."""

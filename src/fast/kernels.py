@@ -1,51 +1,35 @@
-"""Functions of tensors compiled into one kernel by XLA: `fused` for training, `kernel` for sampling.
-
-In training, XLA passes over memory once where the operations of a normalization pass a dozen times; products
-of many rows stay outside, as TensorFlow's own are faster on a CPU. In sampling, products have few rows,
-reading the weights is all the work, and whole layers are kernels. Nothing is compiled for a GPU.
-"""
+"""Functions of tensors that XLA compiles into one kernel: docs/decisions/kernels.md."""
 import functools
 import inspect
 
-import tensorflow as tf2
 import tensorflow.compat.v1 as tf
 from tensorflow.compiler.tf2xla.python import xla
 
-MIN_FUSED_ELEMENTS = 1 << 14  # numbers in a row of the batch; compiling for fewer takes longer than it saves
+MIN_FUSED_ELEMENTS = 1 << 14  # in a row of the batch; fewer take longer to compile than they save
+ATTENTION_BLOCK = 256  # queries: docs/decisions/attention-blocks.md
 
 
 def fused(function=None, *, gradient=None):
-    """Decorates a function of tensors with one tensor as result.
-
-    It is compiled if all sizes but the first are known when the graph is made (a prompt's length is not:
-    each would be compiled anew) and are large enough. The backward pass computes the function again.
-    gradient: instead, a function of the result's gradient, the result, and as many of the arguments as it
-    takes, to the first argument's gradient; only these tensors are kept for it.
-    """
+    """Compiles a function of tensors, for training, if all sizes but the first axes' are known. The backward
+    pass computes it again, or is gradient(dy, result, first arguments…), of the first argument alone."""
     if function is None:
         return functools.partial(fused, gradient=gradient)
     name = f'Fused{function.__module__}.{function.__qualname__}'
+    n_kept = len(inspect.signature(gradient).parameters) - 1 if gradient else 0
 
     def recomputed(dy, *args):
-        gradients = iter(tf.gradients(function(*args), [x for x in args if x.dtype.is_floating], dy))
-        return [next(gradients) if x.dtype.is_floating else None for x in args]
+        return tf.gradients(function(*args), args, dy)
+    forward, backward = compiled(function), compiled(gradient or recomputed)
 
-    n_kept = len(inspect.signature(gradient).parameters) - 1 if gradient else 0  # the result among them
-    forward = tf2.function(function, jit_compile=True, autograph=False)
-    backward = tf2.function(gradient or recomputed, jit_compile=True, autograph=False)
-
-    # The gradient goes by name and reads the operation's inputs, so it holds for operations that
-    # memory_saving_gradients has copied; tf.custom_gradient would keep the first operation's tensors.
-    @tf.RegisterGradient(name)
+    @tf.RegisterGradient(name)  # for copies of the operation, too
     def registered(op, dy, *_):
         if gradient is None:
             return [None, *backward(dy, *op.inputs[1:])]
         return [None, backward(dy, *op.inputs[:n_kept])] + [None] * (len(op.inputs) - 2)
 
-    @functools.wraps(function)
     def call(*args):
         sizes = [x.shape[1:].num_elements() for x in args]
-        if in_kernel() or None in sizes or max(sizes) < MIN_FUSED_ELEMENTS or without_kernels():
+        if None in sizes or is_plain(max(sizes)):
             return function(*args)
         result = forward(*args)
         with tf.get_default_graph().gradient_override_map({'IdentityN': name}):
@@ -54,44 +38,71 @@ def fused(function=None, *, gradient=None):
 
 
 def kernel(function):
-    """Decorates a function of tensors, or of nests of them, of which no gradient is taken. It is compiled as
-    a whole, once for each set of shapes, if the known sizes are large enough."""
-    def marked(*args):
-        tf.add_to_collection('kernel', function)
-        return function(*args)
-    compiled = tf2.function(marked, jit_compile=True, autograph=False)
+    """Compiles a function of nests of tensors, for sampling, for each set of large shapes."""
+    in_xla = compiled(function)
 
-    @functools.wraps(function)
     def call(*args):
-        size = sum(x.shape.num_elements() or 0 for x in tf2.nest.flatten(args) if tf.is_tensor(x))
-        if in_kernel() or size < MIN_FUSED_ELEMENTS or without_kernels():
-            return function(*args)
-        return compiled(*args)
+        size = sum(x.shape.num_elements() or 0 for x in tf.nest.flatten(args) if tf.is_tensor(x))
+        return function(*args) if is_plain(size) else in_xla(*args)
     return call
 
 
-def in_kernel():
-    """Whether the graph that is being made is a kernel's."""
+def compiled(function):
+    def marked(*args):
+        tf.add_to_collection('kernel', True)
+        return function(*args)
+    return tf.function(marked, jit_compile=True, autograph=False)
+
+
+def in_kernel():  # whether the default graph is a kernel's
     return bool(tf.get_collection('kernel'))
 
 
-def disable_xla():
-    """From here on the default graph gets plain operations alone, for programs that have no XLA."""
+def disable_xla():  # for later operations of the default graph
     tf.add_to_collection('disable_xla', True)
 
 
-def without_kernels():
-    # In TensorFlow 1's loops and conditions (tf.disable_v2_behavior) the inputs of compiled functions would
-    # be "from different frames".
+def is_plain(size):  # whether a function of so many numbers is not to be compiled
+    # A loop of TensorFlow 1 cannot hold compiled functions.
     in_old_loop = tf.get_default_graph()._get_control_flow_context() is not None
-    return bool(tf.get_collection('disable_xla') or in_old_loop or tf.config.list_physical_devices('GPU'))
+    return (size < MIN_FUSED_ELEMENTS or in_kernel() or tf.get_collection('disable_xla') or in_old_loop
+            or tf.config.list_physical_devices('GPU'))
 
 
-def optimization_barrier(x):
-    """x; keeps a kernel from fusing operations before it with loops after it, which would repeat them."""
+def optimization_barrier(x):  # -> x; loops after it do not repeat the operations before it
     return xla.optimization_barrier(x)[0] if in_kernel() else x
 
 
-def materialized(x):  # floating, finite -> the same
-    """x, stored in a kernel, not computed again by each turn of the loops that use it."""
-    return x / (1 + 0 * x)  # XLA copies no division into loops, as it is slow, and cannot see that this is x
+def materialized(x):  # finite -> the same; loops that read it do not compute it again
+    return x / (1 + 0 * x)  # XLA copies no division into loops, and cannot see that this is x
+
+
+def in_query_blocks(attention):  # of causal attention: a block sees no keys after it
+    def call(q, k, v):
+        T = q.shape.as_list()[2]
+        if T is None:
+            return attention(q, k, v)
+        results = []
+        for start in range(0, T, ATTENTION_BLOCK):
+            end = min(start + ATTENTION_BLOCK, T)
+            # tf.slice, as x[:, :, start:end] has a slow gradient.
+            block = tf.slice(q, [0, 0, start, 0], [-1, -1, end - start, -1])
+            seen = [tf.slice(x, [0, 0, 0, 0], [-1, -1, end, -1]) for x in (k, v)]
+            results.append(attention(block, *seen))
+        return tf.concat(results, axis=2)
+    return call
+
+
+# Gradients from results, in one pass over memory
+
+def softmax_gradient(dp, p):  # [..., S], [..., S] -> [..., S]
+    dtype, p, dp = p.dtype, tf.cast(p, tf.float32), tf.cast(dp, tf.float32)
+    return tf.cast(p * (dp - tf.reduce_sum(p * dp, axis=-1, keepdims=True)), dtype)
+
+
+def cross_entropy_gradient(dy, losses, logits, labels):  # [N], [N], [N, V], [N] -> [N, V]
+    # Probabilities, for the label minus 1; 0 without a label.
+    x, label = tf.cast(logits, tf.float32), tf.maximum(labels, 0)
+    log_sum = losses + tf.gather(x, label, batch_dims=1)  # of the logits' exponentials
+    gradients = tf.exp(x - log_sum[:, None]) - tf.one_hot(label, logits.shape[-1])
+    return tf.cast(tf.where_v2(labels[:, None] >= 0, gradients * dy[:, None], 0.0), logits.dtype)

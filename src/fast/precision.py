@@ -7,13 +7,9 @@ WEIGHT_PRECISIONS = (*PRECISIONS, 'int8')  # of the weights that samples are dra
 
 
 def set_precision(precision: str):  # -> the type of the products' factors
-    """Switches TF32 for the whole process; with int8, call this before XLA first compiles something.
-
-    On NVIDIA's GPUs TensorFlow multiplies float32 in TF32 (10 bits of mantissa) by default; here TF32 must be
-    asked for.
-    """
+    """Switches TF32 for the whole process. Call it with int8 before XLA first compiles something."""
     import tensorflow as tf
-    tf.config.experimental.enable_tensor_float_32_execution(precision == 'tf32')
+    tf.config.experimental.enable_tensor_float_32_execution(precision == 'tf32')  # TensorFlow's default: on
     if precision == 'int8' and platform.machine() in ('x86_64', 'AMD64'):
         # XLA's loops for AVX-512 read int8 at half the speed of those for AVX2.
         os.environ.setdefault('XLA_FLAGS', '--xla_cpu_max_isa=AVX2')

@@ -1,12 +1,4 @@
-"""A model as a SavedModel: a folder that TensorFlow and TensorFlow Serving load and run without this code.
-
-Signature `logits`: of the token that comes next, also those of ids without a text.
-    tokens int32 [B, T] -> logits float32 [B, V]
-Signature `generate`: the samples of sample.sample_sequence.
-    tokens int32 [B, T], scalars length int32, temperature float32, top_k int32, top_p float32, seed int64
-    -> tokens int32 [B, T + length], the context included
-In both, shorter rows have -1 at their left. Values that cannot be used end a run with a message.
-"""
+"""A model as a SavedModel, which TensorFlow runs without this code."""
 import os
 import shutil
 
@@ -14,51 +6,40 @@ import tensorflow.compat.v1 as tf
 
 import model
 import sample
-from fast.cache import row_starts
 from fast.kernels import disable_xla
-from generation.checks import assert_or_raise, check_tokens
 from storage import checkpoint, new_model, paths
 
 
-def write(folder: str, directory: str, checkpoint_name: str | None = None) -> str:
-    """Writes the SavedModel of a model or run into an empty folder; returns the path of its checkpoint.
-
-    Its variables are the checkpoint's, in float32. Sizes and vocabulary are in assets.extra, for clients.
-    checkpoint_name: see checkpoint.resolve_checkpoint. Raises InputError for a model that cannot be loaded.
-    """
-    _, hparams, enc = checkpoint.load_sizes_and_vocabulary(directory)
-    prefix = checkpoint.resolve_checkpoint(directory, hparams, checkpoint_name)
+def write(folder, source, checkpoint_name=None):
+    """Writes a checkpoint of a model or run into an empty folder; returns its path. Raises InputError."""
+    _, hparams, enc = checkpoint.load_sizes_and_vocabulary(source)
+    prefix = checkpoint.resolve_checkpoint(source, hparams, checkpoint_name)
     with tf.Graph().as_default(), tf.Session(config=new_model.without_gpu()) as session:
-        disable_xla()  # TensorFlow Serving's XLA is off unless it is asked for
-        signatures = {'logits': logits_signature(hparams), 'generate': generate_signature(hparams, enc)}
+        disable_xla()  # in TensorFlow Serving it is off unless it is asked for
+        both = signatures(hparams, enc)
         checkpoint.restore(session, prefix, checkpoint.model_variables())
         builder = tf.saved_model.Builder(folder)
         with checkpoint.writing(folder):
             builder.add_meta_graph_and_variables(  # without attributes that older versions do not know
-                session, [tf.saved_model.tag_constants.SERVING], signatures, strip_default_attrs=True)
+                session, [tf.saved_model.tag_constants.SERVING], both, strip_default_attrs=True)
             builder.save()
-    extra = os.path.join(folder, 'assets.extra')
+    extra = f'{folder}/assets.extra'  # for clients
     os.mkdir(extra)
-    for path in paths.descriptions(directory):
-        shutil.copyfile(path, os.path.join(extra, os.path.basename(path)))
+    for path in paths.descriptions(source):
+        shutil.copy(path, extra)
     return prefix
 
 
-def logits_signature(hparams):
+def signatures(hparams, enc):
+    """docs/formats.md tells what they take and give."""
     tokens = tf.placeholder(tf.int32, [None, None], 'tokens')
-    T = tf.shape(tokens)[1]
-    too_long = assert_or_raise(T <= hparams.n_ctx, T, f'tokens are more than n_ctx, {hparams.n_ctx}')
-    with tf.control_dependencies([*too_long, *check_tokens(tokens, hparams.n_vocab, padded=True)]):
-        logits, _ = sample.prefill(hparams, model.weights(hparams), tokens, row_starts(tokens))
-    return tf.saved_model.predict_signature_def({'tokens': tokens}, {'logits': logits})
-
-
-def generate_signature(hparams, enc):
+    with tf.control_dependencies(sample.check_context(tokens, 0, hparams)):
+        w, cache = model.weights(hparams), sample.empty_cache(hparams, tf.shape(tokens)[0], 0)
+        logits, _ = sample.prefill(hparams, w, tokens, sample.row_starts(tokens), cache)
     types = {'length': tf.int32, 'temperature': tf.float32, 'top_k': tf.int32, 'top_p': tf.float32,
              'seed': tf.int64}
-    with tf.name_scope('generate'):
-        tokens = tf.placeholder(tf.int32, [None, None], 'tokens')
-        inputs = {name: tf.placeholder(types[name], [], name) for name in types}
-    drawn = sample.sample_sequence(hparams=hparams, context=tokens, padded=True, vocabulary=enc.decoder,
-                                   **inputs)
-    return tf.saved_model.predict_signature_def({'tokens': tokens, **inputs}, {'tokens': drawn})
+    numbers = {name: tf.placeholder(dtype, [], name) for name, dtype in types.items()}
+    drawn = sample.sample_sequence(hparams=hparams, context=tokens, vocabulary=enc.decoder, **numbers)
+    signature = tf.saved_model.predict_signature_def
+    return {'logits': signature({'tokens': tokens}, {'logits': logits}),
+            'generate': signature({'tokens': tokens, **numbers}, {'tokens': drawn})}

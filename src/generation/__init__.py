@@ -1,1 +1,1 @@
-"""Samples, a token at a time: text while it comes, files of prompts."""
+"""Samples of a model."""

@@ -1,54 +1,38 @@
 """The text of a sample while its tokens come: whole characters, up to the text that ends it."""
 import codecs
-from collections.abc import Sequence
-
-from errors import require
 
 
 class Continuation:
-    """One sample: text, tokens, logprobs, and finished, whether a stop string ended it.
+    """A sample: tokens, logprobs, text, and finished: whether a stop string ended it.
 
-    enc: an Encoder. stop: a string or several; the first to be complete ends the text, which is cut where it
-    begins (of two complete at once, where the earlier begins), however the text falls into tokens.
+    stop: one string or several. The first to be complete ends the text before it; of two, the earlier.
     """
 
-    def __init__(self, enc, stop: str | Sequence[str] = ()):
-        self.enc, self.stop = enc, (stop,) if isinstance(stop, str) else tuple(stop)
-        require('' not in self.stop, 'a text that is to stop a sample is empty; leave it out')
-        self.text, self.finished = '', False
-        self.tokens: list[int] = []
-        self.logprobs: list[float | None] = []
+    def __init__(self, enc, stop=()):
+        self.enc, self.stop = enc, (stop,) if isinstance(stop, str) else stop
+        self.tokens, self.logprobs, self.text = [], [], ''
+        self.n_read, self.finished = 0, False
         self.decoder = codecs.getincrementaldecoder('utf-8')(enc.errors)
-        self.n_read = 0  # characters
 
-    def add(self, token: int, logprob: float | None = None):
-        """Adds a token, unless the text is finished."""
+    def add(self, token, logprob):
         if not self.finished:
             self.tokens.append(int(token))
-            self.logprobs.append(logprob)
-            self.append(self.decoder.decode(self.enc.decode_bytes(self.tokens[-1:])))
+            self.logprobs.append(float(logprob))
+            self.append(self.enc.decode_bytes(self.tokens[-1:]))
 
-    def close(self):
-        """Ends the tokens: an incomplete character becomes U+FFFD."""
+    def close(self):  # an incomplete character at the end becomes U+FFFD
         if not self.finished:
-            self.append(self.decoder.decode(b'', final=True))
+            self.append(b'', final=True)
+        self.stop = ()
 
-    def append(self, characters: str):
-        n_old = len(self.text)
-        self.text += characters
-        ends = []
-        for stop in self.stop:
-            start = self.text.find(stop, max(0, n_old - len(stop) + 1))
-            if start >= 0:
-                ends.append((start + len(stop), start))
+    def append(self, data, final=False):
+        self.text += self.decoder.decode(data, final)
+        ends = [(self.text.index(stop) + len(stop), -len(stop)) for stop in self.stop if stop in self.text]
         if ends:
-            self.text, self.finished = self.text[:min(ends)[1]], True
+            self.text, self.finished, self.stop = self.text[:sum(min(ends))], True, ()
 
-    def read_new(self, whole: bool = False) -> str:
-        """The text since the last call; unless whole, without an end that a stop string may begin with."""
-        end = len(self.text)
-        if not (whole or self.finished):
-            begun = (n for stop in self.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
-            end -= max(begun, default=0)
+    def read_new(self):  # -> the text since the last call, without what may begin a stop string
+        begun = (n for stop in self.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
+        end = len(self.text) - max(begun, default=0)
         start, self.n_read = self.n_read, max(self.n_read, end)
         return self.text[start:end]

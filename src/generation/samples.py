@@ -1,120 +1,97 @@
 """Samples of a model, printed as the original prints them, and files of prompts."""
+import codecs
+import collections
 import contextlib
+import itertools
 import json
 import os
 import sys
-import typing
-from collections.abc import Iterator
 
 from tqdm import tqdm
 
 import encoder
+import sample
 from errors import InputError, require
 from fast.session import device
 from generation import generator
-from generation.checks import check_controls
 from storage import paths
 
 
 class SampleWriter:
-    """Writes the samples that SamplingFlags ask for.
+    """Writes the samples that SamplingFlags ask for."""
 
-    special_tokens: whether special tokens in prompts are themselves, or the characters they are written in.
-    """
-
-    def __init__(self, flags, unconditional: bool, special_tokens: bool = False):
-        controls = {'temperature': flags.temperature, 'top_k': flags.top_k, 'top_p': flags.top_p,
-                    'repetition_penalty': flags.repetition_penalty}
-        check_controls(length=1 if flags.length is None else flags.length, **controls)
-        directory = paths.find_model(flags.model_name, flags.models_dir, flags.checkpoint_dir)
-        self.model = generator.load(directory, flags.models_dir, flags.checkpoint, flags.precision)
-        self.enc, n_ctx = self.model.enc, self.model.hparams.n_ctx
+    def __init__(self, flags, unconditional, special_tokens=False):
+        controls = {name: getattr(flags, name) for name in generator.CONTROLS}
+        sample.check_controls(length=1, **controls)
+        folder = paths.find_model(flags.model_name, flags.models_dir, flags.checkpoint_dir)
+        self.model = generator.load(folder, flags.models_dir, flags.checkpoint, flags.precision)
+        self.enc, self.n_ctx = self.model.enc, self.model.hparams.n_ctx
         require(self.enc.eot is not None or not unconditional,
-                f'{directory}/encoder.json lacks {encoder.EOT}, or '
-                'another token that ends a text, with which unconditional samples begin')
-        self.special_tokens = special_tokens
+                f'{folder}/encoder.json lacks {encoder.EOT}, with which samples begin; give a prompt')
         self.seed, self.nsamples, self.batch_size = flags.seed, flags.nsamples, flags.batch_size
-        length = n_ctx if unconditional else max(1, n_ctx // 2)
-        self.options: dict = {'length': flags.length or length, **controls, 'stop': flags.ends}
-        self.device = device()
+        self.special_tokens, self.device = special_tokens, device()
+        length = flags.length or (self.n_ctx if unconditional else max(1, self.n_ctx // 2))
+        self.options = {'length': length, 'stop': flags.ends, **controls}
 
-    def name_device(self):
-        """Prints the device on stderr; once, when nothing can be refused any more."""
-        if self.device:
+    def context(self, prompt, place=''):  # -> tokens
+        tokens = self.enc.encode(prompt, self.special_tokens)
+        if len(tokens) > self.n_ctx:
+            tqdm.write(f'{place}the prompt has {len(tokens)} tokens; its last {self.n_ctx} are used',
+                       file=sys.stderr)
+        return tokens
+
+    def draw(self, contexts, numbers):  # of the samples -> as Generator.continuations
+        seed = generator.new_seed() if self.seed is None else self.seed
+        if self.device:  # told once, when nothing can be refused any more
             tqdm.write(f'Device: {self.device}', file=sys.stderr)
             self.device = ''
+        return self.model.continuations(contexts, [[seed, number] for number in numbers], **self.options)
 
-    def context(self, prompt: str, name: str = 'the prompt') -> list[int]:
-        """A prompt's tokens; of more than n_ctx the last, which is told on stderr."""
-        tokens, n_ctx = self.enc.encode(prompt, self.special_tokens), self.model.hparams.n_ctx
-        if len(tokens) > n_ctx:
-            tqdm.write(f'{name} has {len(tokens)} tokens; its last {n_ctx} are used, which is what the model '
-                       'sees', file=sys.stderr)
-        return tokens[-n_ctx:]
-
-    def write(self, file: typing.IO[str], prompt: str | None = None, prefix: str = '', stream: bool = False):
-        """Writes nsamples samples (0: without end) of a prompt, each after a line of its number and the
-        prefix; with stream, a sample that is drawn alone while it comes."""
+    def write(self, file, prompt=None, prefix=''):
+        """Writes nsamples samples (0: no end); one alone, to stdout, while it is drawn."""
         context = [self.enc.eot] if prompt is None else self.context(prompt)
-        self.name_device()
-        seed = generator.new_seed() if self.seed is None else self.seed
-        first = 0
-        while first < self.nsamples or not self.nsamples:
-            last = first + self.batch_size
-            numbers = range(first, min(last, self.nsamples) if self.nsamples else last)
-            arguments = [context] * len(numbers), [[seed, number] for number in numbers]
-            if stream and len(numbers) == 1:
-                self.write_while_drawn(file, heading(first) + prefix, *arguments)
-            else:
-                for number, row in zip(numbers, self.model.complete(*arguments, **self.options), strict=True):
-                    print(heading(number) + prefix + row.text, file=file, flush=True)
-            first = last
+        numbers = range(self.nsamples or sys.maxsize)
+        for first in numbers[::self.batch_size]:
+            batch = numbers[first:first + self.batch_size]
+            headings = [f'{"=" * 40} SAMPLE {number + 1} {"=" * 40}\n{prefix}' for number in batch]
+            states = self.draw([context] * len(batch), batch)
+            if len(batch) == 1 and file is sys.stdout:
+                write_while_drawn(headings[0], states)
+                continue
+            *_, rows = states
+            for heading, row in zip(headings, rows, strict=True):
+                print(heading + row.text, file=file, flush=True)
 
-    def write_while_drawn(self, file, beginning, contexts, seeds):
-        print(beginning, end='', file=file, flush=True)
-        try:
-            for (row,) in self.model.continuations(contexts, seeds, **self.options):
-                print(row.read_new(), end='', file=file, flush=True)
-            print(row.read_new(whole=True), end='', file=file)
-        finally:  # on Ctrl-C too
-            print(file=file, flush=True)
-
-    def complete(self, prompts_file: str, output: str | None, logprobs: bool):
-        """Writes nsamples JSON lines for each prompt of a file; if `output` has some of them already, the
-        others.
-
-        In float32, the n-th sample of a prompt is the n-th that it has alone with this seed. A prompt that
-        the file repeats goes on with further samples.
-        """
-        if output and os.path.exists(output_path(output)):
-            require(not os.path.samefile(output_path(output), paths.expand(prompts_file)),
-                    f'--output {output} is the file of the prompts; name another')
-        seed = generator.new_seed() if self.seed is None else self.seed
-        n_seen, tasks = {}, []
+    def complete(self, prompts_file, output, logprobs):
+        """Writes nsamples JSON lines for each prompt of a file, without those that `output` has."""
+        path = output and output_path(output)
+        if path and os.path.exists(path) and os.path.samefile(path, paths.expand(prompts_file)):
+            raise InputError(f'--output {output} is the file of the prompts; name another')
+        tasks, numbers = [], collections.defaultdict(itertools.count)
         for line, prompt in read_prompts(prompts_file):
-            first = n_seen.get(prompt, 0)
-            n_seen[prompt] = first + self.nsamples
-            tasks += [(line, prompt, number) for number in range(first, first + self.nsamples)]
-        with resumed_output(output, [prompt for _, prompt, _ in tasks]) as (file, n_done), tqdm(
+            tasks += [(line, prompt, next(numbers[prompt])) for _ in range(self.nsamples)]
+        with resumed_output(path, [prompt for _, prompt, _ in tasks]) as (file, n_done), tqdm(
                 total=len(tasks), initial=n_done, unit='sample', dynamic_ncols=True,
                 mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
-            self.name_device()
             # Batches are those of an undisturbed run: in bfloat16 and int8 the samples depend on them.
             for first in range(n_done - n_done % self.batch_size, len(tasks), self.batch_size):
-                batch = tasks[first:first + self.batch_size]
-                contexts = [self.context(prompt, f'{prompts_file}, line {line}: the prompt')
+                batch, n_old = tasks[first:first + self.batch_size], max(0, n_done - first)
+                contexts = [self.context(prompt, f'{prompts_file}, line {line}: ')
                             for line, prompt, _ in batch]
-                seeds = [[seed, number] for _, _, number in batch]
-                rows = self.model.complete(contexts, seeds, logprobs=logprobs, **self.options)
-                n_old = max(0, n_done - first)
+                *_, rows = self.draw(contexts, [number for _, _, number in batch])
                 for (_, prompt, _), row in zip(batch[n_old:], rows[n_old:], strict=True):
                     file.write(as_json(prompt, row, logprobs))
                 file.flush()
                 bar.update(len(batch) - n_old)
 
 
-def heading(number):
-    return f'{"=" * 40} SAMPLE {number + 1} {"=" * 40}\n'
+def write_while_drawn(heading, states):
+    print(heading, end='', flush=True)
+    try:
+        for (row,) in states:
+            print(row.read_new(), end='', flush=True)
+    finally:  # on Ctrl-C too
+        print(flush=True)
 
 
 def as_json(prompt, row, logprobs):
@@ -124,35 +101,27 @@ def as_json(prompt, row, logprobs):
     return json.dumps(values, ensure_ascii=False) + '\n'
 
 
-def read_prompts(path):
-    """[(number of the line, prompt)]: a prompt a line; or JSON lines with a field `prompt`, if the file's
-    name ends in .jsonl or its first line is such an object. Raises InputError, naming the line, for anything
-    else."""
+def read_prompts(path):  # -> [(number of the line, prompt)]
+    """Of text lines; of JSON lines, if the name ends in .jsonl or the first line has a `prompt`."""
     data = paths.read_small(paths.expand(path), paths.TEXT_FILE, or_pipe=True)
     paths.check_text(data, f'{path}: ')
-    try:
-        lines = data.decode('utf-8').removeprefix(paths.BYTE_ORDER_MARK).removesuffix('\n').split('\n')
-    except UnicodeDecodeError as error:
-        line = error.object[:error.start].count(b'\n') + 1
-        raise InputError(f'{path}, line {line}: not UTF-8; convert the file, as with iconv -t UTF-8'
-                         ) from None
-    require(lines != [''], f'{path} holds no prompt; write one a line')
+    lines = data.removeprefix(codecs.BOM_UTF8).removesuffix(b'\n').split(b'\n')
+    require(lines != [b''], f'{path} holds no prompt; write one a line')
     as_objects = path.endswith('.jsonl') or prompt_of(lines[0]) is not None
-    prompts = []
+    expected, prompts = 'a JSON object with a text as "prompt"' if as_objects else 'a prompt', []
     for number, line in enumerate(lines, 1):
-        prompt = prompt_of(line) if as_objects else line.rstrip('\r')
         try:
-            require(prompt is not None, f'expected a JSON object with a text as "prompt", not {line[:60]!r}')
-            require(prompt, 'the prompt is empty; remove the line or give it text')
+            text = line.decode()
+            prompt = prompt_of(text) if as_objects else text.rstrip('\r')
+            require(prompt, f'expected {expected}, not {text[:60]!r}')
             encoder.check_surrogates(prompt)
-        except InputError as error:
+        except ValueError as error:  # also if it is not UTF-8
             raise InputError(f'{path}, line {number}: {error}') from None
         prompts.append((number, prompt))
     return prompts
 
 
-def prompt_of(line):
-    """The prompt of a JSON line, or None if it has none."""
+def prompt_of(line):  # -> str; None if it is no JSON object with a prompt
     with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(line)
         if isinstance(value, dict) and isinstance(value.get('prompt'), str):
@@ -161,32 +130,20 @@ def prompt_of(line):
 
 
 @contextlib.contextmanager
-def resumed_output(output, prompts):
-    """A file for JSON lines, or stdout for None, and how many it has (a pipe or a device: none). A last line
-    that was cut off is removed. prompts: of all lines that there will be; raises InputError if the file has
-    others."""
-    if output is None:
-        yield sys.stdout, 0
-        return
-    path = output_path(output)
-    if paths.stream(path) is not None:
-        with paths.output(path) as file:
+def resumed_output(path, prompts):
+    """A file for JSON lines, and how many answers to these prompts it has. A cut-off last line is removed."""
+    if path is None or paths.stream(path) is not None:
+        with contextlib.nullcontext(sys.stdout) if path is None else paths.output(path) as file:
             yield file, 0
         return
-    # A line may be cut within a character: surrogateescape.
-    with open(path, 'a+', encoding='utf-8', errors='surrogateescape', newline='\n') as file:
+    with open(path, 'ab+') as file:
         file.seek(0)
-        n_done = end = 0
-        for line in iter(file.readline, ''):
-            if not line.endswith('\n'):
-                break
-            number = n_done + 1
-            if prompts[n_done:number] != [prompt_of(line)]:
-                raise InputError(f'--output {output}, line {number} is not the answer to prompt {number} of '
-                                 'the file; name another output, or move this one away')
-            n_done, end = number, file.tell()
-        file.truncate(end)
-        yield file, n_done
+        *lines, cut_off = file.read().split(b'\n')
+        require([*map(prompt_of, lines)] == prompts[:len(lines)],
+                f'--output {path} does not answer these prompts; name another')
+        file.truncate(file.tell() - len(cut_off))
+    with open(path, 'a', encoding='utf-8', newline='\n') as file:
+        yield file, len(lines)
 
 
 def output_path(output):
@@ -196,8 +153,8 @@ def output_path(output):
 
 
 @contextlib.contextmanager
-def opened(output: str | None) -> Iterator[typing.IO[str]]:
-    """A text file, or stdout for None. The file appears at the end; on Ctrl-C with the samples so far."""
+def opened(output):
+    """A text file, which appears at the end or on Ctrl-C; stdout for None."""
     if output is None:
         yield sys.stdout
         return
