@@ -1,11 +1,6 @@
 #!/usr/bin/env python3
-"""Encodes text as a .npz of tokens, so that training need not do it at every start.
-
-    ./encode.py corpus/ corpus.npz
-    ./train.py --dataset corpus.npz
-
-Memory does not grow with the corpus. Needs no TensorFlow.
-"""
+"""Encodes text as a .npz of tokens, which training then need not do: ./encode.py corpus/ corpus.npz"""
+import dataclasses
 import itertools
 import os
 import sys
@@ -17,49 +12,38 @@ from command_line import cli  # before what may not be installed
 # isort: split
 import encoder
 import load_dataset
+from command_line.flags import REQUIRED, TEXTS, TextFlags, flag
 from errors import require
 from storage import paths
 from storage.npz import write_npz
 
 
-def encode(in_text: str, out_npz: str, model_name: str = '124M', models_dir: str = 'models',
-           combine: int = 50000, encoding: str = 'utf-8', compress: bool = False, workers: int = 1,
-           special_tokens: bool = True, checkpoint_dir: str = 'checkpoint'):
-    """Encodes text files as a .npz of tokens, which train.py reads in place.
+@dataclasses.dataclass(frozen=True)
+class EncodeFlags(TextFlags):
+    """Encodes text as a .npz of tokens, which train.py reads in place."""
+    in_text: str = flag(REQUIRED, TEXTS)
+    out_npz: str = flag(REQUIRED, 'the file to write; .npz is added')
+    compress: bool = flag(False, 'deflate it; it is then read whole into memory')
+    workers: int = flag(1, 'threads, for the same result; 0 for one a core', 0)
 
-    Args:
-        in_text: a text file, a .npz, a directory (with all below it that is not hidden), a quoted glob (**
-            for any depth), or several of these with commas between
-        out_npz: the file to write; .npz is added where it is missing
-        model_name: the model or run whose vocabulary to use: its name, or its path, with a / in it
-        models_dir: the folder of the models
-        combine: gather files into one chunk until it has this many characters
-        encoding: how the text files are encoded
-        compress: deflate the result: smaller, but it must then be read whole into memory
-        workers: how many threads encode; 0 for one a core. The result is the same
-        special_tokens: in text files, <|endoftext|> separates documents, and other special tokens of the
-            model are themselves; false: they are text like any other
-        checkpoint_dir: the folder of the runs
-    """
-    require(workers >= 0, f'--workers must be 0 (one a core) or more, not {workers}')
-    if workers > 1:
-        os.environ['RAYON_NUM_THREADS'] = str(workers)  # gigatoken reads it before it encodes
-    enc = encoder.get_encoder(paths.find_model(model_name, models_dir, checkpoint_dir))
-    files = load_dataset.find_files(in_text)
-    out = paths.expand(out_npz)
-    require(paths.stream(out) is None, f'{out} is a pipe or a device; name a file to write')
-    out += '' if out.lower().endswith('.npz') else '.npz'
-    require(not os.path.isdir(out), f'{out} is a directory; name a file to write')
-    if os.path.exists(out):
-        require(not any(os.path.samefile(out, name) for name in files),
-                f'{out} is among the files to be encoded; name another output')
-    chunks = load_dataset.iter_chunks(enc, files, combine, encoding, special_tokens=special_tokens,
-                                      parallel=workers != 1)
-    first = next(chunks, None)
-    require(first is not None, f'{in_text} holds no text; nothing was written')
+
+@cli.flags_from(EncodeFlags)
+def encode(*args, **kwargs):
+    flags = EncodeFlags(*args, **kwargs)
+    if flags.workers:
+        os.environ['RAYON_NUM_THREADS'] = str(flags.workers)  # for gigatoken
+    enc = encoder.get_encoder(paths.find_model(flags.model_name, flags.models_dir, flags.checkpoint_dir))
+    files, out = load_dataset.find_files(flags.in_text), paths.expand(flags.out_npz)
+    is_file = paths.stream(out) is None
+    out += '.npz' if is_file and not load_dataset.is_npz(out) else ''
+    is_input = os.path.exists(out) and any(os.path.samefile(out, path) for path in files)
+    require(is_file and not os.path.isdir(out) and not is_input,
+            f'{out} is a directory, a device or an input; name another file')
+    chunks = load_dataset.iter_chunks(enc, files, flags.combine, flags.encoding, flags.special_tokens)
+    first = require(next(chunks, None), f'{flags.in_text} holds no text')
     os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
     chunks = itertools.chain([first], chunks)
-    n_tokens, n_chunks = write_npz(out, chunks, len(enc), compress, enc.fingerprint)
+    n_tokens, n_chunks = write_npz(out, chunks, len(enc), flags.compress, enc.fingerprint)
     size = os.path.getsize(out)
     print(f'{n_tokens} tokens in {n_chunks} chunks, {size} bytes, written to {out}', file=sys.stderr)
 

@@ -10,6 +10,7 @@ import fire
 import pytest
 
 from command_line import cli, startup
+from command_line.flags import REQUIRED, flag
 from errors import InputError, require
 from version import VERSION
 
@@ -101,7 +102,6 @@ def test_without_flags_the_defaults_are_used():
     (['--include_prefix', 'False'], 'include_prefix', False),
     (['--include_prefix=True'], 'include_prefix', True),
     (['--include_prefix=false'], 'include_prefix', False),
-    (['--noinclude_prefix'], 'include_prefix', False),
 ])
 def test_each_spelling_of_a_flag_sets_it_alone(argv, name, expected):
     found = called(*argv)
@@ -128,7 +128,7 @@ def test_a_string_after_a_space_arrives_as_it_was_written(text):
     (['--maybe', 'None'], {'maybe': None}), (['--maybe=3'], {'maybe': 3}),
     (['--prompt=None'], {'prompt': 'None'}),
     (['--prompt', 'None'], {'prompt': 'None'}), (['--prompt', '-h'], {'prompt': '-h'}),
-    (['-p', '-h'], {'prompt': '-h'}), (['--prompt', '--help'], {'prompt': '--help'}),
+    (['-p', '-h'], {'prompt': '-h'}),
     (['--prompt=--help'], {'prompt': '--help'}), (['--prompt', '-x'], {'prompt': '-x'}),
     (['--text', '-h'], {'text': '-h'}), (['--run-name', '-h'], {'run_name': '-h'}),
     (['--prompt', '3'], {'prompt': '3'}), (['--prompt='], {'prompt': ''}),
@@ -191,23 +191,23 @@ def test_a_seed_may_be_larger_than_a_size(capsys):
     assert called('--seed', str((1 << 63) - 1), function=seeded) == {'seed': (1 << 63) - 1}
     calls.clear()
     assert refused(capsys, '--seed', str(1 << 63), function=seeded).startswith(
-        '--seed must be a whole number from -9,223,372,036,854,775,807 to 9,223,372,036,854,775,807, not')
+        '--seed must be a whole number of at most 9,223,372,036,854,775,807, not')
 
 
 # What is refused
 
 @pytest.mark.parametrize('argv, message', [
-    (['--length', '1.5'], "--length must be a whole number, not '1.5'"),
-    (['--length', 'many'], "--length must be a whole number, not 'many'"),
-    (['--length='], "--length must be a whole number, not ''"),
-    (['--length', 'None'], "--length must be a whole number, not 'None'"),
-    (['--length', 'True'], "--length must be a whole number, not 'True'"),
+    (['--length', '1.5'], "--length must be a whole number of at most 2,147,483,647, not '1.5'"),
+    (['--length', 'many'], "--length must be a whole number of at most 2,147,483,647, not 'many'"),
+    (['--length='], "--length must be a whole number of at most 2,147,483,647, not ''"),
+    (['--length', 'None'], "--length must be a whole number of at most 2,147,483,647, not 'None'"),
+    (['--length', 'True'], "--length must be a whole number of at most 2,147,483,647, not 'True'"),
     (['--length', str(1 << 31)],
-     "--length must be a whole number from -2,147,483,647 to 2,147,483,647, not '21474"),
-    (['--length=-2147483648'], '--length must be a whole number from -2,147,483,647 to 2,147,483,647, not'),
-    (['--maybe', '9' * 30], '--maybe must be a whole number from -2,147,483,647 to 2,147,483,647, not'),
-    (['--length', '9' * 5000], f"--length must be a whole number, not '{'9' * 5000}'"),
-    (['--maybe', '1.5'], "--maybe must be a whole number, not '1.5'"),
+     "--length must be a whole number of at most 2,147,483,647, not '21474"),
+    (['--length=-2147483648'], '--length must be a whole number of at most 2,147,483,647, not'),
+    (['--maybe', '9' * 30], '--maybe must be a whole number of at most 2,147,483,647, not'),
+    (['--length', '9' * 5000], f"--length must be a whole number of at most 2,147,483,647, not '{'9' * 5000}'"),
+    (['--maybe', '1.5'], "--maybe must be a whole number of at most 2,147,483,647, not '1.5'"),
     (['--rate', 'high'], "--rate must be a number, not 'high'"),
     (['--rate', 'nan'], "--rate must be a number, not 'nan'"),
     (['--rate', 'inf'], "--rate must be a number, not 'inf'"),
@@ -216,19 +216,19 @@ def test_a_seed_may_be_larger_than_a_size(capsys):
     (['--include_prefix=1'], "--include_prefix must be true or false, not '1'"),
     (['--include_prefix='], "--include_prefix must be true or false, not ''"),
     (['--include_prefix', 'yes'], "'yes' was not expected"),
-    (['--lenght', '3'], 'unknown flag --lenght; did you mean --length?'),
-    (['--lenght=3'], 'unknown flag --lenght; did you mean --length?'),
-    (['--zzz'], 'unknown flag --zzz; all flags: see script.py --help'),
+    (['--lenght', '3'], 'unknown flag --lenght (did you mean --length?)'),
+    (['--lenght=3'], 'unknown flag --lenght (did you mean --length?)'),
+    (['--zzz'], 'unknown flag --zzz; see script.py --help'),
     (['--zzz=a\nb'], 'unknown flag --zzz;'),
     (['--a\nb'], 'unknown flag --a b;'),
     (['-z'], 'unknown flag --z;'),
-    (['--nolength'], 'unknown flag --nolength;'),
-    (['--noinclude_prefix=true'], 'unknown flag --noinclude_prefix; did you mean --include_prefix?'),
+    (['--nolength'], 'unknown flag --nolength'),
+    (['--noinclude_prefix=true'], 'unknown flag --noinclude_prefix (did you mean --include_prefix?)'),
     (['--'], 'unknown flag --;'),
     (['--length', '1', '--length', '1'], '--length is given twice'),
     (['--length', '1', '-l', '2'], '--length is given twice'),
     (['--run_name', 'a', '--run-name', 'b'], '--run_name is given twice'),
-    (['--include_prefix', '--noinclude_prefix'], '--include_prefix is given twice'),
+    (['--include_prefix', '--include_prefix'], '--include_prefix is given twice'),
     (['--length'], '--length needs a value'),
     (['--text', '--length', '3'], '--text needs a value'),
     (['--prompt'], '--prompt needs a value'),
@@ -240,9 +240,9 @@ def test_a_mistake_is_told_in_one_line_before_any_work(capsys, argv, message):
 
 
 @pytest.mark.parametrize('argv, message', [
-    ([], '--in_text and --out_npz must be given, see script.py --help'),
-    (['a'], '--out_npz must be given, see script.py --help'),
-    (['--out_npz', 'b'], '--in_text must be given, see script.py --help'),
+    ([], '--in_text must be given; see script.py --help'),
+    (['a'], '--out_npz must be given; see script.py --help'),
+    (['--out_npz', 'b'], '--in_text must be given; see script.py --help'),
     (['a', 'b', 'c'], "'c' was not expected"),
     (['a', 'b', '--in_text', 'c'], '--in_text is given twice'),
 ])
@@ -268,8 +268,7 @@ def raising(error):
      'script.py: error: some.txt: No such file or directory\n'),
     (PermissionError(13, 'Permission denied', 'a\nb'), 'script.py: error: a b: Permission denied\n'),
     (MemoryError('1 TiB'),
-     'script.py: error: not enough memory (1 TiB); give smaller numbers, first of all a '
-                           '--batch_size\n'),
+     'script.py: error: not enough memory (1 TiB); give a smaller --batch_size, or other sizes\n'),
     (OSError(28, 'No space left on device'), 'script.py: error: writing: No space left on device\n'),
 ])
 def test_a_mistake_found_by_the_function_is_one_line_and_status_2(capsys, error, line):
@@ -305,8 +304,16 @@ def test_require_raises_its_message_unless_the_condition_holds():
 
 # Help
 
+@pytest.mark.parametrize('function, argv, said', [
+    (script, ['--version'], 'script.py'), (script, ['--version', '--zzz'], 'script.py'),
+    ({'first': script}, ['--version'], 'script.py'), ({'first': script}, ['first', '--version'], 'script.py first')])
+def test_the_version_is_told(capsys, function, argv, said):
+    cli.run(function, argv)
+    assert (capsys.readouterr(), calls) == ((f'{said} {VERSION}\n', ''), [])
+
+
 @pytest.mark.parametrize('argv', [
-    ['--help'], ['-h'], ['--length', 'x', '--help'], ['--length', '-h'], ['--include_prefix', '-h'],
+    ['--help'], ['-h'], ['--length', 'x', '--help'], ['--include_prefix', '-h'],
     ['3', '-h'],
     ['--prompt', '-h', '-h'], ['--prompt=x', '-h'], ['--prompt=', '--help'], ['--zzz', '-h']])
 def test_help_lists_all_flags_and_ends_with_status_0(capsys, argv):
@@ -332,17 +339,11 @@ def test_the_letters_that_help_offers_are_accepted(capsys, letter, name, value):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Does something with a dataset.
-
-    Args:
-        dataset: the data to read.
-        run_name: the name of it.
-        steps: how many.
-    """
-    dataset: str
-    run_name: str = 'run1'
-    steps: int | None = None
-    fast: bool = False
+    """Does something with a dataset."""
+    dataset: str = flag(REQUIRED, 'the data to read.')
+    run_name: str = flag('run1', 'the name of it.')
+    steps: int | None = flag(None, 'how many.')
+    fast: bool = flag(False, 'or slow.')
 
 
 @cli.flags_from(Settings)
@@ -360,7 +361,7 @@ def test_takes_passes_no_flags_but_those_given():
 
 
 @pytest.mark.parametrize('argv, message', [
-    ([], '--dataset must be given'), (['a'], "'a' was not expected"),
+    ([], '--dataset must be given'), (['a', 'b'], "'b' was not expected"),
     (['--dataset=a', '--step=3'], 'unknown flag --step'),
     (['--dataset=a', '--steps=x'], '--steps must be a whole')])
 def test_takes_checks_against_the_dataclass(capsys, argv, message):
@@ -372,7 +373,8 @@ def test_takes_gives_the_help_of_the_dataclass(capsys):
         cli.run(taker, ['--help'])
     said = ''.join(capsys.readouterr())
     assert stopped.value.code == 0
-    assert all(f'--{field.name}' in said for field in dataclasses.fields(Settings))
+    assert 'script.py DATASET <flags>' in said  # as it may be given by position
+    assert all(f'--{name}' in said for name in ('run_name', 'steps', 'fast'))
     assert 'Does something with a dataset.' in said and 'the data to read.' in said
 
 
@@ -411,12 +413,10 @@ def bare(tmp_path):
 
 @pytest.mark.parametrize('name', SCRIPTS)
 def test_what_is_not_installed_is_told_in_one_line(bare, name):
-    missing = f'{os.path.basename(name)}: error: {sys.executable} has no package fire; run: '
-    assert bare(name) == (2, '', f'{missing}pip install -r requirements.txt\n')
-    (bare.home / '.venv' / 'bin').mkdir(parents=True)
-    (bare.home / '.venv' / 'bin' / 'activate').touch()
-    assert bare(name) == (2, '', f'{missing}. .venv/bin/activate\n')
-    assert bare(f'../{name}', cwd=bare.home / 'src') == (2, '', f'{missing}. ../.venv/bin/activate\n')
+    said = (f'{os.path.basename(name)}: error: {sys.executable} has no package fire; run: pip install -r '
+            '{0}/requirements.txt\n')
+    assert bare(name) == (2, '', said.format('.'))
+    assert bare(f'../{name}', cwd=bare.home / 'src') == (2, '', said.format('..'))
 
 
 @pytest.mark.parametrize('argv, missing', [
@@ -430,12 +430,6 @@ def test_so_is_what_is_imported_later(bare, tmp_path, argv, missing):
     status, out, said = bare(*argv, packages=tmp_path / 'packages')
     assert (status, out, said.count('\n')) == (2, '',
                                                1) and f'has no package {missing}; run: pip install' in said
-
-
-def test_a_package_that_we_do_not_ask_for_keeps_its_traceback(bare):
-    (bare.home / 'src' / 'fire.py').write_text('import of_somebody_else')
-    status, _, said = bare('src/export.py')
-    assert status == 1 and 'Traceback' in said and "No module named 'of_somebody_else'" in said
 
 
 def test_tensorflow_starts_without_a_line_on_the_terminal(tmp_path):
@@ -467,10 +461,9 @@ def test_stderr_is_led_back_after_an_exception(capfd):
 
 
 def test_only_unusual_lines_of_the_start_are_shown(capfd, monkeypatch):
-    monkeypatch.setattr(startup, 'devices',
-                        lambda: os.write(2, b'I0000 port.cc:153] oneDNN custom operations\n'
-                                                              b'E0000 gpu.cc:9] the driver is too old\n'))
-    cli.load_tensorflow()
+    monkeypatch.setattr(startup, 'devices', lambda: os.write(2, b'I0000 port.cc:153] oneDNN custom operations\n'
+                                                                b'E0000 gpu.cc:9] the driver is too old\n'))
+    cli.load_tensorflow(computes=False)
     assert capfd.readouterr().err == 'E0000 gpu.cc:9] the driver is too old\n'
 
 
@@ -481,7 +474,7 @@ NO_DRIVER = ('E0000 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA e
 
 def set_devices(monkeypatch, gpus):
     def devices(kind=None):
-        os.write(2, b'' if kind else b'I0000 port.cc:153] usual\n' + NO_DRIVER.encode())
+        os.write(2, b'' if kind else NO_DRIVER.encode())
         return gpus
     monkeypatch.setattr(startup, 'devices', devices)
 
@@ -500,7 +493,7 @@ def test_why_a_gpu_that_is_there_is_not_found_is_told(gpu, capfd):
     cli.load_tensorflow()
     said = capfd.readouterr().err
     assert said.startswith(NO_DRIVER + 'TensorFlow finds no GPU') and said.count('\n') == 3
-    for text in ('nvidia-smi', "pip install 'tensorflow[and-cuda]'", 'CUDA_VISIBLE_DEVICES=-1'):
+    for text in ("pip install 'tensorflow[and-cuda]'", 'CUDA_VISIBLE_DEVICES=-1'):
         assert text in said
 
 
@@ -541,15 +534,11 @@ def test_a_command_is_called_with_the_flags_after_it(argv, expected):
 
 
 @pytest.mark.parametrize('argv, message', [
-    ([], 'script.py: error: a command must be given; commands are first, 2nd: see script.py --help\n'),
-    (['frist'], "script.py: error: unknown command 'frist'; did you mean first? see script.py --help\n"),
-    (['--length', '3'],
-     "script.py: error: unknown command '--length'; commands are first, 2nd: see script.py "
-                        '--help\n'),
+    ([], "script.py: error: unknown command ''; commands are first, 2nd\n"),
+    (['frist'], "script.py: error: unknown command 'frist'; commands are first, 2nd\n"),
     (['first', '--lenght', '3'],
-     'script.py first: error: unknown flag --lenght; did you mean --length? see script.py '
-                                 'first --help\n'),
-    (['2nd'], 'script.py 2nd: error: --text must be given, see script.py 2nd --help\n'),
+     'script.py first: error: unknown flag --lenght (did you mean --length?); see script.py first --help\n'),
+    (['2nd'], 'script.py 2nd: error: --text must be given; see script.py 2nd --help\n'),
 ])
 def test_a_mistaken_command_is_told_in_one_line(capsys, argv, message):
     with pytest.raises(SystemExit) as stopped:
@@ -578,12 +567,8 @@ def test_help_of_a_command_lists_its_flags(capsys):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MoreSettings(Settings):
-    """Does more.
-
-    Args:
-        speed: how fast.
-    """
-    speed: float = 1.0
+    """Does more."""
+    speed: float = flag(1.0, 'how fast.')
 
 
 @cli.flags_from(MoreSettings)
@@ -599,9 +584,3 @@ def test_a_function_keeps_its_docstring_and_gets_the_help_of_inherited_fields(ca
     said = ''.join(capsys.readouterr())
     assert 'Does it in its own words.' in said and 'Does more.' not in said and 'Does something' not in said
     assert 'the data to read.' in said and 'how many.' in said and 'how fast.' in said
-
-
-def test_version_is_printed_and_nothing_else_done(capsys):
-    cli.run(script, ['--version'])
-    cli.run({'one': script}, ['--version'])
-    assert capsys.readouterr().out == f'{VERSION}\n' * 2

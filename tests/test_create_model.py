@@ -188,7 +188,7 @@ def test_the_models_folder_is_made(tmp_path):
 def test_a_model_that_could_not_be_read_is_not_made(tmp_path, name, folder, character):
     with pytest.raises(InputError) as raised:
         create_model(name, **TOY, models_dir=str(tmp_path / folder))
-    assert f'has the character {character!r}, with which TensorFlow reads no checkpoint' in str(raised.value)
+    assert f'has the character {character!r}, which TensorFlow cannot read' in str(raised.value)
     assert listing(tmp_path) == []
 
 
@@ -246,12 +246,12 @@ def test_ids_are_those_of_tokenizers_and_tiktoken(learned):
 def test_the_pairs_that_occur_most_are_merged_first(learned, tmp_path):
     (tmp_path / 'text').write_text('xyxyxy xyxy zz zz')
     _, merges = learn_vocabulary(257 + 2, str(tmp_path / 'text'))
-    assert merges == [('x', 'y'), ('xy', 'xy')]
+    assert merges == [['x', 'y'], ['xy', 'xy']]
 
 
 def test_nothing_is_learned_from_the_ends_of_documents(learned, tmp_path):
     (tmp_path / 'text').write_text('xy<|endoftext|>xyxy<|endoftext|>' * 9)
-    assert learn_vocabulary(257 + 2, str(tmp_path / 'text'))[1] == [('x', 'y'), ('xy', 'xy')]
+    assert learn_vocabulary(257 + 2, str(tmp_path / 'text'))[1] == [['x', 'y'], ['xy', 'xy']]
     with pytest.raises(InputError, match='has pairs for --train_vocab 259 and no more'):
         learn_vocabulary(260, str(tmp_path / 'text'))
 
@@ -259,7 +259,7 @@ def test_nothing_is_learned_from_the_ends_of_documents(learned, tmp_path):
 def test_a_corpus_is_read_in_its_encoding(learned, tmp_path):
     (tmp_path / 'text').write_bytes('ßß ßß'.encode('latin-1'))
     vocabulary, merges = learn_vocabulary(258, str(tmp_path / 'text'), 'latin-1')
-    assert merges == [('Ã', 'Ł')] and vocabulary['ÃŁ'] == 256
+    assert merges == [['Ã', 'Ł']] and vocabulary['ÃŁ'] == 256
 
 
 def test_a_byte_order_mark_is_not_learned(learned, tmp_path):
@@ -280,13 +280,13 @@ def test_the_smallest_vocabulary_is_the_one_without_a_corpus(learned, tmp_path):
     ({'train_vocab': 2**24 + 1}, ' to 16,777,216, not 16777217'),
     ({'train_vocab': 256}, '--train_vocab must be 257'), ({'train_vocab': -1}, '--train_vocab must be 257'),
     ({'train_vocab': 50257}, 'has pairs for --train_vocab '), ({'corpus': '{}/none'}, 'nothing matches the path'),
-    ({'corpus': '{}/empty'}, 'empty holds no text'), ({'corpus': '{}/a.npz'}, 'a.npz holds tokens of another'),
+    ({'corpus': '{}/empty'}, 'empty has pairs for --train_vocab 257 and no more'), ({'corpus': '{}/a.npz'}, 'not text'),
     ({'corpus': '{}/broken'}, 'broken: not utf-8 at byte 3'), ({'encoding': 'utf-99'}, 'utf-99'),
     ({'corpus': None}, '--train_vocab and --corpus belong together'),
     ({'train_vocab': None}, '--train_vocab and --corpus belong together'),
-    ({'vocab_from': 'x'}, '--train_vocab and --vocab_from both say'), ({'n_head': 3}, 'must be divisible by n_head')])
+    ({'vocab_from': 'x'}, 'and not to --vocab_from'), ({'n_head': 3}, 'must be divisible by n_head')])
 def test_a_vocabulary_that_cannot_be_learned_is_refused(learned, tmp_path, flags, message):
-    for name, content in (('text', ENGLISH.encode()), ('empty', b''), ('a.npz', b'PK'), ('broken', b'abc\xff')):
+    for name, content in (('text', ENGLISH.encode()), ('empty', b''), ('a.npz', b'PK\3\4'), ('broken', b'abc\xff')):
         (tmp_path / name).write_bytes(content)
     flags = {name: value.format(tmp_path) if isinstance(value, str) else value for name, value in flags.items()}
     assert message in refusal('own', **{**TOY, 'models_dir': str(tmp_path / 'models'), 'train_vocab': 300,
@@ -314,7 +314,7 @@ def refusal(*args, **flags):
 @pytest.mark.parametrize('sizes, message', [
     ({'n_embd': 30}, 'n_embd (30) must be divisible by n_head (4)'),
     ({'n_head': 5}, 'n_embd (32) must be divisible by n_head (5)'),
-    *(({name: value}, f'{name} must be a whole number above 0, not {value}')
+    *(({name: value}, f'{name} must be a whole number above 0 and at most ')
       for name in ('n_layer', 'n_head', 'n_embd', 'n_ctx') for value in (0, -4)),
 ])
 def test_sizes_that_make_no_model_are_refused_and_leave_nothing(tmp_path, sizes, message):
@@ -377,5 +377,5 @@ def test_from_the_command_line_a_mistake_is_one_line_and_status_2(tmp_path, caps
     with pytest.raises(SystemExit) as stopped:
         cli.run(create_model, ['toy', '--models_dir', str(tmp_path), '--n_embd', '30'])
     assert stopped.value.code == 2
-    assert capsys.readouterr() == ('', 'create_model.py: error: hyperparameter n_embd (30) must be divisible by n_head '
+    assert capsys.readouterr() == ('', 'create_model.py: error: n_embd (30) must be divisible by n_head '
                                        '(12)\n')

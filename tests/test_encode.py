@@ -59,11 +59,11 @@ def test_output_is_what_load_dataset_gives(corpus, others, capsys):
 def test_special_tokens_are_a_flag(corpus, capsys):
     (corpus / 'a.txt').write_text('one<|endoftext|>two<|endoftext|>')
     enc = get_encoder('tiny', str(corpus.parent / 'models'))
-    for given, taken in (({}, 'ends of documents'), ({'special_tokens': False}, 'text')):
+    for given in ({}, {'special_tokens': False}):
         encode.encode(**flags(corpus, in_text=str(corpus / 'a.txt'), **given))
         found, = load_dataset(enc, str(corpus.parent / 'out.npz'))
         assert found.tolist() == load_dataset(enc, str(corpus / 'a.txt'), **given)[0].tolist()
-        assert f'2 <|endoftext|> in the text are taken as {taken};' in capsys.readouterr().err
+        assert ('the text has 2 special tokens;' in capsys.readouterr().err) == (not given)
     assert found.tolist() == [*enc.encode('one<|endoftext|>two<|endoftext|>'), enc.eot]
 
 
@@ -73,7 +73,7 @@ def test_the_output_names_its_vocabulary_and_an_input_of_another_is_refused(corp
     assert npz.vocabulary_of(str(corpus / 'e.npz')) == enc.fingerprint
     encode.encode(**flags(corpus, in_text=str(corpus / 'e.npz')))
     write_vocab(corpus.parent / 'models' / 'tiny', 290)
-    with pytest.raises(InputError, match=rf'e\.npz was encoded with the vocabulary {enc.fingerprint}'):
+    with pytest.raises(InputError, match=rf'e\.npz is of the vocabulary {enc.fingerprint}'):
         encode.encode(**flags(corpus, in_text=str(corpus / 'e.npz')))
 
 
@@ -112,7 +112,7 @@ def test_an_error_leaves_the_old_output_as_it_was(corpus):
 
 def test_output_may_not_be_an_input(corpus):
     for out in (corpus / 'd.npz', corpus / 'd', corpus / 'sub' / '..' / 'd.npz'):
-        with pytest.raises(InputError, match='is among the files to be encoded'):
+        with pytest.raises(InputError, match='or an input; name another file'):
             encode.encode(**flags(corpus, out_npz=str(out)))
     encode.encode(**flags(corpus, out_npz=str(corpus / 'new.npz')))  # in the same folder it may be
 
@@ -137,7 +137,7 @@ def test_output_that_is_a_directory(corpus):
 def test_output_that_is_a_pipe_or_a_device(corpus):
     os.mkfifo(corpus.parent / 'pipe')
     for out in (corpus.parent / 'pipe', '/dev/stdout'):
-        with pytest.raises(InputError, match='is a pipe or a device; name a file to write'):
+        with pytest.raises(InputError, match='is a directory, a device or an input'):
             encode.encode(**flags(corpus, out_npz=str(out)))
     assert sorted(os.listdir(corpus.parent)) == ['corpus', 'models', 'pipe']
 
@@ -161,7 +161,7 @@ def test_no_text_at_all(corpus):
 
 def test_ids_of_another_vocabulary(corpus):
     np.savez(corpus / 'd.npz', np.array([5, 50256]))
-    with pytest.raises(InputError, match=r'token id \[50256\], and the vocabulary the ids 0 to 556'):
+    with pytest.raises(InputError, match=r'token id \[50256\], expected 0 to 556'):
         encode.encode(**flags(corpus))
     assert not (corpus.parent / 'out.npz').exists()
 
@@ -203,7 +203,7 @@ def many(tmp_path):
 def test_any_number_of_workers_writes_the_same_bytes(many, others):
     written = []
     for workers in (1, 2, 3) if others else (1, 2):
-        with mock.patch.multiple(dataset, MAX_GROUP_CHARS=1 << 17, MAX_GROUP_ITEMS=50, MIN_BULK_CHARS=1):
+        with mock.patch.object(dataset, 'MAX_GROUP_SIZE', 1 << 17):
             encode.encode(**flags(many, workers=workers, **others))
         written.append((many.parent / 'out.npz').read_bytes())
     assert len(set(written)) == 1
@@ -218,28 +218,24 @@ def test_the_first_mistake_is_told_whatever_is_read_ahead(corpus, workers):
     (corpus / 'c.txt').write_text('word ' * 100000)
     np.savez(corpus / 'd.npz', np.array([5, 50256]))
     (corpus / 'e.txt').write_bytes(b'good ' * 60000 + b'\xff')
-    with mock.patch.object(dataset, 'MAX_GROUP_CHARS', 1 << 16):
-        with pytest.raises(InputError, match=r'token id \[50256\], and the vocabulary'):
+    with mock.patch.object(dataset, 'MAX_GROUP_SIZE', 1 << 16):
+        with pytest.raises(InputError, match=r'token id \[50256\], expected 0 to 556'):
             encode.encode(**flags(corpus, workers=workers))
         (corpus / 'd.npz').unlink()
-        with pytest.raises(InputError, match=r'e\.txt: not utf-8 at byte 300000 '):
+        with pytest.raises(InputError, match=r'e\.txt: not utf-8 at byte 300000;'):
             encode.encode(**flags(corpus, workers=workers))
     assert sorted(os.listdir(corpus.parent)) == ['corpus', 'models']
 
 
-def test_a_lone_surrogate_has_its_offset_in_the_file_with_workers(corpus):
+def test_a_lone_surrogate_is_told_with_its_file(corpus):
     (corpus / 'a.txt').write_bytes(b'word ' * 60000 + b'ab+2D0-')
     for workers in (1, 2):
-        with pytest.raises(InputError, match=r'a\.txt: the character at offset 300002 is U\+D83D'):
+        with pytest.raises(InputError, match=r'a\.txt: not utf-7; give its --encoding'):
             encode.encode(**flags(corpus, in_text=str(corpus / 'a.txt'), encoding='utf-7', workers=workers))
 
 
-def test_all_cores():
-    assert 1 <= dataset.cores() <= os.cpu_count()
-
-
 def test_workers_must_not_be_negative(corpus):
-    with pytest.raises(InputError, match=r'--workers must be 0 .* or more, not -1'):
+    with pytest.raises(InputError, match='--workers must be 0 or more, not -1'):
         encode.encode(**flags(corpus, workers=-1))
 
 

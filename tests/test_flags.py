@@ -78,7 +78,7 @@ def test_every_flag_is_explained(listed):
 
 @pytest.mark.parametrize('changes, message', [
     ({'schedule': 'cosine'}, '--schedule cosine needs --steps'),
-    ({'patience': 3}, '--patience counts validations'),
+    ({'patience': 3}, '--patience needs --val_every'),
 ])
 def test_flags_that_need_another_name_it(changes, message):
     with pytest.raises(InputError, match=message):
@@ -100,8 +100,8 @@ def test_those_of_several_processes_are_the_same_and_two():
 @pytest.mark.parametrize('changes, message', [
     ({'batch_size': 0}, '--batch_size must be 1 or more, not 0'),
     ({'nsamples': -1}, '--nsamples must be 0 or more, not -1'),
-    ({'seed': -1}, '--seed must be 0 or more, not -1'), ({'truncate': ''}, '--truncate needs a text'),
-    ({'stop': ''}, '--stop needs a text'), ({'stop': ('a', '')}, '--stop needs a text')])
+    ({'seed': -1}, '--seed must be 0 or more, not -1'), ({'truncate': ''}, '--stop and --truncate need a text'),
+    ({'stop': ('a', '')}, '--stop and --truncate need')])
 def test_those_of_sampling_are_refused_before_a_model_is_looked_for(changes, message):
     with pytest.raises(InputError, match=message):
         SamplingFlags(**changes)
@@ -109,7 +109,7 @@ def test_those_of_sampling_are_refused_before_a_model_is_looked_for(changes, mes
 
 
 @pytest.mark.parametrize('changes, ends', [
-    ({}, ()), ({'stop': 'ab'}, ('ab',)), ({'stop': ['a', 'b']}, ('a', 'b')), ({'truncate': 'c'}, ('c',)),
+    ({}, ()), ({'stop': ['a', 'b']}, ('a', 'b')), ({'truncate': 'c'}, ('c',)),
     ({'stop': ('a',), 'truncate': 'c'}, ('a', 'c'))])
 def test_a_sample_ends_at_every_stop_and_at_truncate(changes, ends):
     assert SamplingFlags(**changes).ends == ends

@@ -1,42 +1,34 @@
-"""The signals that ask a process to end, and what is to be done at them for the length of a block."""
+"""Handlers, within a block of the main thread, of the signals that ask a process to end."""
 import contextlib
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
 
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP')  # the last is not known on Windows
 
 
 @contextlib.contextmanager
-def handling(handlers: Mapping[str, Callable | signal.Handlers]) -> Iterator[dict]:
-    """Sets handlers of signals by their names; gives those that there were before, by number.
-
-    An ignored signal (SIGHUP under nohup) stays ignored. Outside the main thread, no handler can be set.
-    """
+def handling(handlers):  # {name of a signal: function(number, frame), or SIG_DFL}
+    """Sets handlers of signals within the block. An ignored signal (SIGHUP under nohup) stays so."""
     previous = {}
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError):  # in another thread
         for name, handler in handlers.items():
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:
                 previous[number] = signal.signal(number, handler)
     try:
-        yield previous
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def default_signal_handlers(first: Callable[[], None] | None = None):
-    """A context in which signals call first() and end a script, where they would raise exceptions.
-
-    While modules are imported and graphs are built, C++ calls Python, and drops what that raises, or makes
-    another error of it. A program that is not within cli.run keeps its signals.
-    """
+def default_signal_handlers(first=None):
+    """A context in which signals call first() and end a script, not another program. Exceptions would get
+    lost: in imports and while graphs are built, C++ calls Python."""
     def end(number, frame):
-        if first:
-            first()
+        first()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     is_script = callable(signal.getsignal(signal.SIGTERM))
@@ -44,12 +36,8 @@ def default_signal_handlers(first: Callable[[], None] | None = None):
 
 
 @contextlib.contextmanager
-def watching(function: Callable[[int], None]) -> Iterator[None]:
-    """Calls function(number), in a thread of its own, as soon as a signal comes that has a handler.
-
-    The handler itself waits until C++ code returns to Python, which may take long. Outside the main thread
-    nothing is done.
-    """
+def watching(function):
+    """Calls function(number) in a thread as soon as a signal comes. Its handler may have to wait for C++."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
