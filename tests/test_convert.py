@@ -89,7 +89,7 @@ def test_from_the_command_line_a_mistake_is_one_line_and_status_2(home, folder, 
         cli.run(convert.COMMANDS, ['to_hf', 'toy', str(folder), '--models_dir', str(home[0] / 'models')])
     assert stopped.value.code == 2
     assert capsys.readouterr() == ('', f'convert.py to_hf: error: {folder} exists already; choose another '
-                                       'name, or remove it\n')
+                                       'name\n')
 
 
 def test_only_what_tensorflow_reads_must_have_a_plain_name(home, folder, tmp_path, monkeypatch):

@@ -1,1 +1,1 @@
-"""Log-probabilities, metrics and published test sets."""
+"""Metrics and test sets."""

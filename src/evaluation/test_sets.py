@@ -1,317 +1,198 @@
-r"""Published test sets: where they come from, how their files are read, and how their text is detokenized.
+"""Published test sets: how their files are read and detokenized ("the boat 's length was 1 @,@ 000 ft .").
 
-The sets are tokenised: "the boat 's length was 1 @,@ 000 ft ( 300 m ) ." A model of natural text should not
-pay for that, so the paper (Radford et al. 2019, section 3.1) uses "invertible de-tokenizers": both texts can
-be restored from each other and have the same probability. A detokenizer here is a tuple of steps, each a
-bijection on all lines, so that it is invertible; good rules only make the result look natural.
-
-A step is called with a line, and with whether to make it natural or to undo that. `swap`, `frame` and `quote`
-exchange two spellings, so they undo themselves. `respace` asks a rule between two characters whether a
-tokenizer puts a space there that people do not write ("boat 's" ↔ "boat's"): there a space is removed, and a
-missing one is put. The rule sees the tokenised text after the place, and the text before it without spaces.
-Both ways go from right to left, so that the rule sees the same.
+The detokenizers are invertible, as in the paper (Radford et al. 2019, section 3.1), so that probabilities
+stay: tuples of steps, bijections on lines. step(line, natural) makes a line natural, or undoes that.
 """
-import functools
+import contextlib
+import io
 import itertools
 import json
 import os
 import re
-import typing
 from collections.abc import Iterator
 
 import numpy as np
+import regex
 
 import load_dataset
 from errors import InputError, require
 from storage import paths
 
-LINE = re.compile(r'[^\n]*\n|[^\n]+')
-AHEAD, BEHIND = 6, 6  # characters that a rule sees
-CONTRACTION = re.compile(r"'(?:s|t|ll|ve|re|d|m)(?!\w)", re.IGNORECASE)  # "don't" is "don 't" in WikiText
-PENN_CONTRACTION = re.compile(r"'(?:s|ll|ve|re|d|m)(?!\w)", re.IGNORECASE)  # "do n't" in Penn Treebank
-CLOSING, OPENING = frozenset(',;:!?)]}%′″'), frozenset('([{$£')
-ABBREVIATIONS = ('Mr', 'Mrs', 'Ms', 'Dr', 'St', 'Mt', 'Jr', 'Sr', 'Lt', 'Col', 'Gen', 'Capt', 'Sgt', 'Gov',
-                 'Sen', 'Rep', 'Rev', 'Prof', 'Inc', 'Corp', 'Co', 'Ltd', 'vs', 'No', 'etc')
-ENWIK8_BYTES, ENWIK8_TEST = 100_000_000, 5_000_000  # text8 has as many
+SEEN = 6  # characters on both sides of a place that a rule sees
+ENWIK8_BYTES, ENWIK8_TEST = 100_000_000, 5_000_000  # text8, too
 
 
-# Steps
+def swap(before, spellings, after=''):  # -> a step; `before` and `after` match around the spellings
+    others = spellings | {second: first for first, second in spellings.items()}
+    pattern = re.compile(f'{before}(?:{"|".join(map(re.escape, others))}){after}')
 
-def swap(pattern, first, second, line, natural):
-    """Exchanges two spellings at the places of a pattern; its lookarounds rule out parts of a spelling."""
-    return re.sub(pattern, lambda match: second if match[0] == first else first, line)
+    def step(line, natural):
+        return pattern.sub(lambda match: others[match[0]], line)
+    return step
 
 
-def frame(line, natural):
-    """Exchanges ' words ' and 'words', ' ' and ''; a line with other spaces around it stays."""
+def frame(line, natural):  # ' words ' <-> 'words', ' ' <-> ''; a line with other spaces around it stays
     words = line.strip(' ')
-    if not words:
-        return {'': ' ', ' ': ''}.get(line, line)
-    return {words: f' {words} ', f' {words} ': words}.get(line, line)
+    framed = f' {words} ' if words else ' '
+    return {words: framed, framed: words}.get(line, line)
 
 
-def quote(line, natural):
-    """Exchanges '"' with '``' at the first, third, … mark of the line, with "''" at the others."""
+def quote(line, natural):  # '"' <-> '``' at the first, third, … mark of the line, "''" at the others
     spellings = itertools.cycle(('``', "''"))
 
     def exchanged(match):
         spelling = next(spellings)
         return {'"': spelling, spelling: '"'}.get(match[0], match[0])
-    # A mark beside (a part of) another one stays, so that the marks are the same before and after.
+    # A mark beside another stays, so that their number does.
     return re.sub(r"""(?<![`'"])(?:``|''|")(?![`'"])""", exchanged, line)
 
 
-def respace(rule, line, natural):
-    """Changes the spaces of a line where rule(before, after, quotes) holds.
+def spacing(*rules):
+    """A step that removes a space, or puts a missing one, where a rule matches between two characters. Both
+    ways go from right to left, and see the same: the tokenised text after a place, and the text before it
+    without spaces, with “ and ”, in turn, for each ", and ~ for these."""
+    rule = regex.compile('|'.join(rules))
 
-    before: up to BEHIND characters before a place, without spaces. after: up to AHEAD characters of the
-    tokenised text after it. quotes: how many double quotation marks the line has before it.
-    """
-    # Each character with the spaces before it. Spaces at the end would cost the expression n² steps.
-    places = re.findall('( *)([^ ])', line.rstrip(' '))
-    characters = ''.join(character for _, character in places)
-    quotes = list(itertools.accumulate((character == '"' for character in characters), initial=0))
-    after = ' ' * (len(line) - len(line.rstrip(' ')))
-    reversed_parts = [after]
-    for i in range(len(places) - 1, -1, -1):
-        space, character = places[i]
-        new, after = space, (character + after)[:AHEAD]
-        if i and len(space) < 2 and rule(characters[max(0, i - BEHIND):i], after, quotes[i]):
-            new = '' if space else ' '
-        reversed_parts += [character, new]
-        after = ((space if natural else new) + after)[:AHEAD]
-    return ''.join(reversed(reversed_parts))
-
-
-# Rules of respace
-
-def english(before, after, quotes, contraction=CONTRACTION):
-    """Where the tokenizers of newspapers and of WikiText put a space that people do not write."""
-    last, first = before[-1], after[0]
-    if '@' in (last, first) or (first.isalnum() and last.isalnum()):  # '@,@' is for a swap
-        return False
-    if last == '"' and quotes % 2:  # the first, third, … mark of the line opens a quotation
-        return True
-    if first == '"':
-        return quotes % 2 == 1 or last in OPENING
-    if first == '.':  # not the end of an abbreviation: 'U.S.', 'J.', 'Mr.', 'e.g.'
-        abbreviated = re.search(r'(?:^|[^A-Z])[A-Z]$|\.$|\.\w$', before) or before.endswith(ABBREVIATIONS)
-        return not abbreviated and not after[1:].lstrip(' ')[:1].islower()
-    if first == "'":
-        return is_apostrophe(before, after, contraction)
-    if first in '–/' or last in '–/':
-        return is_joined(before, after)
-    return first in CLOSING or last in OPENING
+    def step(line, natural):
+        words = line.rstrip(' ')  # spaces at the end would cost n² steps
+        places, after = re.findall('( *)([^ ])', words), line[len(words):]
+        marks, parts, seen = itertools.cycle('“”'), [after], re.sub('[“”]', '~', words.replace(' ', ''))
+        seen = ''.join(next(marks) if character == '"' else character for character in seen)
+        for i in reversed(range(len(places))):
+            space, character = places[i]
+            new, after, before = space, (seen[i] + after)[:SEEN], seen[max(0, i - SEEN):i]
+            is_word = character != 'n' and (before[-1:] + character).isalnum()  # then only n't could match
+            if i and len(space) < 2 and not is_word and rule.match(before + after, len(before)):
+                new = '' if space else ' '
+            parts += [character, new]
+            after = ((space if natural else new) + after)[:SEEN]
+        return ''.join(reversed(parts))
+    return step
 
 
-def is_apostrophe(before, after, contraction):  # "the boat 's length", "the boats ' length"
-    return bool(contraction.match(after)) or (before[-1] == 's' and after[1:2] in ('', ' '))
+# Rules: where tokenizers put a space that people do not write
+DIGIT, LETTER = r'[\d\p{nt=Digit}]', r'[\p{L}\p{N}]'
+WORD_END = f'(?!{LETTER}|_)'
+APOSTROPHES = rf"(?='(?i:s|ll|ve|re|d|m){WORD_END})|(?='(?: |\Z))(?<=s)"  # the boat's, the boats'
+PENN = rf"{APOSTROPHES}|(?=n't{WORD_END})(?<=\p{{L}})|(?=N)(?<=[$#])|(?=%)"  # wasn't, $N
+ENGLISH = (
+    f"(?<!@)(?!@)(?:{APOSTROPHES}"  # '@,@' is for a swap
+    r"|(?<=“)|(?=”)|(?<=[([{$£])(?![.'–/])|(?=[,;:!?)\]}%′″])(?<![–/])"
+    f'|(?=– *{DIGIT})(?<={DIGIT})|(?<={DIGIT}–)(?={DIGIT})'  # 5–6
+    f'|(?=/ *{LETTER})(?<={LETTER})|(?<={LETTER}/)(?={LETTER})'  # and/or
+    r'|(?=\.(?! *\p{Lowercase}))(?<!Mrs?|Ms|Dr|St|Mt|Jr|Sr|Lt|Col|Gen|Capt|Sgt|Gov|Sen|Rep|Rev|Prof|Inc|Corp'
+    rf'|Co|Ltd|vs|No|etc|(?<![A-Z])[A-Z]|\.|\.(?:{LETTER}|_)))')  # no end of an abbreviation
+NEWS = rf"{ENGLISH}|(?<!@)(?='[tT]{WORD_END})"  # "don 't" in WikiText, too; the Penn Treebank has "do n't"
 
-
-def is_joined(before, after):
-    """Whether '–' between digits, or '/' between letters or digits, is beside the place: '5 – 6' is '5–6'."""
-    sign = after[0] if after[0] in '–/' else before[-1]
-    left, right = (before[-1], after[1:].lstrip(' ')[:1]) if after[0] == sign else (before[-2:-1], after[0])
-    return left.isdigit() and right.isdigit() if sign == '–' else left.isalnum() and right.isalnum()
-
-
-def wikitext(before, after, quotes):
-    return before[-1] == after[0] == '=' or english(before, after, quotes)  # '= = Title = =' is '== Title =='
-
-
-def penn_treebank(before, after, quotes):
-    if re.match(r"n't(?!\w)", after) and before[-1].isalpha():  # "was n't"
-        return True
-    if after[0] == "'":
-        return is_apostrophe(before, after, PENN_CONTRACTION)
-    return (before[-1] in '$#' and after[0] == 'N') or after[0] == '%'
-
-
-def books(before, after, quotes):
-    return penn_treebank(before, after, quotes) or english(before, after, quotes, PENN_CONTRACTION)
-
-
-# Detokenizers
-
-PLAIN = ()
-NEWS = (functools.partial(respace, english),)
-PENN_TREEBANK = (frame, functools.partial(respace, penn_treebank),
-                 functools.partial(swap, r'(?<!\\)\\?/', '\\/', '/'))
-WIKITEXT = (frame, functools.partial(respace, wikitext),  # @ is beside a sign that was split from words
-            functools.partial(swap, r'(?<=[\w>])(?: @-@ |-)(?=[\w<])', ' @-@ ', '-'),
-            functools.partial(swap, r'(?<=[\d>])(?: @,@ |,)(?=[\d<])', ' @,@ ', ','),
-            functools.partial(swap, r'(?<=[\d>])(?: @\.@ |\.)(?=[\d<])', ' @.@ ', '.'))
-BOOKS = (quote, functools.partial(swap, r'(?<!\S)(?:-LRB-|\()(?!\S)', '-LRB-', '('),
-         functools.partial(swap, r'(?<!\S)(?:-RRB-|\))(?!\S)', '-RRB-', ')'),
-         functools.partial(respace, books))
+NEWS_STEPS = (spacing(NEWS),)
+PENN_STEPS = (frame, spacing(PENN), swap(r'(?<!\\)', {'\\/': '/'}))
+WIKITEXT_STEPS = (frame, spacing('(?<==)(?==)', NEWS),  # '= = Title = =' is '== Title =='
+                  swap(r'(?<=[\w>])', {' @-@ ': '-'}, r'(?=[\w<])'),
+                  swap(r'(?<=[\d>])', {' @,@ ': ',', ' @.@ ': '.'}, r'(?=[\d<])'))
+BOOK_STEPS = (quote, swap(r'(?<!\S)', {'-LRB-': '(', '-RRB-': ')'}, r'(?!\S)'), spacing(PENN, ENGLISH))
 
 
 def detokenize(text: str, steps: tuple, natural: bool = True) -> str:
-    """The text as people write it; where natural is false, the tokenised text of a natural one."""
+    """The natural text of a tokenised one or, if natural is false, the other way round."""
     lines = text.split('\n')
-    count = len(lines) if lines[-1].strip(' ') else len(lines) - 1  # nothing but spaces at the end is no line
+    end = [] if lines[-1].strip(' ') else [lines.pop()]  # nothing but spaces at the end is no line
     for step in steps if natural else reversed(steps):
-        lines[:count] = [step(line, natural) for line in lines[:count]]
-    return '\n'.join(lines)
+        lines = [step(line, natural) for line in lines]
+    return '\n'.join(lines + end)
 
 
-# Files
-
-class Document:
-    """A text or its ids (int [n]) to be scored, and the counts of the published text that divide its loss."""
-
-    def __init__(self, published: str, content: str | np.ndarray | None = None):
-        self.content = published if content is None else content
-        self.words, self.lines = len(published.split()), published.count('\n')
-        self.bytes = len(published.encode())
-
-    def ids(self, enc):  # -> int [n]
-        return np.array(enc.encode(self.content), np.int32) if isinstance(self.content, str) else self.content
-
-
-class TestSet(typing.NamedTuple):
-    """A published test set. files: names, of which the first that a directory holds is read.
-
-    by_line: each line is a document. bytewise: ENWIK8_TEST bytes are scored, and line ends are no words.
-    """
-    title: str
-    source: str
-    files: tuple[str, ...] = ()
-    steps: tuple = PLAIN
-    by_line: bool = False
-    bytewise: bool = False
+WIKITEXT = ('wikitext-2-v1.zip; see huggingface.co/datasets/Salesforce/wikitext', 'wiki.test.tokens',
+            WIKITEXT_STEPS)
+TEXTS: dict[str, tuple[str, str, tuple]] = {  # source; file that is read of a folder; steps, none: of bytes
+    'wikitext2': WIKITEXT, 'wikitext103': WIKITEXT,
+    'ptb': ('www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz', 'ptb.test.txt', PENN_STEPS),
+    '1bw': ('www.statmt.org/lm-benchmark', 'news.en.heldout-00000-of-00050', NEWS_STEPS),
+    'enwik8': ('mattmahoney.net/dc/enwik8.zip', 'enwik8', ()),
+    'text8': ('mattmahoney.net/dc/text8.zip', 'text8', ())}
+LAMBADA = ('openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl (natural), or '
+           'zenodo.org/record/2630551, lambada_test_plain_text.txt (tokenised)')
+CBT = 'CBTest.tgz, cbtest_CN_valid_2500ex.txt or …_NE_…; see huggingface.co/datasets/cam-cst/cbt'
 
 
-WIKITEXT_SOURCE = 'wikitext-2-v1.zip or wikitext-103-v1.zip; see huggingface.co/datasets/Salesforce/wikitext'
-WIKITEXT_FILES = ('wiki.test.tokens', 'wiki.test.raw')
-TEXTS = {
-    'wikitext2': TestSet('WikiText-2', WIKITEXT_SOURCE, WIKITEXT_FILES, WIKITEXT),
-    'wikitext103': TestSet('WikiText-103', WIKITEXT_SOURCE, WIKITEXT_FILES, WIKITEXT),
-    'ptb': TestSet('Penn Treebank', 'www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz, there in data',
-                   ('ptb.test.txt',), PENN_TREEBANK),
-    '1bw': TestSet('One Billion Word',
-                   'www.statmt.org/lm-benchmark, there heldout-monolingual.tokenized.shuffled',
-                   ('news.en.heldout-00000-of-00050',), NEWS, by_line=True),
-    'enwik8': TestSet('enwik8', 'mattmahoney.net/dc/enwik8.zip', ('enwik8',), bytewise=True),
-    'text8': TestSet('text8', 'mattmahoney.net/dc/text8.zip', ('text8',), bytewise=True)}
-LAMBADA = TestSet('LAMBADA', 'openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl (natural) or '
-                  'zenodo.org/record/2630551, there lambada_test_plain_text.txt (tokenised)')
-CBT = TestSet("The Children's Book Test", 'CBTest.tgz, there cbtest_CN_valid_2500ex.txt or '
-              'cbtest_NE_valid_2500ex.txt; see huggingface.co/datasets/cam-cst/cbt')
-
-
-def files_of(test_set: TestSet, data: str) -> list[str]:
-    """The files that `data` means. Raises InputError, with the source of the test set, if there are none."""
-    directory, remedy = paths.expand(data), f'{test_set.title} comes from {test_set.source}'
-    if test_set.files and os.path.isdir(directory):
-        files = [path for name in test_set.files if os.path.exists(path := os.path.join(directory, name))]
-        require(files, f'--data {data} has no {" or ".join(test_set.files)}; {remedy}')
-        return files[:1]
+def files_of(data, source, name=''):  # -> the files of --data; of a folder, if a name is given, that file
+    if name and os.path.isdir(paths.expand(data)):
+        data = os.path.join(data, name)
     try:
         return load_dataset.find_files(data)
     except InputError as error:
-        raise InputError(f'--data: {error}. {remedy}') from None
+        raise InputError(f'--data: {error}. The test set is in {source}') from None
 
 
-def read_utf8(path, bytewise=False):
-    """The text of a file, or the test part of enwik8 and text8, without a byte-order mark."""
+def read_lines(path, bytewise=False):  # -> lines, which end with \n alone; of enwik8, text8 the test part
     data = paths.read_small(path, paths.TEXT_FILE, or_pipe=True)
     paths.check_text(data, f'{path}: ')
     if bytewise and len(data) == ENWIK8_BYTES:
-        data = data[-ENWIK8_TEST:]
-        while 0x80 <= data[0] < 0xC0:  # of a character that was cut
-            data = data[1:]
+        data = data[-ENWIK8_TEST:].lstrip(bytes(range(0x80, 0xC0)))  # the end of a character that was cut
     try:
-        return data.decode('utf-8').removeprefix(paths.BYTE_ORDER_MARK)
+        return io.StringIO(data.decode().removeprefix(paths.BYTE_ORDER_MARK))
     except UnicodeDecodeError as error:
-        raise InputError(f'{path}: not utf-8 at byte {error.start} of the scored text; take the file as it '
-                         'was published') from None
+        raise InputError(f'{path}: not utf-8 at byte {error.start}; take the published file') from None
 
 
-def documents(name: str, data: str) -> Iterator[Document]:
-    """The documents of a test set of TEXTS in the files that `data` means, detokenised."""
-    test_set = TEXTS[name]
-    for path in files_of(test_set, data):
-        text = read_utf8(path, test_set.bytewise)
-        for part in LINE.findall(text) if test_set.by_line else [text]:
-            yield Document(part, detokenize(part, test_set.steps))
+def documents(name: str, data: str) -> Iterator[tuple[str, str]]:
+    """The documents of a test set, as published and detokenized."""
+    source, file, steps = TEXTS[name]
+    for path in files_of(data, source, file):
+        lines = read_lines(path, bytewise=not steps)
+        for text in lines if name == '1bw' else [lines.read()]:
+            yield text, detokenize(text, steps)
 
 
-def text_documents(enc, files: list[str], encoding='utf-8', special_tokens=True) -> Iterator[Document]:
-    """The documents of files that training reads, encoded as for training."""
-    for parts in load_dataset.iter_chunks(enc, files, 1, encoding, special_tokens=special_tokens):
+def text_documents(enc, files: list[str], encoding='utf-8', special_tokens=True) -> Iterator[tuple]:
+    """The documents of files that training reads, as text and ids."""
+    for parts in load_dataset.iter_chunks(enc, files, 1, encoding, special_tokens):
         chunk = np.concatenate(list(parts))
-        for tokens in np.split(chunk, np.flatnonzero(chunk == enc.eot)):
-            tokens = tokens[tokens != enc.eot]  # with which all but the first begin
-            if len(tokens):
-                yield Document(enc.decode(tokens), tokens)
+        for ids in np.split(chunk, np.flatnonzero(chunk == enc.eot)):
+            ids = ids[ids != enc.eot]  # with which all but the first begin
+            if len(ids):
+                yield enc.decode(ids), ids
 
 
 def records(files: list[str]) -> Iterator[tuple[str, dict]]:
-    """The place and the object of each JSON line (in .jsonl, .json), or {'text': line} of each other line."""
+    """The place and object of each line of a .jsonl or .json; {'text': line} for other files."""
     for path in files:
-        is_json = path.lower().endswith(('.jsonl', '.json'))
-        for number, line in enumerate(LINE.findall(read_utf8(path)), 1):
-            place, record = f'{path} line {number}', {'text': line.rstrip('\r\n')}
-            if is_json and not line.strip():
-                continue
-            if is_json:
-                try:
+        for number, line in enumerate(read_lines(path), 1):
+            place, record = f'{path} line {number}', {}
+            if not path.lower().endswith(('.jsonl', '.json')):
+                yield place, {'text': line.rstrip('\r\n')}
+            elif line.strip():
+                with contextlib.suppress(ValueError, RecursionError):
                     record = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f'{place} is not JSON ({error}); give an object with a "text"') from None
-                require(isinstance(record, dict) and isinstance(record.get('text'), str),
-                        f'{place} is not an object with a "text" that is a string')
-            yield place, record
+                require(isinstance(record, dict) and isinstance(record.get('text'), str)
+                        and isinstance(record.get('prompt', ''), str),
+                        f'{place} is not an object of JSON with a text "text" (and "prompt")')
+                yield place, record
 
 
 def lambada_passages(data: str, tokenised: bool = False) -> Iterator[tuple[str, str]]:
-    """The passages of LAMBADA: the context, and the last word with the space before it."""
-    for place, record in records(files_of(LAMBADA, data)):
-        text = detokenize(record['text'].strip(), BOOKS if tokenised else PLAIN)
-        words = text.split()
-        if words:
-            require(len(words) > 1, f'{place} has a single word; a passage has words before its last')
+    """Pairs of a context, and the last word with the space before it."""
+    for place, record in records(files_of(data, LAMBADA)):
+        text = detokenize(record['text'].strip(), BOOK_STEPS if tokenised else ())
+        if words := text.split():
+            require(len(words) > 1, f'{place} has a single word; a passage has more')
             context = text[:-len(words[-1])].rstrip()
             yield context, text[len(context):]
 
 
-class Question(typing.NamedTuple):
-    """Twenty sentences, a sentence before and after its gap (XXXXX is the gap again), choices, the answer."""
-    context: str
-    before: str
-    after: str
-    candidates: list[str]
-    answer: str
-
-
-def cbt_questions(data: str) -> Iterator[Question]:
-    """The questions of files of the Children's Book Test, detokenised. Raises InputError for another format.
-
-    It is: lines '1 …' to '20 …', then '21 … XXXXX …', a tab, the answer, two tabs, choices with | between.
-    """
-    for path in files_of(CBT, data):
-        sentences = []
-        for number, line in enumerate(read_utf8(path).split('\n'), 1):
-            place, start = f'{path} line {number}', f'{len(sentences) + 1} '
-            if line.strip():
-                require(line.startswith(start),
-                        f'{place} does not begin with {start}and a space; lines are numbered from 1 to 21')
-                sentences.append(line.removeprefix(start).removesuffix('\r'))
-            if len(sentences) == 21:
-                yield question(sentences, place)
-                sentences = []
-        require(not sentences, f'{path} ends within a question, after line {len(sentences)} of 21')
-
-
-def question(sentences, place):  # list of 21 str, str -> Question
-    *context, last = sentences
-    fields = last.split('\t')
-    require(len(fields) == 4 and 'XXXXX' in fields[0],
-            f'{place}: line 21 is a sentence with XXXXX, tab, answer, two tabs, choices with | between')
-    candidates, answer = fields[3].split('|'), fields[1]
-    require(len(candidates) > 1 and answer in candidates,
-            f'{place} has {len(candidates)} choices, and the answer {answer!r} must be among two or more')
-    before, _, after = detokenize(fields[0], BOOKS).partition('XXXXX')
-    context = ' '.join(detokenize(sentence, BOOKS) for sentence in context)
-    return Question(context, before, after, candidates, answer)
+def cbt_questions(data: str) -> Iterator[tuple[str, list[str], int]]:
+    """Detokenized: the text before the gap; the choices, each with the text after it; the answer's index."""
+    pattern = ''.join(f'{number} (.*)\n' for number in range(1, 21)) + (
+        r'21 ([^\t]*XXXXX[^\t]*)\t([^\t]*)\t[^\t]*\t([^\t|]*\|[^\t]*)')
+    for path in files_of(data, CBT):
+        lines = [line.rstrip('\r\n') for line in read_lines(path) if line.strip()]
+        for first in range(0, len(lines), 21):
+            match = re.fullmatch(pattern, '\n'.join(lines[first:first + 21]))
+            if not match or match[22] not in (choices := match[23].split('|')):
+                raise InputError(f'{path}, question {first // 21 + 1} is not lines "1 …" to "20 …" and '
+                                 '"21 … XXXXX …", tab, answer, two tabs, choices with |')
+            *sentences, last = [detokenize(text, BOOK_STEPS) for text in match.groups()[:21]]
+            before, _, after = last.partition('XXXXX')
+            text = ' '.join([*sentences, before])
+            context = text.rstrip(' ')
+            endings = [text[len(context):] + choice + after.replace('XXXXX', choice) for choice in choices]
+            yield context, endings, choices.index(match[22])

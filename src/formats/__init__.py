@@ -1,1 +1,1 @@
-"""Models in other formats: Hugging Face, SavedModel."""
+"""Models in other formats."""
