@@ -159,14 +159,13 @@ def scored(directory, device, precision):
     model = likelihood.Likelihood('small', directory, precision=precision)
     tokens = np.load(os.path.join(directory, 'tokens.npz'))['arr_0']
     spans = metrics.spans(tokens[:1000], model.context, model.context // 2)
-    yield [value for _, scores in model.score(spans) for value in scores.log_probabilities.tolist()]
+    yield [value for _, values in model.score(spans) for value in values.tolist()]
 
 
 def sampled(directory, device):
     begin(device)
     from generation import generator
-    rows = generator.load('small', directory).complete([[65, 66, 67]] * 2, [[1], [2]], length=100,
-                                                       logprobs=True)
+    rows = generator.load('small', directory).complete([[65, 66, 67]] * 2, [[1], [2]], length=100)
     yield [value for row in rows for value in row.logprobs]
 
 

@@ -100,7 +100,8 @@ def measured():
                          compression=settings['compression'])
     with (horovod_worker.started(flags.compression) as worker, tf.Graph().as_default(),
           tf.Session(config=trainer.session_config(worker)) as session):
-        training = trainer.Trainer(flags, worker, session, trainer.Signals())
+        training = trainer.Trainer(flags, worker, session)
+        training.prepare()
         update = median(training.update, steps, worker)
         # The weights are as many and as large as their gradients. One number of each result is all that is fetched.
         reduced = worker.reduce([v.read_value() for v in training.run.model_variables])

@@ -96,7 +96,9 @@ def ours(directory, size, batch_size, sequence, precision, saving, xla=False):
                        memory_saving_gradients=saving, xla=xla)
     worker = trainer.Worker()
     with tf.Graph().as_default(), tf.Session(config=trainer.session_config(worker)) as session:
-        yield from measure.seconds(trainer.Trainer(flags, worker, session, trainer.Signals()).update)
+        run = trainer.Trainer(flags, worker, session)
+        run.prepare()
+        yield from measure.seconds(run.update)
 
 
 def peer(size, batch_size, sequence, precision, dropout):
