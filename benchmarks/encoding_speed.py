@@ -1,9 +1,13 @@
 #!/usr/bin/env python3
-"""Speed of encoding with GPT-2's vocabulary, beside tiktoken's encode_ordinary in one thread; ids must be equal.
+"""Speed of encoding with GPT-2's vocabulary, beside tiktoken's encode_ordinary in one thread; ids must be
+equal.
 
-In memory: bulk_encoding, twice with one tokenizer, and Encoder.encode, of the standard library's modules (code) and of
-their docstrings and the texts of Python's help() (prose). As a whole: encode.py, from its start to its end, on
-what code and text this Python's libraries have; the peer reads and encodes the same files, its start is not counted.
+In memory: bulk_encoding, twice with one tokenizer, and Encoder.encode, of the standard library's modules
+(code) and of
+their docstrings and the texts of Python's help() (prose). As a whole: encode.py, from its start to its end,
+on
+what code and text this Python's libraries have; the peer reads and encodes the same files, its start is not
+counted.
 
     ./benchmarks/encoding_speed.py
     ./benchmarks/encoding_speed.py --prose book.txt
@@ -46,8 +50,14 @@ def rows(model_name='124M', models_dir='models', prose=None, rounds=5, megabytes
     places = [(os.path.abspath(paths.expand(models_dir)), model_name), DEVELOPERS]
     place = next((place for place in places if os.path.exists(os.path.join(*place, 'vocab.bpe'))), None)
     if not place:
-        yield table.Row('encoding', None, None, 'MB/s', note='Encoding was left out: it needs GPT-2\'s vocabulary, '
-                        f'which is not in {models_dir}/{model_name}; fetch it with ./download_model.py 124M')
+        yield table.Row(
+            'encoding',
+            None,
+            None,
+            'MB/s',
+            note="Encoding was left out: it needs GPT-2's vocabulary, "
+            f'which is not in {models_dir}/{model_name}; fetch it with ./download_model.py 124M',
+        )
         return
     vocabulary = {'models_dir': place[0], 'model_name': place[1]}
     with tempfile.TemporaryDirectory(prefix='benchmark-') as directory:
@@ -64,7 +74,9 @@ def in_memory(name, arguments, rounds):
         results = measure.in_turn(some, rounds)
     encoders.check_equal(name, [ids for result in results for _, ids in result])
     size = sum(map(os.path.getsize, arguments['files'])) / 1e6
-    peer_speed = size / statistics.median(result[1][0][0] for result in results) if len(functions) > 1 else None
+    peer_speed = (
+        size / statistics.median(result[1][0][0] for result in results) if len(functions) > 1 else None
+    )
     for i, words in enumerate(('bulk_encoding', 'bulk_encoding, the same again', 'Encoder.encode')):
         speed = size / statistics.median(result[0][0][i] for result in results)
         yield table.Row(f'{words}, {size:.1f} MB of {name} as one text', speed, peer_speed, 'MB/s',
@@ -78,21 +90,29 @@ def as_a_whole(directory, vocabulary, rounds, megabytes):
     arguments = {'files': sorted(glob.glob(f'{corpus}/*')), **vocabulary}
     flags = [word for name, value in vocabulary.items() for word in (f'--{name}', value)]
     found, ids = {1: [], 0: [], 'peer': []}, []  # of each the seconds and the GB, of all the ids
-    with measure.children(*([(encoders.peer_files, arguments)] if table.installed('tiktoken') else [])) as peers:
+    with measure.children(
+        *([(encoders.peer_files, arguments)] if table.installed('tiktoken') else [])
+    ) as peers:
         for _ in range(rounds):
             for workers in (1, 0):
-                found[workers].append(measure.run_script('encode.py', corpus, out, *flags, '--workers', str(workers)))
+                found[workers].append(
+                    measure.run_script('encode.py', corpus, out, *flags, '--workers', str(workers))
+                )
                 ids.append(npz_digest(out))
             for child in peers:
                 (seconds,), digest = child.step()
                 found['peer'].append((seconds, child.peak))
                 ids.append(digest)
     encoders.check_equal('encode.py', ids)
-    speed = {key: size / statistics.median(seconds for seconds, _ in some) for key, some in found.items() if some}
+    speed = {
+        key: size / statistics.median(seconds for seconds, _ in some) for key, some in found.items() if some
+    }
     for workers, words in ((1, 'one process'), (0, 'one a core')):
         work = f'encode.py, {size:.0f} MB, --workers {workers} ({words})'
         peaks = [peak for _, peak in found[workers] if peak]
-        yield table.Row(work, speed[workers], speed.get('peer'), 'MB/s', least=None if workers else LEAST['all cores'])
+        yield table.Row(
+            work, speed[workers], speed.get('peer'), 'MB/s', least=None if workers else LEAST['all cores']
+        )
         yield table.Row(f'{work}: peak memory', max(peaks, default=None), None, 'GB', most=0.4)
 
 

@@ -40,7 +40,8 @@ class Child:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': HERE})
 
     def step(self):
-        """The next value of the function. Raises RuntimeError, with the end of stderr, if the process ended."""
+        """The next value of the function. Raises RuntimeError, with the end of stderr, if the process
+        ended."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write('\n')
             self.process.stdin.flush()

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Weak scaling of training with random weights: one and two processes of a core each, every one with its own batch.
+"""Weak scaling of training with random weights: one and two processes of a core each, every one with its own
+batch.
 
-What is measured is the update of train-horovod.py, with the gradients of all processes reduced, beside that of one
+What is measured is the update of train-horovod.py, with the gradients of all processes reduced, beside that
+of one
 process alone; and what a reduction takes by itself.
 
     ./benchmarks/scaling.py
@@ -25,9 +27,25 @@ from errors import require
 
 EFFICIENCY = 0.85  # of two processes, to reach
 WARM_UP = 2  # updates that are not timed
-LAUNCHERS = {'mpi': ['mpirun', '--allow-run-as-root', '--oversubscribe', '-bind-to', 'none', '-map-by', 'slot',
-                     '-mca', 'pml', 'ob1', '-mca', 'btl', '^openib', '-np'],
-             'gloo': ['horovodrun', '--gloo', '-np']}
+LAUNCHERS = {
+    'mpi': [
+        'mpirun',
+        '--allow-run-as-root',
+        '--oversubscribe',
+        '-bind-to',
+        'none',
+        '-map-by',
+        'slot',
+        '-mca',
+        'pml',
+        'ob1',
+        '-mca',
+        'btl',
+        '^openib',
+        '-np',
+    ],
+    'gloo': ['horovodrun', '--gloo', '-np'],
+}
 ONE_THREAD = dict.fromkeys(('OMP_NUM_THREADS', 'TF_NUM_INTRAOP_THREADS', 'TF_NUM_INTEROP_THREADS'), '1')
 
 
@@ -63,9 +81,14 @@ def rows(size, batch_size, sequence, steps, processes, precision, compression, l
     yield table.Row(f'{work}, {processes} processes; beside one', processes * tokens / several['update'],
                     tokens / alone['update'], 'tokens/s', least=EFFICIENCY * processes)
     yield table.Row('of an update, seconds', several['update'], alone['update'], 's')
-    yield table.Row(f'reducing the gradients alone ({compression}), seconds', several['reduction'], None, 's',
-                    note=f'Weak scaling efficiency {alone["update"] / several["update"]:.2f}; reduction takes '
-                         f'{several["reduction"] / several["update"]:.1%} of an update of {processes} processes.')
+    yield table.Row(
+        f'reducing the gradients alone ({compression}), seconds',
+        several['reduction'],
+        None,
+        's',
+        note=f'Weak scaling efficiency {alone["update"] / several["update"]:.2f}; reduction takes '
+        f'{several["reduction"] / several["update"]:.1%} of an update of {processes} processes.',
+    )
 
 
 def launched(launcher, n, settings):
@@ -94,16 +117,25 @@ def measured():
     from command_line.flags import HorovodFlags
     from training import horovod_worker, trainer
     directory, steps = settings['directory'], settings['steps']
-    flags = HorovodFlags(dataset=os.path.join(directory, 'tokens.npz'), model_name=settings['size'],
-                         models_dir=directory, checkpoint_dir=os.path.join(directory, 'runs'), sample_every=0,
-                         save_every=0, seed=1, batch_size=settings['batch_size'], precision=settings['precision'],
-                         compression=settings['compression'])
+    flags = HorovodFlags(
+        dataset=os.path.join(directory, 'tokens.npz'),
+        model_name=settings['size'],
+        models_dir=directory,
+        checkpoint_dir=os.path.join(directory, 'runs'),
+        sample_every=0,
+        save_every=0,
+        seed=1,
+        batch_size=settings['batch_size'],
+        precision=settings['precision'],
+        compression=settings['compression'],
+    )
     with (horovod_worker.started(flags.compression) as worker, tf.Graph().as_default(),
           tf.Session(config=trainer.session_config(worker)) as session):
         training = trainer.Trainer(flags, worker, session)
         training.prepare()
         update = median(training.update, steps, worker)
-        # The weights are as many and as large as their gradients. One number of each result is all that is fetched.
+        # The weights are as many and as large as their gradients. One number of each result is all
+        # that is fetched.
         reduced = worker.reduce([v.read_value() for v in training.run.model_variables])
         first = [tf.reshape(each, [-1])[0] for each in reduced]
         reduction = median(lambda: session.run(first), steps, worker)

@@ -1,7 +1,9 @@
 """Damaged files: what the project reads, changed in every way that disks, networks and people change files.
 
-A small file of each kind is damaged again and again. Each time it must be refused in one line, or load as it was;
-without a traceback, a wait, or memory out of proportion. Files that have no checksum may also load with other content:
+A small file of each kind is damaged again and again. Each time it must be refused in one line, or load as it
+was;
+without a traceback, a wait, or memory out of proportion. Files that have no checksum may also load with
+other content:
 those are counted.
 """
 import collections
@@ -39,7 +41,9 @@ ODD = (1.5, 'x', None, math.nan, math.inf, 2**63, 10**30, 10**400, -1, True, [],
 
 @dataclasses.dataclass
 class Target:
-    """Files, and the function that loads what is in them: content that == compares. `sealed`: they have checksums."""
+    """Files, and the function that loads what is in them: content that == compares. `sealed`: they have
+    checksums."""
+
     name: str
     files: list[str]
     load: typing.Callable
@@ -47,9 +51,11 @@ class Target:
 
 
 def mutations(count: int = 1000, seed: int = 0):
-    """Loads files with bits flipped, cut short, grown, or swapped: each is refused in one line, or nothing is changed.
+    """Loads files with bits flipped, cut short, grown, or swapped: each is refused in one line, or nothing
+    is changed.
 
-    What has no checksum (sizes, vocabularies, all of Hugging Face's format, text) may also give other content: a letter
+    What has no checksum (sizes, vocabularies, all of Hugging Face's format, text) may also give other
+    content: a letter
     changed in a symbol is another vocabulary, and a whole one.
     """
     rng = random.Random(seed)
@@ -75,7 +81,8 @@ def mutations(count: int = 1000, seed: int = 0):
 
 
 def special_files(seed: int = 0):
-    """Puts what is no regular file in the place of each file: all are refused. Nothing is drawn from the seed."""
+    """Puts what is no regular file in the place of each file: all are refused. Nothing is drawn from the
+    seed."""
     refused = 0
     with tempfile.TemporaryDirectory() as folder, make_targets(folder) as targets:
         files = [(target, path) for target in targets for path in target.files]
@@ -95,7 +102,8 @@ def special_files(seed: int = 0):
 
 
 def odd_states(count: int = 500, seed: int = 0):
-    """Values of other types and sizes, under a right checksum, in what a run keeps as JSON: refused, or of use."""
+    """Values of other types and sizes, under a right checksum, in what a run keeps as JSON: refused, or of
+    use."""
     rng, counts = random.Random(seed), collections.Counter(refused=0, taken=0)
     with tempfile.TemporaryDirectory() as folder, make_targets(folder) as targets:
         from storage import run_state
@@ -122,8 +130,23 @@ def mutated(rng, path, others):
     """Damages the file for the length of the block; gives a description."""
     with open(path, 'rb') as file:
         before = file.read()
-    kind = rng.choice(('bit', 'bits', 'cut', 'cut', 'empty', 'zeros', 'twice', 'grown', 'swapped', 'number', 'gone',
-                       'nested', 'word'))
+    kind = rng.choice(
+        (
+            'bit',
+            'bits',
+            'cut',
+            'cut',
+            'empty',
+            'zeros',
+            'twice',
+            'grown',
+            'swapped',
+            'number',
+            'gone',
+            'nested',
+            'word',
+        )
+    )
     data, at = bytearray(before), rng.randrange(len(before))
     if kind == 'bit':
         data[at] ^= 1 << rng.randrange(8)
@@ -147,8 +170,23 @@ def mutated(rng, path, others):
     elif kind == 'nested':
         data[at:at] = rng.choice((b'[', b'{"":', b'(')) * rng.choice((500, 950, 990, 100_000))
     elif kind == 'word':  # what a reader may take for something else
-        data[at:at + rng.randrange(8)] = rng.choice((b'null', b'NaN', b'1e999', b'"\\ud800"', b'\r\n', b'\xef\xbb\xbf',
-                                                     b'../', b'9' * 5000, '²'.encode(), b'true', b'[]', b'{}', b''))
+        data[at : at + rng.randrange(8)] = rng.choice(
+            (
+                b'null',
+                b'NaN',
+                b'1e999',
+                b'"\\ud800"',
+                b'\r\n',
+                b'\xef\xbb\xbf',
+                b'../',
+                b'9' * 5000,
+                '²'.encode(),
+                b'true',
+                b'[]',
+                b'{}',
+                b'',
+            )
+        )
     try:
         if kind == 'gone':
             os.unlink(path)
@@ -162,7 +200,9 @@ def mutated(rng, path, others):
 
 
 def attempt(load, fault):
-    """What load returns, or None where it refused. AssertionError for any other end, or for more time or memory."""
+    """What load returns, or None where it refused. AssertionError for any other end, or for more time or
+    memory."""
+
     def late(*_):
         raise AssertionError(f'{fault}: still at it after {SECONDS} seconds')
     previous = signal.signal(signal.SIGALRM, late)
@@ -234,11 +274,20 @@ def of_a_model(models):
     whole = weights()
     at = functools.partial(os.path.join, models, 'toy')
     return [
-        Target('a checkpoint', [at('model.ckpt.data-00000-of-00001'), at('model.ckpt.index'), at('checkpoint')],
-               weights, sealed=True),
+        Target(
+            'a checkpoint',
+            [at('model.ckpt.data-00000-of-00001'), at('model.ckpt.index'), at('checkpoint')],
+            weights,
+            sealed=True,
+        ),
         Target('hparams.json (n_head)', [at('hparams.json')], sizes, sealed=False),
-        Target('the vocabulary', [*map(at, vocabulary_files.VOCABULARY_FILES), at('special_tokens.json')],
-               vocabulary, sealed=False)]
+        Target(
+            'the vocabulary',
+            [*map(at, vocabulary_files.VOCABULARY_FILES), at('special_tokens.json')],
+            vocabulary,
+            sealed=False,
+        ),
+    ]
 
 
 def of_datasets(folder, models):
@@ -260,7 +309,8 @@ def arrays(enc, path):
 
 @contextlib.contextmanager
 def training_run(folder, models):
-    """A run as train.py saves and resumes it: weights, the optimizer's variables, the training state, and model-best.
+    """A run as train.py saves and resumes it: weights, the optimizer's variables, the training state, and
+    model-best.
 
     Files of a user's, in its folder and beside it, must never be touched.
     """
@@ -282,15 +332,25 @@ def training_run(folder, models):
             flags={'dataset': 'x', 'learning_rate': 2e-5}))
 
         run.save_best(session, 1, 6.5)
-        mine = [os.path.join(folder, *name.split('/')) for name in (
-            'thesis.index', 'run/thesis.index', 'run/model-1.txt', 'run/notes_temp/chapter', 'run/notes.1.tmp')]
+        mine = [
+            os.path.join(folder, *name.split('/'))
+            for name in (
+                'thesis.index',
+                'run/thesis.index',
+                'run/model-1.txt',
+                'run/notes_temp/chapter',
+                'run/notes.1.tmp',
+            )
+        ]
         for path in mine:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, 'w') as file:
                 file.write(path)
 
         def write_saving():
-            with open(run.pending, 'w') as file:  # as a save leaves it that is killed; what resumes removes it
+            with open(
+                run.pending, 'w'
+            ) as file:  # as a save leaves it that is killed; what resumes removes it
                 file.write('model-2\nmodel-0\n')
 
         def resume():
@@ -306,9 +366,13 @@ def training_run(folder, models):
             if len(said) > 1 or 'model-1' not in said[0]:  # it began anew, and told so
                 raise InputError(said[-1])
             values = session.run({v.op.name: v for v in tf.global_variables()})
-            reader = checkpoint.weights_reader(checkpoint.resolve_checkpoint(run.directory, hparams, 'model-best'), hparams)
+            reader = checkpoint.weights_reader(
+                checkpoint.resolve_checkpoint(run.directory, hparams, 'model-best'), hparams
+            )
             with checkpoint.readable(run.best):
-                best = {name: reader.get_tensor(name).tobytes() for name in reader.get_variable_to_shape_map()}
+                best = {
+                    name: reader.get_tensor(name).tobytes() for name in reader.get_variable_to_shape_map()
+                }
             return state, {name: array.tobytes() for name, array in values.items()}, best
 
         write_saving()
@@ -316,7 +380,9 @@ def training_run(folder, models):
         names = ('checkpoint', 'model-1.index', 'model-1.data-00000-of-00001', 'training-1.index',
                  'training-1.data-00000-of-00001', 'training-1.json', 'saving', 'counter', 'model-best.json',
                  'model-best-1.index', 'model-best-1.data-00000-of-00001')
-        yield Target('a training run', [os.path.join(run.directory, name) for name in names], resume, sealed=True)
+        yield Target(
+            'a training run', [os.path.join(run.directory, name) for name in names], resume, sealed=True
+        )
 
 
 def of_hugging_face(folder, models):
@@ -331,25 +397,40 @@ def of_hugging_face(folder, models):
         with tempfile.TemporaryDirectory() as target:
             hparams = hugging_face.read(source, target)
             reader = checkpoint.weights_reader(checkpoint.latest(target), hparams)  # all there, and in shape
-            return (hparams.values(), vocabulary_files.load_vocabulary(target),
-                    {name: reader.get_tensor(f'model/{name}').tobytes() for name in model.weight_shapes(hparams)})
+            return (
+                hparams.values(),
+                vocabulary_files.load_vocabulary(target),
+                {name: reader.get_tensor(f'model/{name}').tobytes() for name in model.weight_shapes(hparams)},
+            )
 
     names = ('model.safetensors', 'config.json', 'vocab.json', 'merges.txt')
-    return Target("Hugging Face's format", [os.path.join(source, name) for name in names], converted, sealed=False)
+    return Target(
+        "Hugging Face's format", [os.path.join(source, name) for name in names], converted, sealed=False
+    )
 
 
 def of_texts(folder):
     """Prompts, answers of which some are written, and test sets. None has a checksum."""
     from generation import samples
     prompts = ['Once', 'upon a time', 'é 日', 'Once']
-    question = ''.join(f'{number} A sentence .\n' for number in range(1, 21)) + '21 It is XXXXX .\tred\t\tred|blue\n\n'
+    question = (
+        ''.join(f'{number} A sentence .\n' for number in range(1, 21))
+        + '21 It is XXXXX .\tred\t\tred|blue\n\n'
+    )
     contents = {
         'prompts.txt': ''.join(f'{prompt}\n' for prompt in prompts),
         'prompts.jsonl': ''.join(json.dumps({'prompt': prompt}) + '\n' for prompt in prompts),
-        'answers.jsonl': ''.join(json.dumps({'prompt': prompt, 'text': ' x', 'tokens': [1], 'finished': True}) + '\n'
-                                 for prompt in prompts[:3]) + '{"prompt": "On',
-        'lambada.jsonl': ''.join(json.dumps({'text': f'It was the {word}'}) + '\n' for word in ('end', 'night.')),
-        'cbt.txt': question * 2, 'wiki.test.tokens': ' = Title = \n \n The @-@ word " quoted " , 1 @,@ 000 .\n'}
+        'answers.jsonl': ''.join(
+            json.dumps({'prompt': prompt, 'text': ' x', 'tokens': [1], 'finished': True}) + '\n'
+            for prompt in prompts[:3]
+        )
+        + '{"prompt": "On',
+        'lambada.jsonl': ''.join(
+            json.dumps({'text': f'It was the {word}'}) + '\n' for word in ('end', 'night.')
+        ),
+        'cbt.txt': question * 2,
+        'wiki.test.tokens': ' = Title = \n \n The @-@ word " quoted " , 1 @,@ 000 .\n',
+    }
     at = functools.partial(os.path.join, folder)
     for name, content in contents.items():
         with open(at(name), 'w', encoding='utf-8') as file:

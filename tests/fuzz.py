@@ -1,4 +1,6 @@
-"""Inputs made up by the thousand: texts for the encoder, and, where atheris is installed, files for the readers."""
+"""Inputs made up by the thousand: texts for the encoder, and, where atheris is installed, files for the
+readers."""
+
 import importlib.util
 import os
 import random
@@ -18,7 +20,8 @@ BATCH = 1000
 
 
 def inputs(count: int = 1_000_000, seed: int = 0):
-    """Encodes random texts of awkward pieces: encoder.py, gigatoken and tiktoken give the same ids, and these the text.
+    """Encodes random texts of awkward pieces: encoder.py, gigatoken and tiktoken give the same ids, and
+    these the text.
 
     Of characters that are newer than this Python, tiktoken may not know whether they are letters.
     """
@@ -65,10 +68,22 @@ def coverage(runs: int = 100_000, seed: int = 1):
     for name in tqdm(readers.READERS, desc='coverage', disable=None):
         with tempfile.TemporaryDirectory() as folder:
             readers.write_corpus(name, os.path.join(folder, 'corpus'))
-            command = [sys.executable, readers.__file__, name, os.path.join(folder, 'corpus'), f'-runs={runs}',
-                       f'-seed={seed}', '-timeout=60', '-rss_limit_mb=4096', '-max_len=20000', '-verbosity=0',
-                       f'-artifact_prefix={folder}/']
+            command = [
+                sys.executable,
+                readers.__file__,
+                name,
+                os.path.join(folder, 'corpus'),
+                f'-runs={runs}',
+                f'-seed={seed}',
+                '-timeout=60',
+                '-rss_limit_mb=4096',
+                '-max_len=20000',
+                '-verbosity=0',
+                f'-artifact_prefix={folder}/',
+            ]
             ended = subprocess.run(command, capture_output=True, text=True, errors='replace')
-            assert ended.returncode == 0, f'{" ".join(command)}\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}'
+            assert ended.returncode == 0, (
+                f'{" ".join(command)}\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}'
+            )
         counts[f'files given to {name}'] = runs
     return counts

@@ -1,7 +1,10 @@
-"""Kills at random moments: of what trains, encodes, downloads, … nothing half-written is left, and it goes on.
+"""Kills at random moments: of what trains, encodes, downloads, … nothing half-written is left, and it goes
+on.
 
-A campaign runs in a new process, which imports TensorFlow and makes no session, so that forks of it may: a kill then
-costs a second, and not the import. One half of the kills falls at a random moment, the other just before, at the
+A campaign runs in a new process, which imports TensorFlow and makes no session, so that forks of it may: a
+kill then
+costs a second, and not the import. One half of the kills falls at a random moment, the other just before, at
+the
 beginning of, or after a random file operation.
 """
 import builtins
@@ -28,7 +31,9 @@ import typing
 import tiny_vocab
 from tqdm import tqdm
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # where half of the scripts are
+sys.path.insert(
+    0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+)  # where half of the scripts are
 
 from command_line import cli, startup
 
@@ -61,7 +66,9 @@ def import_tensorflow():
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Where an attempt is killed: so many seconds after it has begun its work, or at a file operation of a number."""
+    """Where an attempt is killed: so many seconds after it has begun its work, or at a file operation of a
+    number."""
+
     seconds: float | None = None
     operation: int | None = None
     when: str = ''  # before, during or after
@@ -69,7 +76,11 @@ class Fault:
 
     def __str__(self):
         name = signal.Signals(self.number).name
-        return f'{name} {self.when} operation {self.operation}' if self.operation else f'{name} at {self.seconds:.3f} s'
+        return (
+            f'{name} {self.when} operation {self.operation}'
+            if self.operation
+            else f'{name} at {self.seconds:.3f} s'
+        )
 
 
 def draw(rng, seconds, operations, signals=(signal.SIGKILL,)):
@@ -84,7 +95,8 @@ def draw(rng, seconds, operations, signals=(signal.SIGKILL,)):
 class Attempt:
     """function(tell), called in a fork of its own session; what it writes goes to the file `log`.
 
-    tell(value) sends a value to this process, which finds them in `told`. The work has begun with the first of them.
+    tell(value) sends a value to this process, which finds them in `told`. The work has begun with the first
+    of them.
     """
 
     def __init__(self, function, log, fault=None):
@@ -100,7 +112,9 @@ class Attempt:
 
     def call(self, function, tell, fault):
         os.setsid()
-        tqdm.set_lock(threading.RLock())  # its own is shared with forks, and one that is killed would keep it for ever
+        tqdm.set_lock(
+            threading.RLock()
+        )  # its own is shared with forks, and one that is killed would keep it for ever
         with open(self.log, 'wb') as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -115,7 +129,9 @@ class Attempt:
         with contextlib.suppress(EOFError):
             while not (until_first and self.told):
                 if not self.reports.poll(SECONDS):
-                    os.killpg(self.process.pid, signal.SIGKILL)  # else the end of this process would wait for it
+                    os.killpg(
+                        self.process.pid, signal.SIGKILL
+                    )  # else the end of this process would wait for it
                     raise AssertionError(f'{self.process.name} says nothing for {SECONDS} s: {self.said()}')
                 self.told.append(self.reports.recv())
 
@@ -160,7 +176,9 @@ def watch_operations(fault):
     def watched(function, counts=lambda *_: True):
         @functools.wraps(function)
         def call(*arguments, **options):
-            here = counts(*arguments, *options.values()) and next(numbers) == getattr(fault, 'operation', None)
+            here = counts(*arguments, *options.values()) and next(numbers) == getattr(
+                fault, 'operation', None
+            )
             if here and fault.when == 'before':
                 kill()
             if here and fault.when == 'during':
@@ -172,10 +190,20 @@ def watch_operations(fault):
                     kill()
         return call
 
-    for owner, name in ((os, 'replace'), (os, 'rename'), (os, 'unlink'), (os, 'fsync'), (os, 'mkdir'), (os, 'rmdir'),
-                        (os, 'truncate'), (tf.train.Saver, 'save')):
+    for owner, name in (
+        (os, 'replace'),
+        (os, 'rename'),
+        (os, 'unlink'),
+        (os, 'fsync'),
+        (os, 'mkdir'),
+        (os, 'rmdir'),
+        (os, 'truncate'),
+        (tf.train.Saver, 'save'),
+    ):
         setattr(owner, name, watched(getattr(owner, name)))
-    builtins.open = watched(open, lambda path, mode='r', *_: isinstance(mode, str) and set(mode) & set('wax+'))
+    builtins.open = watched(
+        open, lambda path, mode='r', *_: isinstance(mode, str) and set(mode) & set('wax+')
+    )
     return numbers
 
 
@@ -197,10 +225,13 @@ def tensors(prefix):
 
 
 def kills_of_training(count: int = 100, seed: int = 0):
-    """Kills a run of train.py again and again; at its end it is to the bit that of a run that nobody has disturbed.
+    """Kills a run of train.py again and again; at its end it is to the bit that of a run that nobody has
+    disturbed.
 
-    After each kill every checkpoint that the run names loads, and holds the weights that an undisturbed run has at that
-    step, as does model-best; the next start goes on no more than --save_every updates before the kill; and no more is
+    After each kill every checkpoint that the run names loads, and holds the weights that an undisturbed run
+    has at that
+    step, as does model-best; the next start goes on no more than --save_every updates before the kill; and
+    no more is
     left over than what one save was writing or removing.
     """
     return in_new_process(kill_training, count, seed)
@@ -272,16 +303,27 @@ def train(flags, tell):
 
 
 def inspected(flags, what):  # -> [(what, digest of weights)]
-    """All checkpoints that a run names and its model-best, read whole; AssertionError for one that does not load."""
+    """All checkpoints that a run names and its model-best, read whole; AssertionError for one that does not
+    load."""
     from storage import checkpoint, run_folder
     directory = os.path.join(flags.checkpoint_dir, flags.run_name)
     last = checkpoint.latest(directory)
     named = [os.path.join(directory, f'model-{step}') for step in run_folder.named_steps(directory)]
-    expected = {'checkpoint', 'counter', 'encoder', 'hparams', 'vocab', 'events',
-                *map(os.path.basename, named), *([os.path.basename(run_folder.state_prefix(last))] if last else [])}
+    expected = {
+        'checkpoint',
+        'counter',
+        'encoder',
+        'hparams',
+        'vocab',
+        'events',
+        *map(os.path.basename, named),
+        *([os.path.basename(run_folder.state_prefix(last))] if last else []),
+    }
     names = os.listdir(directory) if os.path.isdir(directory) else []
     remains = {name.partition('.')[0] for name in names if not name.startswith('model-best')} - expected
-    assert len(remains) <= 5, f'{what}: {sorted(remains)} are left over'  # of one save: what it wrote and removed
+    assert len(remains) <= 5, (
+        f'{what}: {sorted(remains)} are left over'
+    )  # of one save: what it wrote and removed
     if last:
         read(run_folder.state_prefix(last), what)
     found = named + [os.path.join(directory, 'model-best')] * ('model-best.json' in names)
@@ -322,10 +364,13 @@ def finish(function, log):  # -> what it tells
 
 
 def kills_of_scripts(count: int = 100, seed: int = 0):
-    """Kills encode.py, download_model.py, convert.py, export.py and what answers a file of prompts, `count` times each.
+    """Kills encode.py, download_model.py, convert.py, export.py and what answers a file of prompts, `count`
+    times each.
 
-    Under its final name there is nothing or what an undisturbed run writes (of downloads, files; of answers, the first
-    of them); beside it only temporary files; and no process is left. Started again, each ends as if undisturbed.
+    Under its final name there is nothing or what an undisturbed run writes (of downloads, files; of answers,
+    the first
+    of them); beside it only temporary files; and no process is left. Started again, each ends as if
+    undisturbed.
     encode.py is also ended by SIGINT and SIGTERM, after which there are no temporary files either.
     """
     return in_new_process(kill_scripts, count, seed)
@@ -339,7 +384,9 @@ class Script:
     argv: list[str]
     folder: str
     temporary: str  # what the names of temporary files match
-    grows: str = ''  # 'in files' or 'in bytes': it goes on with what is there; else this is there whole or not at all
+    grows: str = (
+        ''  # 'in files' or 'in bytes': it goes on with what is there; else this is there whole or not at all
+    )
     signals: tuple = (signal.SIGKILL,)
 
     def run(self, tell):
@@ -387,7 +434,9 @@ def kill_script(script, count, of_seed, rng, log):
         attempt = Attempt(script.run, log, fault)
         status = attempt.end()
         found, temporary = script.written()
-        assert status in (0, -fault.number, 128 + fault.number), f'{what}: ended with {status}: {attempt.said()}'
+        assert status in (0, -fault.number, 128 + fault.number), (
+            f'{what}: ended with {status}: {attempt.said()}'
+        )
         if fault.number != signal.SIGKILL:
             assert temporary <= before, f'{what}: left {temporary - before}'
         for name, content in found.items():
@@ -455,16 +504,56 @@ def scripts(folder):  # -> list of Script
     every_end = signal.SIGKILL, signal.SIGINT, signal.SIGTERM
     with serving(files) as url:
         yield [
-            script('encode', encode.encode, at('text.txt'), '{out}/out.npz', *toy, temporary=r'out\.npz\.\d+\.tmp$',
-                   signals=every_end),
-            script('encode --workers 2', encode.encode, at('text.txt'), '{out}/out.npz', *toy, '--workers=2',
-                   temporary=r'out\.npz\.\d+\.tmp$', signals=every_end),
-            script('download_model', download_model.download_model, 'toy', '--models_dir={out}', f'--base_url={url}',
-                   temporary=r'.*\.part(\.etag)?$', grows='in files'),
+            script(
+                'encode',
+                encode.encode,
+                at('text.txt'),
+                '{out}/out.npz',
+                *toy,
+                temporary=r'out\.npz\.\d+\.tmp$',
+                signals=every_end,
+            ),
+            script(
+                'encode --workers 2',
+                encode.encode,
+                at('text.txt'),
+                '{out}/out.npz',
+                *toy,
+                '--workers=2',
+                temporary=r'out\.npz\.\d+\.tmp$',
+                signals=every_end,
+            ),
+            script(
+                'download_model',
+                download_model.download_model,
+                'toy',
+                '--models_dir={out}',
+                f'--base_url={url}',
+                temporary=r'.*\.part(\.etag)?$',
+                grows='in files',
+            ),
             script('to_hf', convert.to_hf, 'toy', '{out}/hf', toy[1], temporary=hidden.format('hf')),
-            script('from_hf', convert.from_hf, at('source'), 'back', '--models_dir={out}',
-                   temporary=hidden.format('back')),
+            script(
+                'from_hf',
+                convert.from_hf,
+                at('source'),
+                'back',
+                '--models_dir={out}',
+                temporary=hidden.format('back'),
+            ),
             script('export', export.export, 'toy', '{out}/served', toy[1], temporary=hidden.format('served')),
-            script('prompts_file', interactive_conditional_samples.interact_model, *toy, '--length=5', '--seed=1',
-                   f'--prompts_file={at("prompts.txt")}', '--batch_size=3', '--precision=bfloat16', '--logprobs',
-                   '--output={out}/answers.jsonl', temporary='$', grows='in bytes')]
+            script(
+                'prompts_file',
+                interactive_conditional_samples.interact_model,
+                *toy,
+                '--length=5',
+                '--seed=1',
+                f'--prompts_file={at("prompts.txt")}',
+                '--batch_size=3',
+                '--precision=bfloat16',
+                '--logprobs',
+                '--output={out}/answers.jsonl',
+                temporary='$',
+                grows='in bytes',
+            ),
+        ]

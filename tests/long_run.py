@@ -16,7 +16,8 @@ WARM_UP = 0.3  # the share of the steps in which caches fill and allocators sett
 
 
 def long_run(steps: int = 10_000, seed: int = 0):
-    """Trains a toy model with saving, sampling and validation on, and measures the process every hundredth part."""
+    """Trains a toy model with saving, sampling and validation on, and measures the process every hundredth
+    part."""
     measured = []
     update = trainer.log.Log.update
     graph = {}
@@ -24,7 +25,8 @@ def long_run(steps: int = 10_000, seed: int = 0):
     def measuring(self, step, *values, **scalars):
         update(self, step, *values, **scalars)
         if step % (steps // 100) == 0:
-            # Anonymous memory: what is mapped from files, such as code that runs for the first time, is not held.
+            # Anonymous memory: what is mapped from files, such as code that runs for the first
+            # time, is not held.
             measured.append((step, anonymous_memory(), len(os.listdir('/proc/self/fd')),
                              len(graph['session'].graph.get_operations())))
         bar.update()
@@ -46,10 +48,20 @@ def flags_for(folder, steps, seed):
     with open(os.path.join(folder, 'text.txt'), 'w', encoding='utf-8') as file:
         file.write(ENGLISH * 10)
     return TrainFlags(
-        dataset=os.path.join(folder, 'text.txt'), model_name='toy', models_dir=os.path.join(folder, 'models'),
-        checkpoint_dir=os.path.join(folder, 'checkpoint'), samples_dir=os.path.join(folder, 'samples'), steps=steps,
-        seed=seed, learning_rate=1e-4, save_every=40, sample_every=min(100, steps // 5), sample_length=40, val_every=50,
-        val_batch_count=2)
+        dataset=os.path.join(folder, 'text.txt'),
+        model_name='toy',
+        models_dir=os.path.join(folder, 'models'),
+        checkpoint_dir=os.path.join(folder, 'checkpoint'),
+        samples_dir=os.path.join(folder, 'samples'),
+        steps=steps,
+        seed=seed,
+        learning_rate=1e-4,
+        save_every=40,
+        sample_every=min(100, steps // 5),
+        sample_length=40,
+        val_every=50,
+        val_batch_count=2,
+    )
 
 
 def counts(measured, steps):  # rows of step, bytes, open files, operations
@@ -58,7 +70,9 @@ def counts(measured, steps):  # rows of step, bytes, open files, operations
     slope = np.polyfit(step, memory, 1)[0]
     assert slope < LARGEST_SLOPE, f'memory grows by {slope:.0f} bytes a step'
     assert files.max() == files.min(), f'from {files.min():g} to {files.max():g} open files'
-    assert operations.max() == operations.min(), f'from {operations.min():g} to {operations.max():g} operations'
+    assert operations.max() == operations.min(), (
+        f'from {operations.min():g} to {operations.max():g} operations'
+    )
     return {'steps': steps, 'slope of memory, bytes a step': round(slope), 'open files': int(files[-1]),
             'operations of the graph': int(operations[-1])}
 

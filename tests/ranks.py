@@ -1,4 +1,6 @@
-"""What tests of several processes start in each of them: ranks.py NAME ARGUMENT, a function below and what it takes."""
+"""What tests of several processes start in each of them: ranks.py NAME ARGUMENT, a function below and what
+it takes."""
+
 import json
 import os
 import sys
@@ -60,7 +62,8 @@ def disagrees_in_data(path):
 
 
 def works_alone(path):
-    """As runs, but rank 0 encodes, validates, samples and saves for longer than --timeout, and rank 2 sends no UDP."""
+    """As runs, but rank 0 encodes, validates, samples and saves for longer than --timeout, and rank 2 sends
+    no UDP."""
     import time
 
     from training import data, horovod_worker, trainer

@@ -12,8 +12,10 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 
 if __name__ == '__main__':  # what is imported here tells which of its lines are reached
     import atheris
-    watched = atheris.instrument_imports(include=['encoder', 'vocabulary_files', 'hugging_face', 'model', 'npz',
-                                                  'samples', 'json', 'zipfile'])
+
+    watched = atheris.instrument_imports(
+        include=['encoder', 'vocabulary_files', 'hugging_face', 'model', 'npz', 'samples', 'json', 'zipfile']
+    )
 else:
     watched = contextlib.nullcontext()
 with watched:

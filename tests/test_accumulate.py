@@ -7,7 +7,8 @@ from accumulate import AccumulatingOptimizer
 
 
 def updates(batches, opt):
-    """The variable and the losses shown after an update by each list of batches, for a loss of mean((w - x)²)."""
+    """The variable and the losses shown after an update by each list of batches, for a loss of mean((w -
+    x)²)."""
     with toy.session() as s:
         w = tf.Variable([1.0, -2.0], use_resource=True)
         x = tf.placeholder(tf.float32, [None, 2])

@@ -18,8 +18,11 @@ from fast import bulk_encoding
 from fast.bulk_encoding import BulkEncoder
 from storage.vocabulary_files import SpecialTokens
 
-ANY_TEXTS = st.lists(st.one_of(TEXT, APOSTROPHES, st.text(st.characters(exclude_categories=['Cs']))).filter(bool),
-                     min_size=1, max_size=5)
+ANY_TEXTS = st.lists(
+    st.one_of(TEXT, APOSTROPHES, st.text(st.characters(exclude_categories=['Cs']))).filter(bool),
+    min_size=1,
+    max_size=5,
+)
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -133,10 +136,14 @@ def test_a_tokenizer_is_made_anew_before_its_cache_grows_large(monkeypatch):
 def test_vocabularies_of_all_sorts():
     vocabulary, merges = tiny_bpe()
     ids = random.Random(2).sample(range(3 * len(vocabulary)), len(vocabulary))
-    for enc in (Encoder(BYTES, []), Encoder({**BYTES, EOT: 256}, []), Encoder({**vocabulary, '<a b▁>': 9999}, merges),
-                Encoder(dict(zip(vocabulary, ids, strict=True)), merges),
-                Encoder({**vocabulary, 'ĠÄzebra': 600, 'tree': 601}, merges),
-                Encoder({**vocabulary, 'Ġé': 600}, merges, special=SpecialTokens(['Ġé'], 'Ġé'))):
+    for enc in (
+        Encoder(BYTES, []),
+        Encoder({**BYTES, EOT: 256}, []),
+        Encoder({**vocabulary, '<a b▁>': 9999}, merges),
+        Encoder(dict(zip(vocabulary, ids, strict=True)), merges),
+        Encoder({**vocabulary, 'ĠÄzebra': 600, 'tree': 601}, merges),
+        Encoder({**vocabulary, 'Ġé': 600}, merges, special=SpecialTokens(['Ġé'], 'Ġé')),
+    ):
         texts = [ENGLISH, f'a{EOT}b <a b▁> Äzebra Ġé tree', *filter(None, ODD_TEXTS)]
         assert bulk_encoder(enc)(texts) == [enc.encode(text) for text in texts]
 

@@ -87,8 +87,18 @@ def test_a_run_directory_is_what_other_code_bases_expect(graph, made, tmp_path):
     run.restore(graph, 'latest', silent)
     run.save(graph, TrainState(7))
     assert sorted(os.listdir(run.directory)) == [
-        'checkpoint', 'counter', 'encoder.json', 'hparams.json', 'model-7.data-00000-of-00001', 'model-7.index',
-        'model-7.meta', 'training-7.data-00000-of-00001', 'training-7.index', 'training-7.json', 'vocab.bpe']
+        'checkpoint',
+        'counter',
+        'encoder.json',
+        'hparams.json',
+        'model-7.data-00000-of-00001',
+        'model-7.index',
+        'model-7.meta',
+        'training-7.data-00000-of-00001',
+        'training-7.index',
+        'training-7.json',
+        'vocab.bpe',
+    ]
     assert pathlib.Path(run.directory, 'counter').read_text() == '7\n'
     latest = tf.train.latest_checkpoint(run.directory)
     assert latest == f'{run.directory}/model-7'
@@ -109,7 +119,9 @@ def test_the_last_five_stay_and_only_the_newest_has_a_training_state(graph, made
     assert sorted(name for name in names if name.endswith('.index')) == [
         *(f'model-{step}.index' for step in range(3, 8)), 'training-7.index']
     state = tf.train.get_checkpoint_state(run.directory)
-    assert [os.path.basename(path) for path in state.all_model_checkpoint_paths] == [f'model-{i}' for i in range(3, 8)]
+    assert [os.path.basename(path) for path in state.all_model_checkpoint_paths] == [
+        f'model-{i}' for i in range(3, 8)
+    ]
 
 
 def test_a_checkpoint_of_the_original_with_optimizer_slots_is_used(graph, made, tmp_path):
@@ -137,7 +149,9 @@ def test_fresh_starts_at_zero_and_keeps_what_is_there(graph, made, tmp_path):
     assert checkpoint.latest(f'{run.directory}/left-9') == f'{run.directory}/left-9/model-9'
 
 
-@pytest.mark.parametrize('form', ['{0}', '{0}/model-9', '{0}/model-9.index', '{0}/model-9.data-00000-of-00001'])
+@pytest.mark.parametrize(
+    'form', ['{0}', '{0}/model-9', '{0}/model-9.index', '{0}/model-9.data-00000-of-00001']
+)
 def test_restore_from_takes_a_directory_a_checkpoint_or_one_of_its_files(graph, made, tmp_path, form):
     old = new_run(made, tmp_path / 'old')
     old.save(graph, TrainState(9, position=5))
@@ -191,15 +205,28 @@ def test_a_checkpoint_file_leads_nowhere_else(made, tmp_path):
     for name in ('elsewhere', 'toy', 'toy/below'):
         shutil.copytree(made[0], tmp_path / name)
     at = tmp_path / 'toy'
-    for name in (tmp_path / 'elsewhere/model.ckpt', '../elsewhere/model.ckpt', 'below/model.ckpt', './model.ckpt'):
+    for name in (
+        tmp_path / 'elsewhere/model.ckpt',
+        '../elsewhere/model.ckpt',
+        'below/model.ckpt',
+        './model.ckpt',
+    ):
         (at / 'checkpoint').write_text(f'model_checkpoint_path: "{name}"\n')
         assert checkpoint.latest(str(at)) == str(at / 'model.ckpt')
     os.unlink(at / 'model.ckpt.index')
-    for name in (str(tmp_path / 'elsewhere/model.ckpt'), '../elsewhere/model.ckpt', 'below/../../elsewhere/model.ckpt'):
+    for name in (
+        str(tmp_path / 'elsewhere/model.ckpt'),
+        '../elsewhere/model.ckpt',
+        'below/../../elsewhere/model.ckpt',
+    ):
         (at / 'checkpoint').write_text(f'model_checkpoint_path: "{name}"\n')
         with pytest.raises(InputError, match='there is no'):
             checkpoint.latest(str(at))
-    for name in ('C:\\\\runs\\\\elsewhere\\\\model.ckpt', '\\\\host\\x\\model.ckpt', 'C:/x/model.ckpt'):  # of Windows
+    for name in (
+        'C:\\\\runs\\\\elsewhere\\\\model.ckpt',
+        '\\\\host\\x\\model.ckpt',
+        'C:/x/model.ckpt',
+    ):  # of Windows
         (at / 'checkpoint').write_text(f'model_checkpoint_path: "{name}"\n')
         with pytest.raises(InputError, match='there is no'):
             checkpoint.latest(str(at))
@@ -211,10 +238,21 @@ def test_a_checkpoint_file_leads_nowhere_else(made, tmp_path):
         checkpoint.latest(str(at))
 
 
-@pytest.mark.parametrize('change', [
-    lambda text: text.replace('"position": 52', '"position": 53'), lambda text: text.replace('crc32', 'crc33'),
-    lambda text: text.replace('"step": 7', '"step": 8'), lambda text: text[:-1], lambda text: '', lambda text: '[]',
-    lambda text: '{}', lambda text: '{"step": "7"}', lambda text: '{"step": -1}', lambda text: '[' * 10**5])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda text: text.replace('"position": 52', '"position": 53'),
+        lambda text: text.replace('crc32', 'crc33'),
+        lambda text: text.replace('"step": 7', '"step": 8'),
+        lambda text: text[:-1],
+        lambda text: '',
+        lambda text: '[]',
+        lambda text: '{}',
+        lambda text: '{"step": "7"}',
+        lambda text: '{"step": -1}',
+        lambda text: '[' * 10**5,
+    ],
+)
 def test_a_damaged_training_state_is_refused(graph, made, tmp_path, change):
     run = a_run(made, tmp_path)
     run.save(graph, TrainState(7, position=52, loss=6.5, average=[0.1, 1e-300]))
@@ -249,8 +287,11 @@ def test_where_a_run_begins_is_checked_without_a_graph(graph, made, tmp_path):
     with pytest.raises(InputError, match=r'model/h2/\S+ is missing'):
         check('latest', other)
     run.save(graph, TrainState(1))
-    messages = {'latest': 'model-1 was trained from a model of other sizes or vocabulary than .*, or another --run_name',
-                f'{run.directory}/model-1': 'model-1 was trained from', 'fresh': r'model\.ckpt: .* is missing'}
+    messages = {
+        'latest': 'model-1 was trained from a model of other sizes or .* than .*, or another --run_name',
+        f'{run.directory}/model-1': 'model-1 was trained from',
+        'fresh': r'model\.ckpt: .* is missing',
+    }
     for restore_from, message in messages.items():
         check(restore_from, made[1])
         with pytest.raises(InputError, match=message):
@@ -285,15 +326,27 @@ def test_a_checkpoint_of_another_type_is_refused(made, tmp_path):
             tf.get_variable(name, initializer=value.astype(np.float64))
         s.run(tf.global_variables_initializer())
         tf.train.Saver().save(s, str(tmp_path / 'model'), global_step=40)
-    with pytest.raises(InputError, match=r'model-40: model/\S+ is float64 .*, but hparams\.json makes it float32'):
+    with pytest.raises(
+        InputError, match=r'model-40: model/\S+ is float64 .*, but hparams\.json makes it float32'
+    ):
         checkpoint.resolve_checkpoint(str(tmp_path), made[1])
 
 
-@pytest.mark.parametrize('begin', [
-    lambda at: generator.load('toy', at), lambda at: likelihood.Likelihood('toy', at),
-    lambda at: saved_model.write(f'{at}/out', f'{at}/toy'), lambda at: hugging_face.write(f'{at}/out', f'{at}/toy')])
-@pytest.mark.parametrize('sizes', [{'n_layer': 1000}, {'n_embd': 8192, 'n_layer': 900}, {'n_vocab': 2**31 - 1}])
-def test_sizes_of_another_model_are_refused_before_its_graph_is_built(made, tmp_path, monkeypatch, begin, sizes):
+@pytest.mark.parametrize(
+    'begin',
+    [
+        lambda at: generator.load('toy', at),
+        lambda at: likelihood.Likelihood('toy', at),
+        lambda at: saved_model.write(f'{at}/out', f'{at}/toy'),
+        lambda at: hugging_face.write(f'{at}/out', f'{at}/toy'),
+    ],
+)
+@pytest.mark.parametrize(
+    'sizes', [{'n_layer': 1000}, {'n_embd': 8192, 'n_layer': 900}, {'n_vocab': 2**31 - 1}]
+)
+def test_sizes_of_another_model_are_refused_before_its_graph_is_built(
+    made, tmp_path, monkeypatch, begin, sizes
+):
     shutil.copytree(made[0], tmp_path / 'toy')
     (tmp_path / 'toy' / 'hparams.json').write_text(json.dumps({**made[1].values(), **sizes}))
     monkeypatch.setattr(tf, 'Session', None)
@@ -317,7 +370,9 @@ def test_damaged_checkpoints_are_one_line(graph, made, tmp_path, suffix, damage)
     shutil.copytree(made[0], tmp_path / 'toy')
     damage(str(tmp_path / 'toy' / f'model.ckpt.{suffix}'))
     with pytest.raises(InputError, match=r'toy/model\.ckpt cannot be read, use another checkpoint') as error:
-        checkpoint.restore(graph, checkpoint.resolve_path(str(tmp_path / 'toy')), checkpoint.model_variables())
+        checkpoint.restore(
+            graph, checkpoint.resolve_path(str(tmp_path / 'toy')), checkpoint.model_variables()
+        )
     assert '\n' not in str(error.value)
 
 
@@ -354,10 +409,20 @@ def test_remains_of_what_was_killed_are_removed_and_nothing_else(graph, made, tm
     """The names are those that inotify showed of a save."""
     run = a_run(made, tmp_path)
     run.save(graph, TrainState(1))
-    remains = ['model-2.data-00000-of-00001.tempstate13408955334330569106', 'model-2.index.tempstate53660237943948',
-               'model-2.meta.tmp898b7ad741bb441ab3f4beec5abdc1a8', 'training-2.index.tempstate1', 'counter.99.tmp',
-               'training-2.json.14987.tmp', 'saving.1.tmp', 'checkpoint.1.tmp', 'vocab.bpe.1.tmp',
-               'model-best-2.data-00000-of-00001.tempstate1', 'model-best.json.7.tmp', 'dataset-0123abcd.npz.7.tmp']
+    remains = [
+        'model-2.data-00000-of-00001.tempstate13408955334330569106',
+        'model-2.index.tempstate53660237943948',
+        'model-2.meta.tmp898b7ad741bb441ab3f4beec5abdc1a8',
+        'training-2.index.tempstate1',
+        'counter.99.tmp',
+        'training-2.json.14987.tmp',
+        'saving.1.tmp',
+        'checkpoint.1.tmp',
+        'vocab.bpe.1.tmp',
+        'model-best-2.data-00000-of-00001.tempstate1',
+        'model-best.json.7.tmp',
+        'dataset-0123abcd.npz.7.tmp',
+    ]
     mine = ['notes.99.tmp', 'thesis.tempstate1', 'model-2.txt', 'model-1.txt', 'model-x.index.tempstate1',
             'counter.tmp', 'model-2.meta.tmp', 'left-2.abcdefgh', '.left-2.notes', 'model-best-notes.index',
             'best-new.index']
@@ -378,8 +443,22 @@ def test_remains_of_what_was_killed_are_removed_and_nothing_else(graph, made, tm
     assert all(pathlib.Path(run.directory, name, 'chapter').read_text() == 'mine' for name in folders)
 
 
-FOREIGN_NAMES = ['../../elsewhere/thesis', '{}/elsewhere/thesis', 'thesis', '../run/model-1', 'below/../model-1',
-                 'model-1.x', 'model-', 'model-\u0661', 'model-1 ', 'training-1', '..', '', '\udcff', 'model-1\0']
+FOREIGN_NAMES = [
+    '../../elsewhere/thesis',
+    '{}/elsewhere/thesis',
+    'thesis',
+    '../run/model-1',
+    'below/../model-1',
+    'model-1.x',
+    'model-',
+    'model-\u0661',
+    'model-1 ',
+    'training-1',
+    '..',
+    '',
+    '\udcff',
+    'model-1\0',
+]
 
 
 @pytest.mark.parametrize('file', ['saving', 'checkpoint'])
@@ -387,8 +466,13 @@ def test_no_name_in_a_run_folder_removes_another_file(graph, made, tmp_path, fil
     run = new_run(made, tmp_path / 'runs/run')
     run.save(graph, TrainState(1))
     names = [name.format(tmp_path) for name in FOREIGN_NAMES]
-    mine = [tmp_path / 'elsewhere/thesis.index', tmp_path / 'elsewhere/thesis.tex', tmp_path / 'runs/run/thesis.index',
-            tmp_path / 'runs/run/model-1.x.index', tmp_path / 'runs/run/model-1.txt']
+    mine = [
+        tmp_path / 'elsewhere/thesis.index',
+        tmp_path / 'elsewhere/thesis.tex',
+        tmp_path / 'runs/run/thesis.index',
+        tmp_path / 'runs/run/model-1.x.index',
+        tmp_path / 'runs/run/model-1.txt',
+    ]
     for path in mine:
         path.parent.mkdir(exist_ok=True)
         path.write_text('mine')
@@ -428,7 +512,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize('moment', ['commit', 'clear_up'])
-def test_checkpoints_that_a_killed_save_began_or_was_to_remove_are_removed(graph, made, tmp_path, monkeypatch, moment):
+def test_checkpoints_that_a_killed_save_began_or_was_to_remove_are_removed(
+    graph, made, tmp_path, monkeypatch, moment
+):
     run = a_run(made, tmp_path)
     for step in range(1, 6):
         run.save(graph, TrainState(step))
@@ -442,7 +528,9 @@ def test_checkpoints_that_a_killed_save_began_or_was_to_remove_are_removed(graph
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(owner, moment, killed)
         run.save(graph, TrainState(6))
-    assert os.path.exists(f'{run.directory}/model-1.index') and os.path.exists(f'{run.directory}/model-6.index')
+    assert os.path.exists(f'{run.directory}/model-1.index') and os.path.exists(
+        f'{run.directory}/model-6.index'
+    )
     assert os.path.exists(f'{run.directory}/saving')
     a_run(made, tmp_path).restore(graph, 'latest', silent)
     kept = range(1, 6) if moment == 'commit' else range(2, 7)
@@ -494,13 +582,15 @@ def test_the_best_weights_are_whole_whenever_a_save_is_killed(graph, made, tmp_p
     assert_same(best_of(run), expected)
     run.save_best(graph, 3, 0.5)
     assert_same(best_of(run), values(graph))
-    assert sorted(name for name in os.listdir(run.directory) if 'best' in name and name.endswith('.index')) == [
-        'model-best-2.index', 'model-best-3.index']  # the one before stays for who is reading it
+    assert sorted(
+        name for name in os.listdir(run.directory) if 'best' in name and name.endswith('.index')
+    ) == ['model-best-2.index', 'model-best-3.index']  # the one before stays for who is reading it
     assert json.loads(pathlib.Path(run.directory, 'model-best.json').read_text())['loss'] == 0.5
 
 
 def test_the_best_weights_are_read_while_they_are_replaced(graph, made, tmp_path):
-    """100 saves, between two of which a read ends: so it may begin before one and end after it, but not go past two."""
+    """100 saves, between two of which a read ends: so it may begin before one and end after it, but not go
+    past two."""
     run, variables = a_run(made, tmp_path), checkpoint.model_variables()
     number = tf.placeholder(tf.float32, [])
     fill = [v.assign(tf.fill(v.shape, number)) for v in variables]
@@ -511,7 +601,9 @@ def test_the_best_weights_are_read_while_they_are_replaced(graph, made, tmp_path
     def read():
         while not ended.is_set():
             try:
-                reader = checkpoint.weights_reader(checkpoint.resolve_checkpoint(run.directory, made[1], 'model-best'), made[1])
+                reader = checkpoint.weights_reader(
+                    checkpoint.resolve_checkpoint(run.directory, made[1], 'model-best'), made[1]
+                )
                 assert len({number for v in variables for number in reader.get_tensor(v.op.name).flat}) == 1
             except Exception as error:
                 failures.append(error)
@@ -567,7 +659,9 @@ def test_what_reads_changes_nothing(graph, made, tmp_path):
     run.save_best(graph, 1, 2.0)
     for name in ('best', 'best-new', 'model-best-new'):
         run.model_saver.save(graph, f'{run.directory}/{name}', write_state=False)
-    os.rename(f'{run.directory}/best-new.data-00000-of-00001', f'{run.directory}/best-new.data-00000-of-00002')
+    os.rename(
+        f'{run.directory}/best-new.data-00000-of-00001', f'{run.directory}/best-new.data-00000-of-00002'
+    )
     for name in ('saving', 'model-2.index.tempstate1', 'counter.9.tmp', 'model-2.index'):
         pathlib.Path(run.directory, name).write_text('model-2\n')
     os.unlink(f'{run.directory}/model-best-new.data-00000-of-00001')
@@ -588,10 +682,14 @@ def test_a_damaged_pointer_to_the_best_is_refused(graph, made, tmp_path):
     state = run_state.check_crc(json.loads(path.read_text()))
     odd = {'name': ('../../thesis', 'model-best', 'model-1', 'model-best-1/x', 'model-best-1\n', 1, None),
            'loss': (None, float('nan'), 'x', True), 'step': (-1, 10**30, None)}
-    contents = [json.dumps(run_state.with_crc({**state, name: value})).encode() for name in odd for value in odd[name]]
+    contents = [
+        json.dumps(run_state.with_crc({**state, name: value})).encode() for name in odd for value in odd[name]
+    ]
     for content in (*contents, b'\xff', b'', b'[]', b'{}', json.dumps({'crc32': 0, **state}).encode()):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r'model-best\.json (is damaged|is not JSON|must hold an object).*; remove it'):
+        with pytest.raises(
+            InputError, match=r'model-best\.json (is damaged|is not JSON|must hold an object).*; remove it'
+        ):
             checkpoint.resolve_path(run.best)
 
 
@@ -611,7 +709,9 @@ def trained(graph, made, tmp_path):
 
 
 def weights_in(variables):
-    return {name: value for name, value in variables.items() if name.startswith('model/') and 'Adam' not in name}
+    return {
+        name: value for name, value in variables.items() if name.startswith('model/') and 'Adam' not in name
+    }
 
 
 @pytest.mark.parametrize('restore_from, step, left', [
@@ -619,7 +719,9 @@ def weights_in(variables):
 def test_going_back_loses_nothing(graph, made, trained, restore_from, step, left):
     run, expected = trained
     lines = []
-    state = run_folder.Run(run.directory, made[0]).restore(graph, restore_from.format(run.directory), lines.append)
+    state = run_folder.Run(run.directory, made[0]).restore(
+        graph, restore_from.format(run.directory), lines.append
+    )
     assert state == TrainState(step, best=[3.0, 2], validations_since_best=0)
     assert_same(values(graph), weights_in(expected[step]) if step else made[2])
     folder = f'{run.directory}/left-4'
@@ -637,7 +739,9 @@ def test_going_back_loses_nothing(graph, made, trained, restore_from, step, left
     assert snapshot(folder) == before
     for n in left:
         assert_same(stored(f'{folder}/model-{n}'), weights_in(expected[n]))
-    checkpoint.resolve_checkpoint(folder, checkpoint.load_sizes_and_vocabulary('left-4', run.directory)[1])  # it is a model directory
+    checkpoint.resolve_checkpoint(
+        folder, checkpoint.load_sizes_and_vocabulary('left-4', run.directory)[1]
+    )  # it is a model directory
     state = run_folder.Run(run.directory, made[0]).restore(graph, folder, lines.append)
     assert (state.step, state.position) == (4, 40)
     assert_same(values(graph, tf.global_variables()), expected[4])
@@ -692,7 +796,8 @@ def test_where_files_have_one_name_only_they_are_copied(graph, made, trained, mo
 
 
 def test_going_back_may_be_killed_at_any_file_operation(graph, made, trained, tmp_path, monkeypatch):
-    """Each checkpoint and the last training state is then in the run or in a folder left-4; and it works again."""
+    """Each checkpoint and the last training state is then in the run or in a folder left-4; and it works
+    again."""
     run, expected = trained
     monkeypatch.setattr(os, 'fsync', lambda _: None)
     checkpoint.restore(graph, f'{run.directory}/model-3', checkpoint.model_variables())
@@ -724,7 +829,9 @@ def test_going_back_may_be_killed_at_any_file_operation(graph, made, trained, tm
             assert_same(values(graph, tf.global_variables()), expected[4])
             state = run_folder.Run(str(directory), made[0]).restore(graph, f'{directory}/model-3', silent)
             assert (state.step, state.best) == (3, [3.0, 2])
-        assert not [name for name in os.listdir(directory) if 'tmp' in name or name.startswith('.')] or kill % 5
+        assert (
+            not [name for name in os.listdir(directory) if 'tmp' in name or name.startswith('.')] or kill % 5
+        )
         shutil.rmtree(directory)
     assert kill > 25
 
@@ -737,14 +844,50 @@ def weights_files(prefix):
 
 
 ODD = {
-    **dict.fromkeys(('step', 'position', 'validations_since_best', 'actions_done'),
-                    (1.5, 'x', None, float('nan'), 2**63, 10**30, -1, True, [], {}, '7')),
-    'tokens': (1.5, 'x', 2**63, -1), 'flags': ([], None, 'x'),
-    'seed': (1.5, 'x', -1, True, [1]), 'loss': ('x', float('nan'), float('inf'), True, [1.0], 10**400),
-    'average': (None, 1.0, [], [1.0], [1.0, 2.0, 3.0], [1.0, None], ['a', 'b'], [1.0, float('nan')], {'a': 1, 'b': 2}),
-    'best': (1.0, [], [1.0], [1.0, 1, 1], [None, 1], [1.0, 1.5], [float('inf'), 1], [1.0, -1], 'ab', [True, 1])}
-WHOLE = {'step': 7, 'position': 52, 'seed': 2**64, 'tokens': 3, 'loss': 6.5, 'average': [0.1, 1], 'best': [6.0, 5],
-         'validations_since_best': 2, 'actions_done': 1, 'flags': {'dataset': 'x'}}
+    **dict.fromkeys(
+        ('step', 'position', 'validations_since_best', 'actions_done'),
+        (1.5, 'x', None, float('nan'), 2**63, 10**30, -1, True, [], {}, '7'),
+    ),
+    'tokens': (1.5, 'x', 2**63, -1),
+    'flags': ([], None, 'x'),
+    'seed': (1.5, 'x', -1, True, [1]),
+    'loss': ('x', float('nan'), float('inf'), True, [1.0], 10**400),
+    'average': (
+        None,
+        1.0,
+        [],
+        [1.0],
+        [1.0, 2.0, 3.0],
+        [1.0, None],
+        ['a', 'b'],
+        [1.0, float('nan')],
+        {'a': 1, 'b': 2},
+    ),
+    'best': (
+        1.0,
+        [],
+        [1.0],
+        [1.0, 1, 1],
+        [None, 1],
+        [1.0, 1.5],
+        [float('inf'), 1],
+        [1.0, -1],
+        'ab',
+        [True, 1],
+    ),
+}
+WHOLE = {
+    'step': 7,
+    'position': 52,
+    'seed': 2**64,
+    'tokens': 3,
+    'loss': 6.5,
+    'average': [0.1, 1],
+    'best': [6.0, 5],
+    'validations_since_best': 2,
+    'actions_done': 1,
+    'flags': {'dataset': 'x'},
+}
 
 
 @pytest.mark.parametrize('name', ODD)
@@ -752,7 +895,9 @@ def test_a_state_of_other_types_and_ranges_is_refused_whatever_its_checksum(tmp_
     path = tmp_path / 'training-7.json'
     for value in ODD[name]:
         path.write_text(json.dumps(run_state.with_crc({**WHOLE, name: value})))
-        with pytest.raises(InputError, match=rf'training-7\.json is damaged \("{name}" cannot be .*remove it'):
+        with pytest.raises(
+            InputError, match=rf'training-7\.json is damaged \("{name}" cannot be .*remove it'
+        ):
             run_state.read(str(path), TrainState)
     path.write_text(json.dumps(run_state.with_crc({**WHOLE, 'of a later version': None})))
     assert run_state.read(str(path), TrainState) == TrainState(**WHOLE)

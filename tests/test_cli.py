@@ -196,45 +196,50 @@ def test_a_seed_may_be_larger_than_a_size(capsys):
 
 # What is refused
 
-@pytest.mark.parametrize('argv, message', [
-    (['--length', '1.5'], "--length must be a whole number of at most 2,147,483,647, not '1.5'"),
-    (['--length', 'many'], "--length must be a whole number of at most 2,147,483,647, not 'many'"),
-    (['--length='], "--length must be a whole number of at most 2,147,483,647, not ''"),
-    (['--length', 'None'], "--length must be a whole number of at most 2,147,483,647, not 'None'"),
-    (['--length', 'True'], "--length must be a whole number of at most 2,147,483,647, not 'True'"),
-    (['--length', str(1 << 31)],
-     "--length must be a whole number of at most 2,147,483,647, not '21474"),
-    (['--length=-2147483648'], '--length must be a whole number of at most 2,147,483,647, not'),
-    (['--maybe', '9' * 30], '--maybe must be a whole number of at most 2,147,483,647, not'),
-    (['--length', '9' * 5000], f"--length must be a whole number of at most 2,147,483,647, not '{'9' * 5000}'"),
-    (['--maybe', '1.5'], "--maybe must be a whole number of at most 2,147,483,647, not '1.5'"),
-    (['--rate', 'high'], "--rate must be a number, not 'high'"),
-    (['--rate', 'nan'], "--rate must be a number, not 'nan'"),
-    (['--rate', 'inf'], "--rate must be a number, not 'inf'"),
-    (['--rate=-inf'], "--rate must be a number, not '-inf'"),
-    (['--rate', '1e400'], "--rate must be a number, not '1e400'"),
-    (['--include_prefix=1'], "--include_prefix must be true or false, not '1'"),
-    (['--include_prefix='], "--include_prefix must be true or false, not ''"),
-    (['--include_prefix', 'yes'], "'yes' was not expected"),
-    (['--lenght', '3'], 'unknown flag --lenght (did you mean --length?)'),
-    (['--lenght=3'], 'unknown flag --lenght (did you mean --length?)'),
-    (['--zzz'], 'unknown flag --zzz; see script.py --help'),
-    (['--zzz=a\nb'], 'unknown flag --zzz;'),
-    (['--a\nb'], 'unknown flag --a b;'),
-    (['-z'], 'unknown flag --z;'),
-    (['--nolength'], 'unknown flag --nolength'),
-    (['--noinclude_prefix=true'], 'unknown flag --noinclude_prefix (did you mean --include_prefix?)'),
-    (['--'], 'unknown flag --;'),
-    (['--length', '1', '--length', '1'], '--length is given twice'),
-    (['--length', '1', '-l', '2'], '--length is given twice'),
-    (['--run_name', 'a', '--run-name', 'b'], '--run_name is given twice'),
-    (['--include_prefix', '--include_prefix'], '--include_prefix is given twice'),
-    (['--length'], '--length needs a value'),
-    (['--text', '--length', '3'], '--text needs a value'),
-    (['--prompt'], '--prompt needs a value'),
-    (['3'], "'3' was not expected"),
-    (['a\nb'], "'a\\nb' was not expected"),
-])
+@pytest.mark.parametrize(
+    'argv, message',
+    [
+        (['--length', '1.5'], "--length must be a whole number of at most 2,147,483,647, not '1.5'"),
+        (['--length', 'many'], "--length must be a whole number of at most 2,147,483,647, not 'many'"),
+        (['--length='], "--length must be a whole number of at most 2,147,483,647, not ''"),
+        (['--length', 'None'], "--length must be a whole number of at most 2,147,483,647, not 'None'"),
+        (['--length', 'True'], "--length must be a whole number of at most 2,147,483,647, not 'True'"),
+        (['--length', str(1 << 31)], "--length must be a whole number of at most 2,147,483,647, not '21474"),
+        (['--length=-2147483648'], '--length must be a whole number of at most 2,147,483,647, not'),
+        (['--maybe', '9' * 30], '--maybe must be a whole number of at most 2,147,483,647, not'),
+        (
+            ['--length', '9' * 5000],
+            f"--length must be a whole number of at most 2,147,483,647, not '{'9' * 5000}'",
+        ),
+        (['--maybe', '1.5'], "--maybe must be a whole number of at most 2,147,483,647, not '1.5'"),
+        (['--rate', 'high'], "--rate must be a number, not 'high'"),
+        (['--rate', 'nan'], "--rate must be a number, not 'nan'"),
+        (['--rate', 'inf'], "--rate must be a number, not 'inf'"),
+        (['--rate=-inf'], "--rate must be a number, not '-inf'"),
+        (['--rate', '1e400'], "--rate must be a number, not '1e400'"),
+        (['--include_prefix=1'], "--include_prefix must be true or false, not '1'"),
+        (['--include_prefix='], "--include_prefix must be true or false, not ''"),
+        (['--include_prefix', 'yes'], "'yes' was not expected"),
+        (['--lenght', '3'], 'unknown flag --lenght (did you mean --length?)'),
+        (['--lenght=3'], 'unknown flag --lenght (did you mean --length?)'),
+        (['--zzz'], 'unknown flag --zzz; see script.py --help'),
+        (['--zzz=a\nb'], 'unknown flag --zzz;'),
+        (['--a\nb'], 'unknown flag --a b;'),
+        (['-z'], 'unknown flag --z;'),
+        (['--nolength'], 'unknown flag --nolength'),
+        (['--noinclude_prefix=true'], 'unknown flag --noinclude_prefix (did you mean --include_prefix?)'),
+        (['--'], 'unknown flag --;'),
+        (['--length', '1', '--length', '1'], '--length is given twice'),
+        (['--length', '1', '-l', '2'], '--length is given twice'),
+        (['--run_name', 'a', '--run-name', 'b'], '--run_name is given twice'),
+        (['--include_prefix', '--include_prefix'], '--include_prefix is given twice'),
+        (['--length'], '--length needs a value'),
+        (['--text', '--length', '3'], '--text needs a value'),
+        (['--prompt'], '--prompt needs a value'),
+        (['3'], "'3' was not expected"),
+        (['a\nb'], "'a\\nb' was not expected"),
+    ],
+)
 def test_a_mistake_is_told_in_one_line_before_any_work(capsys, argv, message):
     assert refused(capsys, *argv).startswith(message)
 
@@ -304,9 +309,15 @@ def test_require_raises_its_message_unless_the_condition_holds():
 
 # Help
 
-@pytest.mark.parametrize('function, argv, said', [
-    (script, ['--version'], 'script.py'), (script, ['--version', '--zzz'], 'script.py'),
-    ({'first': script}, ['--version'], 'script.py'), ({'first': script}, ['first', '--version'], 'script.py first')])
+@pytest.mark.parametrize(
+    'function, argv, said',
+    [
+        (script, ['--version'], 'script.py'),
+        (script, ['--version', '--zzz'], 'script.py'),
+        ({'first': script}, ['--version'], 'script.py'),
+        ({'first': script}, ['first', '--version'], 'script.py first'),
+    ],
+)
 def test_the_version_is_told(capsys, function, argv, said):
     cli.run(function, argv)
     assert (capsys.readouterr(), calls) == ((f'{said} {VERSION}\n', ''), [])
@@ -461,8 +472,13 @@ def test_stderr_is_led_back_after_an_exception(capfd):
 
 
 def test_only_unusual_lines_of_the_start_are_shown(capfd, monkeypatch):
-    monkeypatch.setattr(startup, 'devices', lambda: os.write(2, b'I0000 port.cc:153] oneDNN custom operations\n'
-                                                                b'E0000 gpu.cc:9] the driver is too old\n'))
+    monkeypatch.setattr(
+        startup,
+        'devices',
+        lambda: os.write(
+            2, b'I0000 port.cc:153] oneDNN custom operations\nE0000 gpu.cc:9] the driver is too old\n'
+        ),
+    )
     cli.load_tensorflow(computes=False)
     assert capfd.readouterr().err == 'E0000 gpu.cc:9] the driver is too old\n'
 

@@ -35,7 +35,8 @@ def split_texts(draw):
 
 
 def brute_force(text, stops):
-    """What is left of the text, and how many of its characters had to come for that; None where it did not end."""
+    """What is left of the text, and how many of its characters had to come for that; None where it did not
+    end."""
     for n in range(1, len(text) + 1):
         ended = [n - len(stop) for stop in stops if text[:n].endswith(stop)]
         if ended:
@@ -59,7 +60,9 @@ def test_text_and_what_is_shown_of_it_are_those_of_brute_force(split, stops):
         assert expected.startswith(shown)  # nothing has to be taken back
         held = row.text.removeprefix(shown)
         assert row.text == shown + held
-        assert not held or any(stop.startswith(held) and stop != held for stop in stops)  # nor is more held than needed
+        assert not held or any(
+            stop.startswith(held) and stop != held for stop in stops
+        )  # nor is more held than needed
     row.close()
     assert shown + row.read_new() == row.text == expected
     assert row.finished == (n_needed is not None)

@@ -129,7 +129,9 @@ def test_matrices_are_normal_with_the_papers_deviation(wide, name, stddev):
     value = wide[f'model/{name}']
     assert np.std(value) == pytest.approx(stddev, rel=0.03)
     assert abs(np.mean(value)) < 0.03 * stddev
-    assert np.mean(np.abs(value) < stddev) == pytest.approx(0.6827, abs=0.02)  # normal, not uniform or truncated
+    assert np.mean(np.abs(value) < stddev) == pytest.approx(
+        0.6827, abs=0.02
+    )  # normal, not uniform or truncated
 
 
 def test_gains_are_one_and_biases_zero(wide):
@@ -197,14 +199,24 @@ def test_a_model_is_made_and_read_below_a_folder_of_any_name(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path / 'a[1]')
     create_model('toy', **TOY, seed=1)
     assert weights('models/toy').keys() == SHAPES.keys()
-    with pytest.raises(Exception, match='Failed to find any matching files'):  # TensorFlow takes it for a pattern
+    with pytest.raises(
+        Exception, match='Failed to find any matching files'
+    ):  # TensorFlow takes it for a pattern
         weights(tmp_path / 'a[1]' / 'models' / 'toy' / 'model.ckpt')
 
 
 # A vocabulary of one's own
 
-HELD_OUT = ["The keepers' lamps weren't trimmed, they'd said, on 12 November 1986.\n\n", '   \t\n  x ', '',
-            'def wrapped(text):\n    """Ä"""', 'häß 日本 🙂', 'aaaaaaaaaaaaaaaaa', '<|endoftext|>', '\0\x7f\xad']
+HELD_OUT = [
+    "The keepers' lamps weren't trimmed, they'd said, on 12 November 1986.\n\n",
+    '   \t\n  x ',
+    '',
+    'def wrapped(text):\n    """Ä"""',
+    'häß 日本 🙂',
+    'aaaaaaaaaaaaaaaaa',
+    '<|endoftext|>',
+    '\0\x7f\xad',
+]
 
 
 @pytest.fixture(scope='module')
@@ -263,7 +275,9 @@ def test_a_corpus_is_read_in_its_encoding(learned, tmp_path):
 
 
 def test_a_byte_order_mark_is_not_learned(learned, tmp_path):
-    (tmp_path / 'text').write_bytes('\ufeff\ufeff'.encode())  # the first is a mark, and no pair of bytes comes twice
+    (tmp_path / 'text').write_bytes(
+        '\ufeff\ufeff'.encode()
+    )  # the first is a mark, and no pair of bytes comes twice
     with pytest.raises(InputError, match='has pairs for --train_vocab 257 and no more'):
         learn_vocabulary(258, str(tmp_path / 'text'))
 
@@ -276,19 +290,35 @@ def test_the_smallest_vocabulary_is_the_one_without_a_corpus(learned, tmp_path):
         assert (tmp_path / 'bytes' / name).read_bytes() == (tmp_path / 'plain' / name).read_bytes()
 
 
-@pytest.mark.parametrize('flags, message', [
-    ({'train_vocab': 2**24 + 1}, ' to 16,777,216, not 16777217'),
-    ({'train_vocab': 256}, '--train_vocab must be 257'), ({'train_vocab': -1}, '--train_vocab must be 257'),
-    ({'train_vocab': 50257}, 'has pairs for --train_vocab '), ({'corpus': '{}/none'}, 'nothing matches the path'),
-    ({'corpus': '{}/empty'}, 'empty has pairs for --train_vocab 257 and no more'), ({'corpus': '{}/a.npz'}, 'not text'),
-    ({'corpus': '{}/broken'}, 'broken: not utf-8 at byte 3'), ({'encoding': 'utf-99'}, 'utf-99'),
-    ({'corpus': None}, '--train_vocab and --corpus belong together'),
-    ({'train_vocab': None}, '--train_vocab and --corpus belong together'),
-    ({'vocab_from': 'x'}, 'and not to --vocab_from'), ({'n_head': 3}, 'must be divisible by n_head')])
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        ({'train_vocab': 2**24 + 1}, ' to 16,777,216, not 16777217'),
+        ({'train_vocab': 256}, '--train_vocab must be 257'),
+        ({'train_vocab': -1}, '--train_vocab must be 257'),
+        ({'train_vocab': 50257}, 'has pairs for --train_vocab '),
+        ({'corpus': '{}/none'}, 'nothing matches the path'),
+        ({'corpus': '{}/empty'}, 'empty has pairs for --train_vocab 257 and no more'),
+        ({'corpus': '{}/a.npz'}, 'not text'),
+        ({'corpus': '{}/broken'}, 'broken: not utf-8 at byte 3'),
+        ({'encoding': 'utf-99'}, 'utf-99'),
+        ({'corpus': None}, '--train_vocab and --corpus belong together'),
+        ({'train_vocab': None}, '--train_vocab and --corpus belong together'),
+        ({'vocab_from': 'x'}, 'and not to --vocab_from'),
+        ({'n_head': 3}, 'must be divisible by n_head'),
+    ],
+)
 def test_a_vocabulary_that_cannot_be_learned_is_refused(learned, tmp_path, flags, message):
-    for name, content in (('text', ENGLISH.encode()), ('empty', b''), ('a.npz', b'PK\3\4'), ('broken', b'abc\xff')):
+    for name, content in (
+        ('text', ENGLISH.encode()),
+        ('empty', b''),
+        ('a.npz', b'PK\3\4'),
+        ('broken', b'abc\xff'),
+    ):
         (tmp_path / name).write_bytes(content)
-    flags = {name: value.format(tmp_path) if isinstance(value, str) else value for name, value in flags.items()}
+    flags = {
+        name: value.format(tmp_path) if isinstance(value, str) else value for name, value in flags.items()
+    }
     assert message in refusal('own', **{**TOY, 'models_dir': str(tmp_path / 'models'), 'train_vocab': 300,
                                         'corpus': str(tmp_path / 'text'), **flags})
     assert not os.path.exists(tmp_path / 'models')
@@ -297,7 +327,9 @@ def test_a_vocabulary_that_cannot_be_learned_is_refused(learned, tmp_path, flags
 def test_without_tokenizers_it_is_said_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'tokenizers', None)
     (tmp_path / 'text').write_text(ENGLISH)
-    said = refusal('own', **TOY, models_dir=str(tmp_path / 'models'), train_vocab=300, corpus=str(tmp_path / 'text'))
+    said = refusal(
+        'own', **TOY, models_dir=str(tmp_path / 'models'), train_vocab=300, corpus=str(tmp_path / 'text')
+    )
     assert said == '--train_vocab needs the package tokenizers: pip install tokenizers'
     assert not os.path.exists(tmp_path / 'models')
 

@@ -21,7 +21,12 @@ from generation import generator
 
 pytestmark = pytest.mark.slow
 
-CONTEXTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5], [7], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5, 9], [5, 5]]  # of several lengths
+CONTEXTS = [
+    [3, 1, 4, 1, 5, 9, 2, 6, 5],
+    [7],
+    [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5, 9],
+    [5, 5],
+]  # of several lengths
 SMALL = {'n_vocab': 6, 'n_ctx': 8, 'n_embd': 16, 'n_head': 2}
 DRAWN = 1000  # pairs of tokens, for a distribution
 
@@ -57,8 +62,10 @@ def log_softmax(x):
 
 
 def reference(values, hp, context, length):
-    """The greedy continuation and its log-probabilities: each token by a whole pass over the window. When the row has
-    more tokens than that, as many as a quarter of n_ctx, and no fewer than 1, are left out at its beginning."""
+    """The greedy continuation and its log-probabilities: each token by a whole pass over the window. When
+    the row has
+    more tokens than that, as many as a quarter of n_ctx, and no fewer than 1, are left out at its
+    beginning."""
     row, first, logprobs = list(context)[-hp.n_ctx:], 0, []
     begin = len(row)
     for _ in range(length):
@@ -71,7 +78,9 @@ def reference(values, hp, context, length):
 
 
 def assert_greedy(hp, values, contexts, length):
-    tokens, logprobs = scored_rows_of(made(hp, values), contexts, [[1]] * len(contexts), length=length, temperature=0)
+    tokens, logprobs = scored_rows_of(
+        made(hp, values), contexts, [[1]] * len(contexts), length=length, temperature=0
+    )
     for i, context in enumerate(contexts):
         expected, expected_logprobs = reference(values, hp, context, length)
         assert tokens[i] == expected
@@ -196,7 +205,9 @@ def distribution(values, tokens, *, temperature=1, top_k=0, top_p=1, repetition_
 def of_pairs(values, context, **controls):  # -> [V, V]
     """The distribution of the two tokens after a context."""
     first = distribution(values, context, **controls)
-    return np.array([p * distribution(values, [*context, token], **controls) for token, p in enumerate(first)])
+    return np.array(
+        [p * distribution(values, [*context, token], **controls) for token, p in enumerate(first)]
+    )
 
 
 def assert_distributed(pairs, probabilities):
@@ -242,7 +253,9 @@ def test_the_distribution_of_rows_side_by_side(small, controls):
     pairs = [rows_of(gpt2, contexts, [[call, row] for row in range(8)], length=2, **controls)
              for call in range(DRAWN // 4)]
     for context, rows in ([0, 3], slice(4)), ([5, 1, 4, 4, 2], slice(4, 8)):
-        assert_distributed([row for each in pairs for row in each[rows]], of_pairs(values, context, **controls))
+        assert_distributed(
+            [row for each in pairs for row in each[rows]], of_pairs(values, context, **controls)
+        )
 
 
 @pytest.mark.parametrize('controls', CONTROLS[-1:])
@@ -274,7 +287,12 @@ def test_log_probabilities_are_the_models_own_whatever_the_controls():
     hp = toy.hparams()
     values = toy.weights(hp, scale=0.3)
     gpt2 = made(hp, values)
-    for controls in ({}, {'temperature': 0.5, 'top_k': 3}, {'top_p': 0.5, 'repetition_penalty': 2}, {'temperature': 0}):
+    for controls in (
+        {},
+        {'temperature': 0.5, 'top_k': 3},
+        {'top_p': 0.5, 'repetition_penalty': 2},
+        {'temperature': 0},
+    ):
         tokens, logprobs = scored_rows_of(gpt2, CONTEXTS, [[8]] * 4, length=8, **controls)
         for context, row, found in zip(CONTEXTS, tokens, logprobs, strict=True):
             p = log_softmax(numpy_gpt2.logits(values, context + row, hp.n_head))
@@ -316,8 +334,9 @@ def test_int8_has_a_scale_for_each_output():
         with toy.session() as s:
             found = s.run(quantize(name, tf.constant(matrix), tf.int8))
         assert found.values.dtype == np.int8 and found.values.shape == (5, 7)
-        np.testing.assert_allclose(found.scale, np.where(np.abs(value[0]).max(0) > 0, np.abs(value[0]).max(0) / 127, 1),
-                                   rtol=1e-6)
+        np.testing.assert_allclose(
+            found.scale, np.where(np.abs(value[0]).max(0) > 0, np.abs(value[0]).max(0) / 127, 1), rtol=1e-6
+        )
         assert (np.abs(found.values).max(axis=1) == [127, 127, 127, 0, 127]).all()
         error = np.abs(value[0].T - found.values * found.scale[:, None].astype(np.float64))
         assert (error <= found.scale[:, None] * 0.5001).all()
@@ -368,7 +387,9 @@ def trained():
         for _ in range(150):
             starts = rng.randint(0, len(text) - 64, 8)
             s.run(update, {X: [text[start:start + 64] for start in starts]})
-        values = dict(zip([v.op.name for v in tf.trainable_variables()], s.run(tf.trainable_variables()), strict=True))
+        values = dict(
+            zip([v.op.name for v in tf.trainable_variables()], s.run(tf.trainable_variables()), strict=True)
+        )
     return hp, values, held_out
 
 
@@ -469,13 +490,20 @@ def test_a_stream_left_unfinished_changes_nothing_of_the_next(small):
     left.close()
 
 
-@pytest.mark.parametrize('contexts, options, message', [
-    ([[1]], {'length': 0}, 'length must be 1 or more, not 0'),
-    *((contexts, {'length': 2}, 'contexts must be lists of ids from 0 to 5')
-      for contexts in ([[1], []], [[[1]]], [[1], [2, 6]], [[1], [-1, 2]])),
-    ([[1]], {'length': 2, 'temperature': -1}, 'temperature must be 0'),
-    ([[1]], {'length': 2, 'top_k': -1}, 'top_k must be 0'), ([[1]], {'length': 2, 'top_p': 2}, 'top_p must be from 0'),
-    ([[1]], {'length': 2, 'repetition_penalty': 0}, 'repetition_penalty must be above 0')])
+@pytest.mark.parametrize(
+    'contexts, options, message',
+    [
+        ([[1]], {'length': 0}, 'length must be 1 or more, not 0'),
+        *(
+            (contexts, {'length': 2}, 'contexts must be lists of ids from 0 to 5')
+            for contexts in ([[1], []], [[[1]]], [[1], [2, 6]], [[1], [-1, 2]])
+        ),
+        ([[1]], {'length': 2, 'temperature': -1}, 'temperature must be 0'),
+        ([[1]], {'length': 2, 'top_k': -1}, 'top_k must be 0'),
+        ([[1]], {'length': 2, 'top_p': 2}, 'top_p must be from 0'),
+        ([[1]], {'length': 2, 'repetition_penalty': 0}, 'repetition_penalty must be above 0'),
+    ],
+)
 def test_what_cannot_be_drawn_is_refused(small, contexts, options, message):
     with pytest.raises(InputError, match=message):
         next(small[1].stream(contexts, [[1]] * len(contexts), **options))
@@ -494,4 +522,6 @@ def test_a_seed_of_one_number_is_that_of_the_first_row(small):
 
 def test_rows_may_be_arrays(small):
     arrays = np.array([[0, 3], [4, 1]]), np.array([[1], [2]])
-    assert rows_of(small[1], *arrays, length=3) == rows_of(small[1], *(each.tolist() for each in arrays), length=3)
+    assert rows_of(small[1], *arrays, length=3) == rows_of(
+        small[1], *(each.tolist() for each in arrays), length=3
+    )

@@ -77,14 +77,18 @@ def test_the_output_names_its_vocabulary_and_an_input_of_another_is_refused(corp
         encode.encode(**flags(corpus, in_text=str(corpus / 'e.npz')))
 
 
-@pytest.mark.parametrize('given, written', [('new', 'new.npz'), ('new.npz', 'new.npz'), ('new.NPZ', 'new.NPZ')])
+@pytest.mark.parametrize(
+    'given, written', [('new', 'new.npz'), ('new.npz', 'new.npz'), ('new.NPZ', 'new.NPZ')]
+)
 def test_the_output_gets_its_ending_where_it_has_none(corpus, given, written):
     encode.encode(**flags(corpus, out_npz=str(corpus.parent / given)))
     assert (corpus.parent / written).exists()
 
 
 def test_script_runs_from_anywhere_without_tensorflow(corpus):
-    done = run('-X', 'importtime', SCRIPT, 'corpus', 'new/folder/out', '--model_name', 'tiny', cwd=corpus.parent)
+    done = run(
+        '-X', 'importtime', SCRIPT, 'corpus', 'new/folder/out', '--model_name', 'tiny', cwd=corpus.parent
+    )
     assert done.returncode == 0 and done.stdout == ''
     assert (corpus.parent / 'new' / 'folder' / 'out.npz').exists()
     assert 'numpy' in done.stderr and 'tensorflow' not in done.stderr
@@ -169,8 +173,20 @@ def test_ids_of_another_vocabulary(corpus):
 # Several cores
 
 
-WORDS = ('the old Lighthouse keeper ', 'didn\'t "say" 1987; ', '你好，世界。今天天气很好！', 'مرحبا ٣٤٥ ', '\r\n\t  \n',
-         'नमस्ते ', '😀 👍🏽!', 'x=1;//**--', '\x1c\x85\xa0', "'ll'll've", '한국어 ', 'wörter²½')
+WORDS = (
+    'the old Lighthouse keeper ',
+    'didn\'t "say" 1987; ',
+    '你好，世界。今天天气很好！',
+    'مرحبا ٣٤٥ ',
+    '\r\n\t  \n',
+    'नमस्ते ',
+    '😀 👍🏽!',
+    'x=1;//**--',
+    '\x1c\x85\xa0',
+    "'ll'll've",
+    '한국어 ',
+    'wörter²½',
+)
 
 
 @pytest.fixture(autouse=True)

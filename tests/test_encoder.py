@@ -1,4 +1,6 @@
-"""Ids against tiktoken, an independent implementation: always on a small vocabulary, on the real one where it is."""
+"""Ids against tiktoken, an independent implementation: always on a small vocabulary, on the real one where
+it is."""
+
 import functools
 import glob
 import itertools
@@ -32,15 +34,46 @@ from errors import InputError
 from storage.vocabulary_files import SpecialTokens, load_vocabulary, write_vocabulary
 
 ODD_TEXTS = [
-    '', ' ', '\n', '  \n', 'a', ' a', 'a ', 'a  ', '  a', '\t\ta\r\n b', 'x\n\n\ny',
-    'tabs\t\t\tand \t mixed  \n  ends  ', "'l", "'lx 'l", "x'",
+    '',
+    ' ',
+    '\n',
+    '  \n',
+    'a',
+    ' a',
+    'a ',
+    'a  ',
+    '  a',
+    '\t\ta\r\n b',
+    'x\n\n\ny',
+    'tabs\t\t\tand \t mixed  \n  ends  ',
+    "'l",
+    "'lx 'l",
+    "x'",
     "I'll we've you're he's don't I'm he'd 'tis '90s rock'n'roll ''s '' 'll'' 'LL I'LL I'Ll 're're",
-    "l'été '’s don’t", 'abc123def 456ghi 7 89', 'x=1;y<=2 //***---!!! ...', 'snake_case __init__ CamelCase',
-    'control \x00\x01\x07\x1b[0m\x7f chars', 'a\x1cb \x1d c\x1e\x1f\x1f d \x1c\x1d  \x1ee', '\x85next\x85\x85 line',
+    "l'été '’s don’t",
+    'abc123def 456ghi 7 89',
+    'x=1;y<=2 //***---!!! ...',
+    'snake_case __init__ CamelCase',
+    'control \x00\x01\x07\x1b[0m\x7f chars',
+    'a\x1cb \x1d c\x1e\x1f\x1f d \x1c\x1d  \x1ee',
+    '\x85next\x85\x85 line',
     'nbsp\xa0here\xa0\xa0 and \u2003em\u3000wide \u1680\u180e\u200b\u2028\u2029\u202f\u205f\ufeff end',
-    '😀 😀😀 👩‍👩‍👧‍👦 🇫🇷 👍🏽!', '你好，世界。今天天气很好！', '日本語のテキスト、カタカナ 漢字', '한국어 텍스트',
-    'שלום עולם ברוך', 'مرحبا بالعالم ٣٤٥', 'हिन्दी में नमस्ते', 'ภาษาไทย', 'e\u0301 combining a\u0308\u0301', 'Ⅷ ½ x² ①②',
-    f'a{EOT}b', f'{EOT}', f' {EOT} {EOT}{EOT}', '<|endoftext', '\U0010ffff\ue000 private', 'ÿ\xadsoft',
+    '😀 😀😀 👩‍👩‍👧‍👦 🇫🇷 👍🏽!',
+    '你好，世界。今天天气很好！',
+    '日本語のテキスト、カタカナ 漢字',
+    '한국어 텍스트',
+    'שלום עולם ברוך',
+    'مرحبا بالعالم ٣٤٥',
+    'हिन्दी में नमस्ते',
+    'ภาษาไทย',
+    'e\u0301 combining a\u0308\u0301',
+    'Ⅷ ½ x² ①②',
+    f'a{EOT}b',
+    f'{EOT}',
+    f' {EOT} {EOT}{EOT}',
+    '<|endoftext',
+    '\U0010ffff\ue000 private',
+    'ÿ\xadsoft',
 ]
 CHARACTERS = st.one_of(
     st.sampled_from("abcstrelv'dmSLé世  \n\t\r\0\x0b\x1c\x1d\x1e\x1f\x85\xa0\u180e\u2003\u200b\u3000"
@@ -76,7 +109,9 @@ def both(request):
 def test_bytes_to_unicode_is_reversible_and_printable():
     symbols = bytes_to_unicode()
     assert sorted(symbols) == list(range(256)) and len(set(symbols.values())) == 256
-    assert all(len(symbol) == 1 and symbol.isprintable() and not symbol.isspace() for symbol in symbols.values())
+    assert all(
+        len(symbol) == 1 and symbol.isprintable() and not symbol.isspace() for symbol in symbols.values()
+    )
     assert (symbols[ord(' ')], symbols[ord('\n')], symbols[ord('A')], symbols[0xFF]) == ('Ġ', 'Ċ', 'A', 'ÿ')
 
 
@@ -164,7 +199,16 @@ def naive_merge(symbols, merges):
 
 
 def test_merges_in_any_order():
-    pairs = [('ab', 'a'), ('aa', 'a'), ('b', 'ab'), ('a', 'b'), ('a', 'a'), ('bab', 'aa'), ('b', 'b'), ('bb', 'a')]
+    pairs = [
+        ('ab', 'a'),
+        ('aa', 'a'),
+        ('b', 'ab'),
+        ('a', 'b'),
+        ('a', 'a'),
+        ('bab', 'aa'),
+        ('b', 'b'),
+        ('bb', 'a'),
+    ]
     symbols = dict.fromkeys([*bytes_to_unicode().values(), *map(''.join, pairs), EOT])
     enc = Encoder({symbol: id for id, symbol in enumerate(symbols)}, pairs)
     for letters in itertools.chain.from_iterable(itertools.product('ab', repeat=n) for n in range(1, 11)):
@@ -180,7 +224,9 @@ def test_merges_in_a_random_order(draw):
         symbols.append(''.join(pairs[-1]))
     pairs = list(dict.fromkeys(pairs))
     draw.shuffle(pairs)
-    vocabulary = {symbol: id for id, symbol in enumerate(dict.fromkeys([*bytes_to_unicode().values(), *symbols]))}
+    vocabulary = {
+        symbol: id for id, symbol in enumerate(dict.fromkeys([*bytes_to_unicode().values(), *symbols]))
+    }
     enc = Encoder(vocabulary, pairs)
     words = [''.join(draw.choices('abc', k=draw.randrange(1, 30))) for _ in range(60)]
     expected = [symbol for word in words for symbol in [*naive_merge(word, pairs), 'Ċ']]
@@ -194,7 +240,9 @@ def test_ids_need_not_be_in_merge_order_and_may_have_gaps():
     enc = Encoder(shuffled, merges)
     renumbered, back = in_merge_order(shuffled, merges)
     text = ' '.join(ODD_TEXTS) + 'the text wrapper ' * 2000 + 'thewrapper' * 3000
-    assert enc.encode(text) == [back[id] for id in tiktoken_encoding(renumbered, merges).encode_ordinary(text)]
+    assert enc.encode(text) == [
+        back[id] for id in tiktoken_encoding(renumbered, merges).encode_ordinary(text)
+    ]
     assert enc.decode(enc.encode(text)) == text
     assert len(enc) == max(ids) + 1
 
@@ -294,7 +342,12 @@ def test_decode_never_fails_on_ids_of_the_vocabulary(ids):
 def test_decode_of_any_iterable_of_integers():
     enc, _ = tiny()
     ids = enc.encode('the text')
-    assert enc.decode(tuple(ids)) == enc.decode(iter(ids)) == enc.decode(list(np.array(ids, np.int32))) == 'the text'
+    assert (
+        enc.decode(tuple(ids))
+        == enc.decode(iter(ids))
+        == enc.decode(list(np.array(ids, np.int32)))
+        == 'the text'
+    )
     assert enc.decode([]) == enc.decode(np.array([])) == ''
     assert enc.decode(enc.encode('é')[:1]) == '\ufffd'
 
@@ -326,13 +379,21 @@ def test_get_encoder(tmp_path):
     enc = get_encoder('tiny', str(tmp_path))
     assert enc.encoder == vocabulary and len(enc) == len(vocabulary)
     text = 'the wrapped text'
-    assert enc.encode(text) == tiktoken_encoding(str(tmp_path / 'tiny' / 'encoder.json'), merges).encode_ordinary(text)
+    assert enc.encode(text) == tiktoken_encoding(
+        str(tmp_path / 'tiny' / 'encoder.json'), merges
+    ).encode_ordinary(text)
     assert len(enc.encode(text)) < len(text)
 
 
-@pytest.mark.parametrize('change', [
-    lambda text: text.rstrip('\n'), lambda text: text.replace('\n', '\r\n'), lambda text: text.split('\n', 1)[1],
-], ids=['no newline at the end', 'crlf', 'no version line'])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda text: text.rstrip('\n'),
+        lambda text: text.replace('\n', '\r\n'),
+        lambda text: text.split('\n', 1)[1],
+    ],
+    ids=['no newline at the end', 'crlf', 'no version line'],
+)
 def test_harmless_differences_of_vocab_bpe(tmp_path, change):
     write_vocab(tmp_path / 'tiny')
     path = tmp_path / 'tiny' / 'vocab.bpe'

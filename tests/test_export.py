@@ -1,4 +1,6 @@
-"""The SavedModel, asked by a process that has TensorFlow and none of this project, as others would load it."""
+"""The SavedModel, asked by a process that has TensorFlow and none of this project, as others would load
+it."""
+
 import json
 import os
 import shutil
@@ -47,7 +49,8 @@ REFUSED = [
     ('logits', {'tokens': [[1, -1]]}, 'each row must have tokens from 0 to 556, and -1'),
 ]
 
-# What a client does: values become tensors of the types that the signature names, as TensorFlow Serving makes them.
+# What a client does: values become tensors of the types that the signature names, as TensorFlow Serving
+# makes them.
 CLIENT = """
 import json, sys
 import tensorflow as tf
@@ -64,9 +67,9 @@ for signature, inputs in requests:
     except tf.errors.InvalidArgumentError as error:
         answers.append(str(error))
     else:
-        answers.append({name: [str(each.dtype.name), each.numpy().tolist()] for name, each in outputs.items()})
-described = {name: {key: [each.dtype.name, each.shape.as_list()] for key, each in [
-                        *function.structured_input_signature[1].items(), *function.structured_outputs.items()]}
+        answers.append({name: [str(x.dtype.name), x.numpy().tolist()] for name, x in outputs.items()})
+described = {name: {key: [x.dtype.name, x.shape.as_list()] for key, x in [
+                 *function.structured_input_signature[1].items(), *function.structured_outputs.items()]}
              for name, function in signatures.items()}
 files = [getattr(module, '__file__', None) or '' for module in list(sys.modules.values())]
 json.dump({'answers': answers, 'signatures': described, 'path': sys.path, 'files': files}, sys.stdout)
@@ -98,19 +101,31 @@ def generate(tokens, **controls):
 
 @pytest.fixture(scope='module')
 def client(exported, tmp_path_factory):
-    """What a process says that has asked all that the tests want to know: {request as JSON: answer}, and the rest."""
+    """What a process says that has asked all that the tests want to know: {request as JSON: answer}, and the
+    rest."""
     batches = [PADDED, *([row] for row in CONTEXTS)]
     requests = [['logits', {'tokens': each}] for each in (*batches, [[1] * 32])]
     requests += [['generate', {'tokens': each, **GREEDY}] for each in (*batches, [[5] * 12])]
     requests += [generate(each, **controls) for controls in DRAWN for each in (PADDED, CONTEXTS[:1])]
     requests += [[name, changes] if name == 'logits' else generate(**{'tokens': [[1]], **changes})
                  for name, changes, _ in REFUSED]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(('PYTHON', 'TF_'))}
-    done = subprocess.run([sys.executable, '-I', '-c', CLIENT, str(exported)], input=json.dumps(requests), text=True,
-                          capture_output=True, timeout=300, cwd=tmp_path_factory.mktemp('elsewhere'), env=environment)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(('PYTHON', 'TF_'))
+    }
+    done = subprocess.run(
+        [sys.executable, '-I', '-c', CLIENT, str(exported)],
+        input=json.dumps(requests),
+        text=True,
+        capture_output=True,
+        timeout=300,
+        cwd=tmp_path_factory.mktemp('elsewhere'),
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    said['answers'] = {json.dumps(request): answer for request, answer in zip(requests, said['answers'], strict=True)}
+    said['answers'] = {
+        json.dumps(request): answer for request, answer in zip(requests, said['answers'], strict=True)
+    }
     return said
 
 
@@ -127,7 +142,9 @@ def ask(client):
 
 def test_the_process_that_asks_has_nothing_of_this_project(client):
     project = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    environment = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(np.__file__))))  # may be in it
+    environment = os.path.dirname(
+        os.path.dirname(os.path.dirname(os.path.dirname(np.__file__)))
+    )  # may be in it
     assert [each for each in client['path'] + client['files']
             if each.startswith(project) and not each.startswith(environment)] == []
 
@@ -135,14 +152,19 @@ def test_the_process_that_asks_has_nothing_of_this_project(client):
 def test_the_signatures_are_those_documented(client):
     scalars = {'length': ['int32', []], 'temperature': ['float32', []], 'top_k': ['int32', []],
                'top_p': ['float32', []], 'seed': ['int64', []]}
-    assert client['signatures'] == {'logits': {'tokens': ['int32', [None, None]], 'logits': ['float32', [None, 557]]},
-                                    'generate': {'tokens': ['int32', [None, None]], **scalars}}
+    assert client['signatures'] == {
+        'logits': {'tokens': ['int32', [None, None]], 'logits': ['float32', [None, 557]]},
+        'generate': {'tokens': ['int32', [None, None]], **scalars},
+    }
 
 
 def test_nothing_in_it_is_compiled_by_xla_or_python_or_names_this_machine(exported):
     data = (exported / 'saved_model.pb').read_bytes()
     meta, = saved_model_pb2.SavedModel.FromString(data).meta_graphs
-    nodes = [*meta.graph_def.node, *(node for each in meta.graph_def.library.function for node in each.node_def)]
+    nodes = [
+        *meta.graph_def.node,
+        *(node for each in meta.graph_def.library.function for node in each.node_def),
+    ]
     assert len(nodes) > 500 and 'MatMul' in {node.op for node in nodes}
     assert [node.op for node in nodes if node.op.startswith(('Xla', 'PyFunc', 'EagerPyFunc'))] == []
     attributes = {name for each in (*nodes, *meta.graph_def.library.function) for name in each.attr}
@@ -221,13 +243,16 @@ def test_drawn_tokens_are_those_of_sample_sequence(ask, models, monkeypatch, con
                  for i, row in enumerate(CONTEXTS)]
         toy.assign(s, values)
         drawn = s.run(drawn)
-    assert [row[-LENGTH:].tolist() for row in ask(signature, inputs)] == [row[0, -LENGTH:].tolist() for row in drawn]
+    assert [row[-LENGTH:].tolist() for row in ask(signature, inputs)] == [
+        row[0, -LENGTH:].tolist() for row in drawn
+    ]
     assert ask(*generate(CONTEXTS[:1], **controls)).tolist() == drawn[0].tolist()
 
 
 @pytest.mark.parametrize('controls', [{}, {'temperature': 1.5, 'top_k': 40, 'top_p': 0.9}, {'top_p': 0.8}])
-def test_script_generator_sample_sequence_and_saved_model_draw_the_same_tokens(exported, models, tmp_path, capsys,
-                                                                               monkeypatch, controls):
+def test_script_generator_sample_sequence_and_saved_model_draw_the_same_tokens(
+    exported, models, tmp_path, capsys, monkeypatch, controls
+):
     """Of several prompts of several lengths, and of one prompt several times."""
     monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 1 << 60)
     gpt2 = generator.load('toy', str(models[0]))
@@ -251,7 +276,14 @@ def test_script_generator_sample_sequence_and_saved_model_draw_the_same_tokens(e
                                 {signature.inputs[name].name: value for name, value in inputs.items()})
             assert tokens[:, -12:].tolist() == drawn
     (tmp_path / 'p.txt').write_text(prompts[2], encoding='utf-8')
-    interact_model(model_name='toy', models_dir=str(models[0]), prompts_file=str(tmp_path / 'p.txt'), seed=7, nsamples=3, **controls)
+    interact_model(
+        model_name='toy',
+        models_dir=str(models[0]),
+        prompts_file=str(tmp_path / 'p.txt'),
+        seed=7,
+        nsamples=3,
+        **controls,
+    )
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line)['tokens'] for line in lines] == drawn
 
@@ -291,11 +323,16 @@ def test_ids_without_a_text_are_not_drawn_and_have_their_logits(tmp_path, monkey
 
         def ask(name, **inputs):
             (output,) = signatures[name].outputs.values()
-            return s.run(output.name, {signatures[name].inputs[key].name: value for key, value in inputs.items()})
+            return s.run(
+                output.name, {signatures[name].inputs[key].name: value for key, value in inputs.items()}
+            )
+
         logits = ask('logits', tokens=CONTEXTS[:1])
         drawn = ask('generate', tokens=CONTEXTS[:1] * 20, **{**GREEDY, 'temperature': 1})
         greedy = ask('generate', tokens=CONTEXTS[:1], **GREEDY)[0, 5:].tolist()
-    np.testing.assert_allclose(logits[0], numpy_gpt2.logits(values, CONTEXTS[0], hp.n_head)[-1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        logits[0], numpy_gpt2.logits(values, CONTEXTS[0], hp.n_head)[-1], rtol=1e-4, atol=1e-5
+    )
     assert set(drawn[:, 5:].flat) <= has_text
     assert not has_text >= set(numpy_gpt2.greedy(values, CONTEXTS[0], hp.n_head, LENGTH))  # of all ids
     for i, token in enumerate(greedy):
@@ -330,8 +367,9 @@ def test_of_a_run_the_checkpoint_that_is_asked_for_is_written(models, capfd, tmp
         s.run(tf.global_variables_initializer())
         tf.train.Saver().save(s, str(run_directory / 'model-best'), write_state=False)
     out = tmp_path / 'new' / 'served' / '1'
-    assert run(capfd, 'mine', out, '--checkpoint_dir', tmp_path / 'checkpoint', '--checkpoint=model-best') == (
-        0, f'Wrote {run_directory}/model-best to {out}\n', '')
+    assert run(
+        capfd, 'mine', out, '--checkpoint_dir', tmp_path / 'checkpoint', '--checkpoint=model-best'
+    ) == (0, f'Wrote {run_directory}/model-best to {out}\n', '')
     reader = tf.train.load_checkpoint(str(out / 'variables' / 'variables'))
     assert (reader.get_tensor('model/wte') == best['model/wte']).all()
     assert os.listdir(out.parent) == ['1'] and os.listdir(out.parent.parent) == ['served']
@@ -370,7 +408,9 @@ def cut(path, length=None):
 def test_of_a_damaged_model_nothing_is_written(models, capfd, tmp_path, damage, named):
     damage(shutil.copytree(models[0] / 'toy', tmp_path / 'models' / 'toy'))
     (tmp_path / 'out').mkdir()
-    status, out, err = run(capfd, 'toy', tmp_path / 'out' / 'served' / '1', '--models_dir', tmp_path / 'models')
+    status, out, err = run(
+        capfd, 'toy', tmp_path / 'out' / 'served' / '1', '--models_dir', tmp_path / 'models'
+    )
     assert (status, out) == (2, '') and err.count('\n') == 1
     assert named in err and str(tmp_path / 'models' / 'toy') in err
     assert contents(tmp_path / 'out') == {}
@@ -387,5 +427,7 @@ def test_a_model_is_named_as_by_the_sampling_scripts_or_by_its_path(models, capf
 
 def test_a_checkpoint_that_is_not_there_is_named(models, capfd, tmp_path):
     status, out, err = run(capfd, 'toy', tmp_path / 'out', '--models_dir', models[0], '--checkpoint=model-9')
-    assert (status, out) == (2, '') and f'no checkpoint {models[0]}/toy/model-9' in err and err.count('\n') == 1
+    assert (
+        (status, out) == (2, '') and f'no checkpoint {models[0]}/toy/model-9' in err and err.count('\n') == 1
+    )
     assert contents(tmp_path) == {}

@@ -97,11 +97,16 @@ def test_those_of_several_processes_are_the_same_and_two():
         HorovodFlags(dataset='x', batch_size=0)
 
 
-@pytest.mark.parametrize('changes, message', [
-    ({'batch_size': 0}, '--batch_size must be 1 or more, not 0'),
-    ({'nsamples': -1}, '--nsamples must be 0 or more, not -1'),
-    ({'seed': -1}, '--seed must be 0 or more, not -1'), ({'truncate': ''}, '--stop and --truncate need a text'),
-    ({'stop': ('a', '')}, '--stop and --truncate need')])
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'batch_size': 0}, '--batch_size must be 1 or more, not 0'),
+        ({'nsamples': -1}, '--nsamples must be 0 or more, not -1'),
+        ({'seed': -1}, '--seed must be 0 or more, not -1'),
+        ({'truncate': ''}, '--stop and --truncate need a text'),
+        ({'stop': ('a', '')}, '--stop and --truncate need'),
+    ],
+)
 def test_those_of_sampling_are_refused_before_a_model_is_looked_for(changes, message):
     with pytest.raises(InputError, match=message):
         SamplingFlags(**changes)

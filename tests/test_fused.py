@@ -37,7 +37,9 @@ def test_results_and_gradients_are_those_worked_out_by_hand(shape):
     factor = np.array([0.5, 1, 2])
     np.testing.assert_allclose(y, np.sin(factor * x) * n[:, None], rtol=1e-5)
     np.testing.assert_allclose(dx, 3 * np.cos(factor * x) * factor * n[:, None], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(dfactor, (3 * np.cos(factor * x) * x * n[:, None]).sum(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        dfactor, (3 * np.cos(factor * x) * x * n[:, None]).sum(0), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_one_kernel_serves_all_calls_of_a_size():

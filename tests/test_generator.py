@@ -43,7 +43,8 @@ DEVICE = f'Device: {session.device()}\n'
 
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
-    """A folder with the model `toy`; larger weights than at first make its greedy text more than one token again."""
+    """A folder with the model `toy`; larger weights than at first make its greedy text more than one token
+    again."""
     models = tmp_path_factory.mktemp('models')
     create_model('toy', **SIZES, models_dir=str(models), seed=1)
     reader = tf.train.load_checkpoint(str(models / 'toy'))
@@ -93,7 +94,8 @@ def fake(monkeypatch, enc):
 class FakeGenerator(generator.Generator):
     """Says `text 0`, `text 1`, … or what `texts` holds, a token at a time, and keeps what it was called with.
 
-    before: called with the numbers of the samples, which are all of one prompt. after: with each row that has grown.
+    before: called with the numbers of the samples, which are all of one prompt. after: with each row that
+    has grown.
     """
 
     def __init__(self, enc):
@@ -221,19 +223,32 @@ def test_a_prompt_given_by_flag_is_the_only_one(fake, flags, capsys, monkeypatch
 
 def test_the_prefix_is_printed_where_asked_for(fake, flags, capsys):
     interact_model(**flags, prompt='Once, a ', include_prefix=True, nsamples=2)
-    assert capsys.readouterr().out == (LINE.format(1) + 'Once, a text 0\n' + LINE.format(2) + 'Once, a text 1\n')
+    assert capsys.readouterr().out == (
+        LINE.format(1) + 'Once, a text 0\n' + LINE.format(2) + 'Once, a text 1\n'
+    )
 
 
 def test_an_empty_prompt_is_asked_for_again(fake, flags, capsys, monkeypatch, enc):
     type_in(monkeypatch, b'\n\none\n')
     interact_model(**flags)
-    assert capsys.readouterr().err == f'{ASKED}Prompt should not be empty!\n' * 2 + ASKED + DEVICE + ASKED + '\n'
+    assert (
+        capsys.readouterr().err == f'{ASKED}Prompt should not be empty!\n' * 2 + ASKED + DEVICE + ASKED + '\n'
+    )
     assert [context for _, _, context in fake.calls] == [enc.encode('one')]
 
 
-@pytest.mark.parametrize('data, prompts', [(b'', []), (b'one', ['one']), (b'one\r\n', ['one']), (b' one \n', [' one ']),
-                                           (b'\xef\xbb\xbfone\r\ntwo\r', ['one', 'two']), (b'one\r\n\r\n', ['one']),
-                                           ('héß 日本\n'.encode(), ['héß 日本'])])
+@pytest.mark.parametrize(
+    'data, prompts',
+    [
+        (b'', []),
+        (b'one', ['one']),
+        (b'one\r\n', ['one']),
+        (b' one \n', [' one ']),
+        (b'\xef\xbb\xbfone\r\ntwo\r', ['one', 'two']),
+        (b'one\r\n\r\n', ['one']),
+        ('héß 日本\n'.encode(), ['héß 日本']),
+    ],
+)
 def test_the_end_of_input_ends_the_script_cleanly(fake, flags, capsys, monkeypatch, enc, data, prompts):
     type_in(monkeypatch, data)
     interact_model(**flags)
@@ -259,10 +274,16 @@ def test_no_samples_asked_for_are_samples_without_end(fake, flags, capsys, monke
     assert split_samples(capsys.readouterr().out) == [f'text {number}' for number in range(100)]
 
 
-@pytest.mark.parametrize('truncate, texts', [
-    (None, [f'one. two.{END}three', 'none', '.', END]), ('.', ['one', 'none', '', END]),
-    (END, ['one. two.', 'none', '.', '']), ('two.', ['one. ', 'none', '.', END]), ('z', [f'one. two.{END}three', 'none',
-                                                                                        '.', END])])
+@pytest.mark.parametrize(
+    'truncate, texts',
+    [
+        (None, [f'one. two.{END}three', 'none', '.', END]),
+        ('.', ['one', 'none', '', END]),
+        (END, ['one. two.', 'none', '.', '']),
+        ('two.', ['one. ', 'none', '.', END]),
+        ('z', [f'one. two.{END}three', 'none', '.', END]),
+    ],
+)
 def test_a_sample_ends_where_truncate_appears(fake, flags, capsys, truncate, texts):
     fake.texts = [f'one. two.{END}three', 'none', '.', END]
     assert drawn(capsys, sample_model, **flags, nsamples=4, truncate=truncate) == texts
@@ -270,7 +291,9 @@ def test_a_sample_ends_where_truncate_appears(fake, flags, capsys, truncate, tex
 
 
 def test_the_prefix_is_never_truncated(fake, flags, capsys):
-    assert drawn(capsys, interact_model, **flags, prompt='a. b', truncate='.', include_prefix=True) == ['a. btext 0']
+    assert drawn(capsys, interact_model, **flags, prompt='a. b', truncate='.', include_prefix=True) == [
+        'a. btext 0'
+    ]
 
 
 def test_lengths_are_the_originals_where_none_is_given(fake, flags):
@@ -349,8 +372,9 @@ def test_on_an_error_the_old_file_is_kept(fake, flags, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('output', ['', '.', 'folder', 'folder/', 'new/'])
 @pytest.mark.parametrize('script, more', [(sample_model, {}), (interact_model, {'prompt': 'x'})])
-def test_an_output_that_is_no_file_is_refused_before_anything_is_drawn(fake, flags, tmp_path, monkeypatch, script, more,
-                                                                       output):
+def test_an_output_that_is_no_file_is_refused_before_anything_is_drawn(
+    fake, flags, tmp_path, monkeypatch, script, more, output
+):
     (tmp_path / 'folder').mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises((InputError, OSError)):
@@ -387,14 +411,18 @@ def test_output_without_an_end_is_refused(flags, tmp_path):
 # What is drawn
 
 def test_batch_size_does_not_change_the_samples(flags, capsys):
-    one, two, three = (drawn(capsys, sample_model, **flags, seed=3, nsamples=4, length=12, batch_size=batch_size)
-                       for batch_size in (1, 2, 3))
+    one, two, three = (
+        drawn(capsys, sample_model, **flags, seed=3, nsamples=4, length=12, batch_size=batch_size)
+        for batch_size in (1, 2, 3)
+    )
     assert one == two == three
     assert len(set(one)) == 4
 
 
 def test_batch_size_does_not_change_continuations(samples):
-    one, two, three = (written(samples, 'a prompt', nsamples=5, batch_size=batch_size) for batch_size in (1, 2, 3))
+    one, two, three = (
+        written(samples, 'a prompt', nsamples=5, batch_size=batch_size) for batch_size in (1, 2, 3)
+    )
     assert one == two == three
     assert len(set(one[0])) == 5
 
@@ -446,7 +474,8 @@ def test_other_prompts_give_other_samples(samples):
 
 
 def greedy(directory, context, length):
-    """The likeliest continuation, each token by a whole pass of model.model without a cache over what fits n_ctx; of
+    """The likeliest continuation, each token by a whole pass of model.model without a cache over what fits
+    n_ctx; of
     what does not, by quarters of n_ctx, so much is left out at the beginning."""
     tokens, first = list(context), 0
     with tf.Graph().as_default(), tf.Session() as session:
@@ -473,7 +502,9 @@ def test_temperature_0_is_the_greedy_continuation(models, toy_model, enc, prompt
 def test_unconditional_samples_continue_the_end_of_text(flags, models, capsys, enc):
     expected = greedy(models / 'toy', [256], 30)
     assert len(set(expected)) > 10
-    assert drawn(capsys, sample_model, **flags, length=30, temperature=0, nsamples=1) == [enc.decode(expected)]
+    assert drawn(capsys, sample_model, **flags, length=30, temperature=0, nsamples=1) == [
+        enc.decode(expected)
+    ]
 
 
 @pytest.mark.parametrize('likeliest', [{'top_k': 1}, {'top_p': 1e-9}, {'temperature': 1e-40}])
@@ -486,7 +517,9 @@ def test_what_leaves_only_the_likeliest_token_is_greedy(models, toy_model, likel
 def test_a_length_beyond_the_window_lets_it_slide(flags, models, capsys, enc):
     expected = greedy(models / 'toy', [256], 100)
     assert len(set(expected)) > 10
-    assert drawn(capsys, sample_model, **flags, length=100, temperature=0, nsamples=1) == [enc.decode(expected)]
+    assert drawn(capsys, sample_model, **flags, length=100, temperature=0, nsamples=1) == [
+        enc.decode(expected)
+    ]
 
 
 def test_a_prompt_longer_than_the_window_is_cut_from_its_end_which_is_told(samples, capsys):
@@ -514,16 +547,36 @@ def test_a_run_directory_is_a_model_directory(models, flags, capsys, tmp_path):
         shutil.copy(models / 'toy' / name, run)
     for suffix in ('data-00000-of-00001', 'index', 'meta'):
         shutil.copy(models / 'toy' / f'model.ckpt.{suffix}', run / f'model-70.{suffix}')
-    (run / 'checkpoint').write_text('model_checkpoint_path: "model-70"\nall_model_checkpoint_paths: "model-70"\n')
+    (run / 'checkpoint').write_text(
+        'model_checkpoint_path: "model-70"\nall_model_checkpoint_paths: "model-70"\n'
+    )
     (run / 'counter').write_text('70\n')
-    text = drawn(capsys, sample_model, model_name='run1', models_dir=str(tmp_path / 'checkpoint'), nsamples=1, seed=1)
+    text = drawn(
+        capsys, sample_model, model_name='run1', models_dir=str(tmp_path / 'checkpoint'), nsamples=1, seed=1
+    )
     assert text == drawn(capsys, sample_model, **flags, nsamples=1, seed=1)
 
 
 def test_a_piped_prompt_is_answered_with_nothing_but_samples_on_stdout(models, samples):
     script = os.path.abspath(interactive_conditional_samples.__file__)
-    done = subprocess.run([sys.executable, script, '--model_name', 'toy', '--models_dir', str(models), '--seed=1',
-                           '--length', '8', '--nsamples', '2'], input=b'a prompt\n', capture_output=True, timeout=120)
+    done = subprocess.run(
+        [
+            sys.executable,
+            script,
+            '--model_name',
+            'toy',
+            '--models_dir',
+            str(models),
+            '--seed=1',
+            '--length',
+            '8',
+            '--nsamples',
+            '2',
+        ],
+        input=b'a prompt\n',
+        capture_output=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stderr.decode()) == (0, ASKED + DEVICE + ASKED + '\n')
     out = done.stdout.decode()
     assert out.endswith('=' * 80 + '\n')
@@ -532,12 +585,21 @@ def test_a_piped_prompt_is_answered_with_nothing_but_samples_on_stdout(models, s
 
 # --prompts_file
 
-PROMPTS = ['a prompt', 'é', 'one that is longer than all of the others', '日本', 'a prompt', '"quoted" \\ and\ttab']
+PROMPTS = [
+    'a prompt',
+    'é',
+    'one that is longer than all of the others',
+    '日本',
+    'a prompt',
+    '"quoted" \\ and\ttab',
+]
 
 
 def write_prompts(path, prompts=PROMPTS, end='\n'):
     """As JSON lines or as lines, as the file's name says; returns the path as the flag takes it."""
-    lines = [json.dumps({'n': 1, 'prompt': prompt}) if path.suffix == '.jsonl' else prompt for prompt in prompts]
+    lines = [
+        json.dumps({'n': 1, 'prompt': prompt}) if path.suffix == '.jsonl' else prompt for prompt in prompts
+    ]
     path.write_bytes(''.join(line + end for line in lines).encode())
     return str(path)
 
@@ -548,29 +610,50 @@ def answers(capsys, **flags):
     return [json.loads(line) for line in capsys.readouterr().out.removesuffix('\n').split('\n')]
 
 
-@pytest.mark.parametrize('name, end', [('p.txt', '\n'), ('p.txt', '\r\n'), ('p.jsonl', '\n'), ('p.jsonl', '\r\n')])
+@pytest.mark.parametrize(
+    'name, end', [('p.txt', '\n'), ('p.txt', '\r\n'), ('p.jsonl', '\n'), ('p.jsonl', '\r\n')]
+)
 def test_a_file_of_prompts_is_answered_in_json_lines(fake, flags, tmp_path, capsys, name, end):
     path = write_prompts(tmp_path / name, end=end)
     fake.texts = ['häß 日本. z', 'q']
     interact_model(**flags, prompts_file=path, stop='.', batch_size=4)
     lines = capsys.readouterr().out.splitlines()
-    expected = [('häß 日本', True)] * 4 + [('q', False)] + [('häß 日本', True)]  # a repeated prompt: its next sample
+    expected = (
+        [('häß 日本', True)] * 4 + [('q', False)] + [('häß 日本', True)]
+    )  # a repeated prompt: its next sample
     assert [json.loads(line) for line in lines] == [
-        {'prompt': prompt, 'text': text, 'tokens': fake.encode('häß 日本.' if finished else 'q'), 'finished': finished}
-        for prompt, (text, finished) in zip(PROMPTS, expected, strict=True)]
+        {
+            'prompt': prompt,
+            'text': text,
+            'tokens': fake.encode('häß 日本.' if finished else 'q'),
+            'finished': finished,
+        }
+        for prompt, (text, finished) in zip(PROMPTS, expected, strict=True)
+    ]
     assert lines[3].startswith('{"prompt": "日本", "text": "häß 日本", "tokens": [')
     assert [numbers for numbers, _, _ in fake.calls] == [[0, 0, 0, 0], [1, 0]]
 
 
-@pytest.mark.parametrize('content, prompts', [
-    ('one', ['one']), ('one\ntwo', ['one', 'two']), (' one \n', [' one ']), ('{"prompt": 3}\n', ['{"prompt": 3}']),
-    ('{"prompt": "one"}\n{"text": "", "prompt": "t\\nwo"}\n', ['one', 't\nwo']),
-    ('a\x0cb\u2028c\rd\n', ['a\x0cb\u2028c\rd']), ('\ufeffone\r\ntwo\r', ['one', 'two']),
-    ('\ufeff{"prompt": "one\\r"}\r\n', ['one\r']),
-    ('one\n{"prompt": "two"}\n', ['one', '{"prompt": "two"}']), ('"one"\n', ['"one"'])])
+@pytest.mark.parametrize(
+    'content, prompts',
+    [
+        ('one', ['one']),
+        ('one\ntwo', ['one', 'two']),
+        (' one \n', [' one ']),
+        ('{"prompt": 3}\n', ['{"prompt": 3}']),
+        ('{"prompt": "one"}\n{"text": "", "prompt": "t\\nwo"}\n', ['one', 't\nwo']),
+        ('a\x0cb\u2028c\rd\n', ['a\x0cb\u2028c\rd']),
+        ('\ufeffone\r\ntwo\r', ['one', 'two']),
+        ('\ufeff{"prompt": "one\\r"}\r\n', ['one\r']),
+        ('one\n{"prompt": "two"}\n', ['one', '{"prompt": "two"}']),
+        ('"one"\n', ['"one"']),
+    ],
+)
 def test_what_the_prompts_of_a_text_file_are(fake, flags, tmp_path, capsys, content, prompts):
     (tmp_path / 'p.txt').write_bytes(content.encode())
-    assert [each['prompt'] for each in answers(capsys, **flags, prompts_file=str(tmp_path / 'p.txt'))] == prompts
+    assert [
+        each['prompt'] for each in answers(capsys, **flags, prompts_file=str(tmp_path / 'p.txt'))
+    ] == prompts
 
 
 def test_prompts_of_several_lengths_are_answered_as_each_is_alone(samples, flags, tmp_path, capsys, enc):
@@ -587,8 +670,17 @@ def test_prompts_of_several_lengths_are_answered_as_each_is_alone(samples, flags
 
 def test_logprobs_are_those_of_the_tokens(models, flags, tmp_path, capsys, enc):
     path = write_prompts(tmp_path / 'p.txt', ['a', 'a longer prompt'])
-    found = answers(capsys, **flags, prompts_file=path, seed=1, length=8, batch_size=2, temperature=0.8, top_k=30,
-                    logprobs=True)
+    found = answers(
+        capsys,
+        **flags,
+        prompts_file=path,
+        seed=1,
+        length=8,
+        batch_size=2,
+        temperature=0.8,
+        top_k=30,
+        logprobs=True,
+    )
     reader = tf.train.load_checkpoint(str(models / 'toy'))
     values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     for each in found:
@@ -606,14 +698,21 @@ def test_a_prompt_of_a_file_that_is_longer_than_the_window_is_named(fake, flags,
 
 
 BAD_FILES = [
-    ('p.txt', b'', 'holds no prompt'), ('p.txt', b'\n', 'holds no prompt'), ('p.jsonl', b'', 'holds no prompt'),
-    ('p.txt', b'one\n\ntwo\n', 'line 2: expected a prompt, not'), ('p.txt', b'one\n\r\n', 'line 2: expected a prompt, not'),
-    ('p.txt', b'one\ntwo\n\n', 'line 3: expected a prompt, not'), ('p.txt', b'one\ntw\xffo\n', "line 2: 'utf-8' codec can't decode"),
-    ('p.txt', b'one\n' * 5000 + b'tw\xffo\n', "line 5001: 'utf-8' codec can't decode"), ('p.txt', b'one\n\xe6\x97', "line 2: 'utf-8' codec can't decode"),
+    ('p.txt', b'', 'holds no prompt'),
+    ('p.txt', b'\n', 'holds no prompt'),
+    ('p.jsonl', b'', 'holds no prompt'),
+    ('p.txt', b'one\n\ntwo\n', 'line 2: expected a prompt, not'),
+    ('p.txt', b'one\n\r\n', 'line 2: expected a prompt, not'),
+    ('p.txt', b'one\ntwo\n\n', 'line 3: expected a prompt, not'),
+    ('p.txt', b'one\ntw\xffo\n', "line 2: 'utf-8' codec can't decode"),
+    ('p.txt', b'one\n' * 5000 + b'tw\xffo\n', "line 5001: 'utf-8' codec can't decode"),
+    ('p.txt', b'one\n\xe6\x97', "line 2: 'utf-8' codec can't decode"),
     ('p.jsonl', b'{"prompt": "a"}\n{"prompt": }\n', 'line 2: expected a JSON object with a text as "prompt"'),
-    ('p.jsonl', b'{"prompt": "a"}\n\n', 'line 2: expected a JSON object'), ('p.jsonl', b'one\n', 'line 1: expected'),
+    ('p.jsonl', b'{"prompt": "a"}\n\n', 'line 2: expected a JSON object'),
+    ('p.jsonl', b'one\n', 'line 1: expected'),
     ('p.jsonl', b'{"prompt": "a"}\n["a"]\n', 'line 2: expected a JSON object'),
-    ('p.jsonl', b'{"prompt": 3}\n', 'line 1: expected a JSON object'), ('p.jsonl', b'{}\n', 'line 1: expected'),
+    ('p.jsonl', b'{"prompt": 3}\n', 'line 1: expected a JSON object'),
+    ('p.jsonl', b'{}\n', 'line 1: expected'),
     ('p.jsonl', b'{"prompt": "a"}\n{"prompt": ""}\n', 'line 2: expected a JSON object'),
     ('p.jsonl', b'[' * 100000 + b'\n', 'line 1: expected a JSON object'),
     ('p.txt', b'{"prompt": "a"}\ntwo\n', 'line 2: expected a JSON object'),
@@ -624,8 +723,9 @@ BAD_FILES = [
 
 @pytest.mark.parametrize('name, content, message', BAD_FILES)
 @pytest.mark.usefixtures('fake')
-def test_a_file_of_prompts_that_cannot_be_used_is_refused_and_nothing_is_written(flags, capfd, tmp_path, name, content,
-                                                                                 message):
+def test_a_file_of_prompts_that_cannot_be_used_is_refused_and_nothing_is_written(
+    flags, capfd, tmp_path, name, content, message
+):
     (tmp_path / name).write_bytes(content)
     said = refused(capfd, interact_model, *argv_of(flags), '--prompts_file', tmp_path / name, '--output',
                    tmp_path / 'out.jsonl')
@@ -637,7 +737,10 @@ def test_prompts_may_come_from_a_pipe_but_not_without_end(fake, flags, tmp_path,
     reading, writing = os.pipe()
     os.write(writing, b'one\ntwo\n')
     os.close(writing)
-    assert [each['prompt'] for each in answers(capsys, **flags, prompts_file=f'/dev/fd/{reading}')] == ['one', 'two']
+    assert [each['prompt'] for each in answers(capsys, **flags, prompts_file=f'/dev/fd/{reading}')] == [
+        'one',
+        'two',
+    ]
     os.close(reading)
     with pytest.raises(InputError, match='/dev/zero is a pipe or a device; give a file'):
         interact_model(**flags, prompts_file='/dev/zero')
@@ -650,14 +753,23 @@ def test_prompts_may_come_from_a_pipe_but_not_without_end(fake, flags, tmp_path,
 @pytest.mark.parametrize('name', ['nowhere.txt', '.', 'nowhere/p.txt'])
 @pytest.mark.usefixtures('fake')
 def test_a_file_of_prompts_that_is_not_there_is_named(flags, capfd, tmp_path, name):
-    assert str(tmp_path / name) in refused(capfd, interact_model, *argv_of(flags), '--prompts_file', tmp_path / name,
-                                           '--output', tmp_path / 'out.jsonl')
+    assert str(tmp_path / name) in refused(
+        capfd,
+        interact_model,
+        *argv_of(flags),
+        '--prompts_file',
+        tmp_path / name,
+        '--output',
+        tmp_path / 'out.jsonl',
+    )
     assert os.listdir(tmp_path) == []
 
 
 def test_a_model_of_one_position_continues_prompts_by_a_token(tmp_path):
     toy.write_model(tmp_path / 'one', toy.hparams(n_ctx=1))
-    drawn = sampling.SampleWriter(SamplingFlags(model_name='one', models_dir=str(tmp_path)), unconditional=False)
+    drawn = sampling.SampleWriter(
+        SamplingFlags(model_name='one', models_dir=str(tmp_path)), unconditional=False
+    )
     assert len(drawn.model.complete([[5]], [[1]], **drawn.options)[0].tokens) == 1
 
 
@@ -703,12 +815,17 @@ def test_cut_at_any_byte_the_output_becomes_that_of_an_undisturbed_run(fake, fla
         n_done, n, batch_size = whole[:cut].count(b'\n'), whole.count(b'\n'), options.get('batch_size', 1)
         batches = [range(first, min(first + batch_size, n)) for first in range(0, n, batch_size)]
         # Batches that are there as a whole are not drawn again.
-        assert [len(numbers) for numbers, _, _ in fake.calls] == [len(each) for each in batches if each[-1] >= n_done]
+        assert [len(numbers) for numbers, _, _ in fake.calls] == [
+            len(each) for each in batches if each[-1] >= n_done
+        ]
 
 
 def test_a_long_output_is_gone_on_with_too(fake, flags, tmp_path):
     """Of more than is read at a time, cut within a character."""
-    path, output = write_prompts(tmp_path / 'p.txt', [f'{i} 日本' for i in range(500)]), tmp_path / 'out.jsonl'
+    path, output = (
+        write_prompts(tmp_path / 'p.txt', [f'{i} 日本' for i in range(500)]),
+        tmp_path / 'out.jsonl',
+    )
     fake.texts = ['häß 日本 ' * 3]
     options = {**flags, 'prompts_file': path, 'output': str(output), 'seed': 1, 'batch_size': 100}
     interact_model(**options)
@@ -795,7 +912,9 @@ def test_an_output_that_belongs_to_other_prompts_is_refused_and_kept(fake, flags
 def test_an_output_that_is_no_text_is_refused_and_kept(fake, flags, capfd, tmp_path):
     path, output = write_prompts(tmp_path / 'p.txt'), tmp_path / 'out.jsonl'
     output.write_bytes(b'\xff\xfe\0\n\n')
-    assert str(output) in refused(capfd, interact_model, *argv_of(flags), '--prompts_file', path, '--output', output)
+    assert str(output) in refused(
+        capfd, interact_model, *argv_of(flags), '--prompts_file', path, '--output', output
+    )
     assert output.read_bytes() == b'\xff\xfe\0\n\n' and fake.calls == []
 
 
@@ -817,7 +936,9 @@ def test_kill_9_and_a_new_start_give_the_output_of_an_undisturbed_run(flags, tmp
     lines = [[json.loads(line) for line in file.read_text('utf-8').splitlines()] for file in (killed, whole)]
     values = [[each.pop('logprobs') for each in some] for some in lines]
     assert lines[0] == lines[1] and len(lines[0]) == 60
-    np.testing.assert_allclose(*values, atol=1e-4)  # this process may compile for another processor's instructions
+    np.testing.assert_allclose(
+        *values, atol=1e-4
+    )  # this process may compile for another processor's instructions
 
 
 # --stop, and what is printed while it is drawn
@@ -870,7 +991,12 @@ def test_several_stops_and_truncate_may_be_given(fake, capsys, flags):
                        (['--stop=thr', '--truncate=two'], 'one. '), (['--stop=2019'], 'one. two; three')):
         cli.run(interact_model, ['--prompt=x', *argv_of(flags), *argv])
         assert split_samples(capsys.readouterr().out) == [text]
-    assert [options['stop'] for options in fake.options] == [(';', 'thr'), ('thr', '.'), ('thr', 'two'), ('2019',)]
+    assert [options['stop'] for options in fake.options] == [
+        (';', 'thr'),
+        ('thr', '.'),
+        ('thr', 'two'),
+        ('2019',),
+    ]
 
 
 def test_a_stop_may_be_cut_into_tokens_anywhere(samples, enc):
@@ -894,7 +1020,9 @@ def interrupt_at(fake, text):
 
 
 @pytest.mark.parametrize('output', [False, True])
-def test_at_a_terminal_ctrl_c_ends_a_sample_and_not_the_session(fake, flags, capsys, monkeypatch, tmp_path, output):
+def test_at_a_terminal_ctrl_c_ends_a_sample_and_not_the_session(
+    fake, flags, capsys, monkeypatch, tmp_path, output
+):
     type_in(monkeypatch, b'one\ntwo\n', isatty=True)
     interrupt_at(fake, 'tex')
     interact_model(**flags, nsamples=2, output=str(tmp_path / 'out.txt') if output else None)
@@ -994,10 +1122,24 @@ def test_a_person_at_a_terminal_is_asked_again(flags, capsys, monkeypatch):
 
 def test_the_defaults_are_the_originals_and_what_is_new_changes_nothing():
     defaults = defaults_of(sample_model)
-    assert defaults == {'model_name': '124M', 'seed': None, 'nsamples': 0, 'batch_size': 1, 'length': None,
-                        'temperature': 1, 'top_k': 0, 'top_p': 1, 'models_dir': 'models', 'checkpoint': None,
-                        'precision': 'float32', 'repetition_penalty': 1, 'truncate': None, 'stop': (), 'output': None,
-                        'checkpoint_dir': 'checkpoint'}
+    assert defaults == {
+        'model_name': '124M',
+        'seed': None,
+        'nsamples': 0,
+        'batch_size': 1,
+        'length': None,
+        'temperature': 1,
+        'top_k': 0,
+        'top_p': 1,
+        'models_dir': 'models',
+        'checkpoint': None,
+        'precision': 'float32',
+        'repetition_penalty': 1,
+        'truncate': None,
+        'stop': (),
+        'output': None,
+        'checkpoint_dir': 'checkpoint',
+    }
     other = defaults_of(interact_model)
     assert other == {**defaults, 'nsamples': 1, 'prompt': None, 'prompts_file': None, 'logprobs': False,
                      'include_prefix': False, 'special_tokens': False}
@@ -1020,8 +1162,17 @@ def complaint(capfd, directory):
                    '--nsamples=1', '--seed=1', '--length=4')
 
 
-@pytest.mark.parametrize('name', ['hparams.json', 'encoder.json', 'vocab.bpe', 'checkpoint', 'model.ckpt.index',
-                                  'model.ckpt.data-00000-of-00001'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'hparams.json',
+        'encoder.json',
+        'vocab.bpe',
+        'checkpoint',
+        'model.ckpt.index',
+        'model.ckpt.data-00000-of-00001',
+    ],
+)
 def test_a_missing_file_is_named(damaged, capfd, name):
     (damaged / name).unlink()
     assert str(damaged) in (said := complaint(capfd, damaged)) and name in said
@@ -1033,16 +1184,27 @@ def test_a_file_of_other_bytes_is_named(damaged, capfd, name):
     assert str(damaged / name) in complaint(capfd, damaged)
 
 
-@pytest.mark.parametrize('content, message', [
-    ('', 'is not JSON'), ('{"n_vocab": 257', 'is not JSON'), ('[' * 100000, 'is not JSON'),
-    ('[257, 48, 32, 2, 2]', 'must hold an object'), ('null', 'must hold an object'),
-    ({'n_head': None}, 'n_head must be a whole number above 0'), ({'n_head': '2'}, 'n_head must be a whole number'),
-    ({'n_ctx': 48.0}, 'n_ctx must be a whole number'), ({'n_layer': 0}, 'n_layer must be a whole number above 0'),
-    ({'n_head': 3}, 'n_embd (32) must be divisible by n_head (3)'), ({'n_heads': 2}, "'n_heads'"),
-])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        ('', 'is not JSON'),
+        ('{"n_vocab": 257', 'is not JSON'),
+        ('[' * 100000, 'is not JSON'),
+        ('[257, 48, 32, 2, 2]', 'must hold an object'),
+        ('null', 'must hold an object'),
+        ({'n_head': None}, 'n_head must be a whole number above 0'),
+        ({'n_head': '2'}, 'n_head must be a whole number'),
+        ({'n_ctx': 48.0}, 'n_ctx must be a whole number'),
+        ({'n_layer': 0}, 'n_layer must be a whole number above 0'),
+        ({'n_head': 3}, 'n_embd (32) must be divisible by n_head (3)'),
+        ({'n_heads': 2}, "'n_heads'"),
+    ],
+)
 def test_hparams_that_make_no_model_are_refused(damaged, capfd, content, message):
     if isinstance(content, dict):
-        content = json.dumps({'n_vocab': 257, 'n_ctx': 48, 'n_embd': 32, 'n_head': 2, 'n_layer': 2, **content})
+        content = json.dumps(
+            {'n_vocab': 257, 'n_ctx': 48, 'n_embd': 32, 'n_head': 2, 'n_layer': 2, **content}
+        )
     (damaged / 'hparams.json').write_text(content)
     said = complaint(capfd, damaged)
     assert str(damaged / 'hparams.json') in said and message in said
@@ -1056,11 +1218,17 @@ def test_hparams_that_lack_a_size_are_refused(damaged, capfd, name):
     assert f'{damaged}/hparams.json lacks {name}' in complaint(capfd, damaged)
 
 
-@pytest.mark.parametrize('sizes, message', [
-    ({'n_embd': 64}, 'is float32 [48, 32], but hparams.json makes it float32 [48, 64]'), ({'n_ctx': 64}, 'model/wpe is float32'),
-    ({'n_vocab': 300}, 'model/wte is float32 [257, 32], but hparams.json makes it float32 [300, 32]'),
-    ({'n_layer': 3}, 'is missing, but hparams.json makes it float32'), ({'n_layer': 1}, 'has more layers than hparams.json'),
-    ({'n_vocab': 200}, 'encoder.json has 257 ids')])
+@pytest.mark.parametrize(
+    'sizes, message',
+    [
+        ({'n_embd': 64}, 'is float32 [48, 32], but hparams.json makes it float32 [48, 64]'),
+        ({'n_ctx': 64}, 'model/wpe is float32'),
+        ({'n_vocab': 300}, 'model/wte is float32 [257, 32], but hparams.json makes it float32 [300, 32]'),
+        ({'n_layer': 3}, 'is missing, but hparams.json makes it float32'),
+        ({'n_layer': 1}, 'has more layers than hparams.json'),
+        ({'n_vocab': 200}, 'encoder.json has 257 ids'),
+    ],
+)
 def test_hparams_that_are_not_those_of_the_checkpoint_are_refused(damaged, capfd, sizes, message):
     values = json.loads((damaged / 'hparams.json').read_text())
     (damaged / 'hparams.json').write_text(json.dumps({**values, **sizes}))
@@ -1068,8 +1236,10 @@ def test_hparams_that_are_not_those_of_the_checkpoint_are_refused(damaged, capfd
     assert str(damaged) in said and message in said
 
 
-@pytest.mark.parametrize('content', ['#version: 0.2\na b c\n', '#version: 0.2\nab\n', '#version: 0.2\na b\n\nc d\n',
-                                     '#version: 0.2\na b\n'])
+@pytest.mark.parametrize(
+    'content',
+    ['#version: 0.2\na b c\n', '#version: 0.2\nab\n', '#version: 0.2\na b\n\nc d\n', '#version: 0.2\na b\n'],
+)
 def test_merges_that_cannot_be_used_are_refused(damaged, capfd, content):
     (damaged / 'vocab.bpe').write_text(content)
     assert str(damaged / 'vocab.bpe') in complaint(capfd, damaged)
@@ -1077,9 +1247,18 @@ def test_merges_that_cannot_be_used_are_refused(damaged, capfd, content):
 
 @pytest.mark.parametrize('named', ['/nowhere/124M/model.ckpt', './model.ckpt'])
 def test_a_moved_model_loads_the_checkpoint_beside_its_checkpoint_file(damaged, models, capsys, enc, named):
-    (damaged / 'checkpoint').write_text(f'model_checkpoint_path: "{named}"\nall_model_checkpoint_paths: "{named}"\n')
-    texts = drawn(capsys, sample_model, model_name='bad', models_dir=str(damaged.parent), nsamples=1, length=8,
-                  temperature=0)
+    (damaged / 'checkpoint').write_text(
+        f'model_checkpoint_path: "{named}"\nall_model_checkpoint_paths: "{named}"\n'
+    )
+    texts = drawn(
+        capsys,
+        sample_model,
+        model_name='bad',
+        models_dir=str(damaged.parent),
+        nsamples=1,
+        length=8,
+        temperature=0,
+    )
     assert texts == [enc.decode(greedy(models / 'toy', [256], 8))]
 
 
@@ -1126,5 +1305,7 @@ def test_a_vocabulary_without_the_end_of_text_is_refused_for_unconditional_sampl
     del vocabulary[END]
     (damaged / 'encoder.json').write_text(json.dumps(vocabulary))
     assert f'{damaged}/encoder.json lacks {END}' in complaint(capfd, damaged)
-    interact_model(model_name='bad', models_dir=str(damaged.parent), prompt='x', length=4, truncate=END, seed=1)
+    interact_model(
+        model_name='bad', models_dir=str(damaged.parent), prompt='x', length=4, truncate=END, seed=1
+    )
     assert len(split_samples(capfd.readouterr().out)) == 1

@@ -419,12 +419,18 @@ def test_transformers_gives_the_ids_of_added_tokens_before_and_after(added, tmp_
     assert (third.special, third.eot, third.encoder) == (enc.special, enc.eot, enc.encoder)
 
 
-@pytest.mark.parametrize('config, names, end', [
-    ({'eos_token_id': 300}, {'eos_token': '[PAD]'}, '[PAD]'),  # an ordinary piece of text
-    ({'eos_token_id': 50256}, {'eos_token': {'content': '[PAD]'}}, '[PAD]'),
-    ({'eos_token_id': [557, 3]}, {'eos_token': '[PAD]'}, '[PAD]'), ({'eos_token_id': None}, {'eos_token': '[PAD]'}, '[PAD]'),
-    ({'eos_token_id': '557'}, {}, '<|endoftext|>'), ({}, {'eos_token': '[PAD]'}, '<|endoftext|>'),
-    ({'eos_token_id': True}, {'eos_token': 'absent'}, '<|endoftext|>')])
+@pytest.mark.parametrize(
+    'config, names, end',
+    [
+        ({'eos_token_id': 300}, {'eos_token': '[PAD]'}, '[PAD]'),  # an ordinary piece of text
+        ({'eos_token_id': 50256}, {'eos_token': {'content': '[PAD]'}}, '[PAD]'),
+        ({'eos_token_id': [557, 3]}, {'eos_token': '[PAD]'}, '[PAD]'),
+        ({'eos_token_id': None}, {'eos_token': '[PAD]'}, '[PAD]'),
+        ({'eos_token_id': '557'}, {}, '<|endoftext|>'),
+        ({}, {'eos_token': '[PAD]'}, '<|endoftext|>'),
+        ({'eos_token_id': True}, {'eos_token': 'absent'}, '<|endoftext|>'),
+    ],
+)
 def test_which_token_ends_a_text(home, folder, tmp_path, config, names, end):
     symbols, merges = tiny_bpe()
     assert ''.join(merges[300 - 256]) == list(symbols)[300]

@@ -23,8 +23,15 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/hparams.py': set(),
     'src/version.py': set(),
     'src/encoder.py': {'regex', 'storage.vocabulary_files'},
-    'src/load_dataset.py': {'encoder', 'fast.bulk_encoding', 'storage.npz', 'numpy', 'regex', 'tqdm',
-                            'training.windows'},
+    'src/load_dataset.py': {
+        'encoder',
+        'fast.bulk_encoding',
+        'storage.npz',
+        'numpy',
+        'regex',
+        'tqdm',
+        'training.windows',
+    },
     'src/fast/bulk_encoding.py': {'awkward', 'gigatoken', 'numpy'},
     'src/model.py': {'fast', 'hparams', 'numpy', 'tensorflow'},
     'src/sample.py': {'fast', 'model', 'numpy', 'tensorflow'},
@@ -36,8 +43,18 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/generation/': MODEL | {'generation', 'sample', 'fast', 'tqdm'},
     'src/evaluation/': MODEL | {'evaluation', 'fast', 'load_dataset', 'regex', 'tqdm'},
     'src/formats/': MODEL | {'formats', 'fast', 'sample', 'safetensors'},
-    'src/training/': MODEL | {'training', 'accumulate', 'command_line', 'fast', 'generation', 'horovod', 'load_dataset',
-                              'memory_saving_gradients', 'tqdm'},
+    'src/training/': MODEL
+    | {
+        'training',
+        'accumulate',
+        'command_line',
+        'fast',
+        'generation',
+        'horovod',
+        'load_dataset',
+        'memory_saving_gradients',
+        'tqdm',
+    },
     'src/convert.py': {'command_line', 'formats.hugging_face', 'model'},
     'src/create_model.py': MODEL | {'command_line', 'load_dataset', 'tokenizers'},
     'src/evaluate.py': {'command_line', 'evaluation', 'fast.precision', 'load_dataset'},
@@ -45,15 +62,40 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/generate_unconditional_samples.py': {'command_line', 'generation.samples'},
     'src/interactive_conditional_samples.py': {'command_line', 'generation.samples'},
 }
-TENSORFLOW_FREE = ['fast.precision', 'fast.session', 'generation.continuation', 'encoder', 'hparams', 'storage.npz',
-                   'storage.paths',
-                   'storage.run_lock', 'storage.run_state', 'storage.vocabulary_files', 'fast.bulk_encoding',
-                   'training.data', 'training.signals', 'training.windows', 'training.worker',
-                   'load_dataset', 'errors', 'command_line.interrupts',
-                   'command_line.startup', 'command_line.cli', 'command_line.flags', 'encode', 'download_model',
-                   'train', 'convert', 'create_model', 'generate_unconditional_samples',
-                   'interactive_conditional_samples', 'evaluation.test_sets', 'evaluation.metrics',
-                   'evaluate', 'export']
+TENSORFLOW_FREE = [
+    'fast.precision',
+    'fast.session',
+    'generation.continuation',
+    'encoder',
+    'hparams',
+    'storage.npz',
+    'storage.paths',
+    'storage.run_lock',
+    'storage.run_state',
+    'storage.vocabulary_files',
+    'fast.bulk_encoding',
+    'training.data',
+    'training.signals',
+    'training.windows',
+    'training.worker',
+    'load_dataset',
+    'errors',
+    'command_line.interrupts',
+    'command_line.startup',
+    'command_line.cli',
+    'command_line.flags',
+    'encode',
+    'download_model',
+    'train',
+    'convert',
+    'create_model',
+    'generate_unconditional_samples',
+    'interactive_conditional_samples',
+    'evaluation.test_sets',
+    'evaluation.metrics',
+    'evaluate',
+    'export',
+]
 CONSTANT_MAKERS = {'kernel', 're.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'functools.partial',
                    'spacing', 'swap', 'perplexity_of', 'typing.TypeVar', 'pathlib.Path',
                    'pathlib.Path(__file__).resolve'}
@@ -69,7 +111,8 @@ SCRIPTS = [name for name in NAMES if "__name__ == '__main__'" in ast.unparse(PAR
 
 
 def imported(name):
-    """All modules that a file imports, in functions too: the project's by their full names, others' top level."""
+    """All modules that a file imports, in functions too: the project's by their full names, others' top
+    level."""
     modules = set()
     for node in ast.walk(PARSED[name]):
         if isinstance(node, ast.Import):
@@ -122,7 +165,9 @@ def test_errors_imports_nothing_and_paths_only_errors():
     assert imports('src/storage/paths.py') == {'errors'}
 
 
-def cycle(needed_by):  # {name: set of names} -> what is left when all that needs nothing of it has been taken away
+def cycle(
+    needed_by,
+):  # {name: set of names} -> what is left when all that needs nothing of it has been taken away
     waiting = {name: needed & needed_by.keys() - {name} for name, needed in needed_by.items()}
     while free := {name for name, needed in waiting.items() if not needed & waiting.keys()}:
         waiting = {name: needed for name, needed in waiting.items() if name not in free}
@@ -153,16 +198,24 @@ def test_only_cli_knows_fire_and_only_the_worker_horovod():
 
 
 def test_what_needs_no_tensorflow_imports_without_it():
-    code = 'import sys\nsys.modules["tensorflow"] = None\n' + ''.join(f'import {name}\n' for name in TENSORFLOW_FREE)
+    code = 'import sys\nsys.modules["tensorflow"] = None\n' + ''.join(
+        f'import {name}\n' for name in TENSORFLOW_FREE
+    )
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([os.path.join(ROOT, 'src'), ROOT])}
-    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
 
 
 # Side effects at import
 
 def is_docstring(node):
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def is_constant(node):
@@ -171,7 +224,9 @@ def is_constant(node):
 
 
 def is_path_line(node, name):
-    return '/' not in name and isinstance(node, ast.Expr) and ast.unparse(node).startswith('sys.path.insert(0, ')
+    return (
+        '/' not in name and isinstance(node, ast.Expr) and ast.unparse(node).startswith('sys.path.insert(0, ')
+    )
 
 
 def is_for_scripts(node, name):
@@ -189,7 +244,9 @@ def is_guard(node, name):
 @pytest.mark.parametrize('name', NAMES)
 def test_importing_does_nothing_but_define(name):
     for i, node in enumerate(PARSED[name].body):
-        defines = isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)) or is_constant(node)
+        defines = isinstance(
+            node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+        ) or is_constant(node)
         assert (defines or (i == 0 and is_docstring(node)) or is_path_line(node, name) or is_guard(node, name)
                 or is_for_scripts(node, name)), (
             f'{name}:{node.lineno} does something at import: {ast.unparse(node)[:80]}')
@@ -244,7 +301,9 @@ def test_what_other_files_call_has_a_docstring_or_shapes_on_its_first_line(name)
     for node in PARSED[name].body:
         if isinstance(node, ast.FunctionDef) and node.name in used:
             signature = lines[node.lineno - 1:max(node.lineno, node.body[0].lineno - 1)]
-            assert ast.get_docstring(node) or any('  # ' in line for line in signature), f'{name}: {node.name}'
+            assert ast.get_docstring(node) or any('  # ' in line for line in signature), (
+                f'{name}: {node.name}'
+            )
 
 
 # What is nowhere
@@ -266,7 +325,8 @@ def test_numpy_is_never_allowed_to_unpickle(name):
 
 
 def text_opens(name):
-    """(line, modes, names of the keywords) of each call that opens a file, unless the modes named are binary."""
+    """(line, modes, names of the keywords) of each call that opens a file, unless the modes named are
+    binary."""
     for node in ast.walk(PARSED[name]):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ('open', 'os.fdopen'):
             modes = re.findall(r"'(\w+[+]?)'", ast.unparse(node.args[1])) if len(node.args) > 1 else ['r']

@@ -65,8 +65,13 @@ def test_find_files_of_several_paths(tmp_path, monkeypatch):
         path = ','.join(str(tmp_path / name) for name in names)
         return [os.path.relpath(name, tmp_path) for name in find_files(path)]
     assert found('b.npz', 'a.txt') == ['b.npz', 'a.txt']
-    assert found('shards/*.npz', 'a.txt', 'shards') == ['shards/1.npz', 'shards/2.npz', 'a.txt', 'shards/1.npz',
-                                                        'shards/2.npz']
+    assert found('shards/*.npz', 'a.txt', 'shards') == [
+        'shards/1.npz',
+        'shards/2.npz',
+        'a.txt',
+        'shards/1.npz',
+        'shards/2.npz',
+    ]
     assert found('with,comma.txt') == ['with,comma.txt'] and found('x,*') == ['x,1', 'x,2']
     with pytest.raises(InputError, match=r'nothing matches the path .*nowhere;'):
         found('a.txt', 'nowhere', 'b.npz')
@@ -84,7 +89,9 @@ def test_find_files_of_several_paths(tmp_path, monkeypatch):
 def test_dataset_of_several_files(tmp_path, enc):
     for i in range(3):
         np.savez(tmp_path / f'{i}.npz', np.arange(i, 5))
-    assert lists(load(enc, f'{tmp_path}/2.npz,{tmp_path}/[01].npz')) == lists(np.arange(i, 5) for i in (2, 0, 1))
+    assert lists(load(enc, f'{tmp_path}/2.npz,{tmp_path}/[01].npz')) == lists(
+        np.arange(i, 5) for i in (2, 0, 1)
+    )
 
 
 def test_paths_without_files(tmp_path):
@@ -129,8 +136,14 @@ def test_documents_are_gathered_and_followed_by_end_of_text(tmp_path, enc):
         (tmp_path / name).write_text(text)
     ids = {name: [*enc.encode(text), enc.eot] for name, text in texts.items()}
     assert lists(load(enc, tmp_path)) == [ids['1.txt'] + ids['2.txt'] + ids['4.txt'] + ids['5.txt']]
-    assert lists(load(enc, tmp_path, combine=15)) == [ids['1.txt'] + ids['2.txt'], ids['4.txt'] + ids['5.txt']]
-    assert lists(load(enc, tmp_path, combine=16)) == [ids['1.txt'] + ids['2.txt'] + ids['4.txt'], ids['5.txt']]
+    assert lists(load(enc, tmp_path, combine=15)) == [
+        ids['1.txt'] + ids['2.txt'],
+        ids['4.txt'] + ids['5.txt'],
+    ]
+    assert lists(load(enc, tmp_path, combine=16)) == [
+        ids['1.txt'] + ids['2.txt'] + ids['4.txt'],
+        ids['5.txt'],
+    ]
     assert lists(load(enc, tmp_path, 1)) == [ids[name] for name in texts if texts[name]]
 
 
@@ -264,7 +277,9 @@ def test_bytes_are_read_as_they_are(tmp_path, enc, encoding, read_bytes):
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-32-be'])
 def test_a_byte_order_mark_is_no_text_but_at_another_place(tmp_path, enc, encoding, read_bytes):
     text = 'te\ufeffxt'
-    (tmp_path / 'a').write_bytes(('\ufeff' * (encoding not in ('utf-8-sig', 'utf-16')) + text).encode(encoding))
+    (tmp_path / 'a').write_bytes(
+        ('\ufeff' * (encoding not in ('utf-8-sig', 'utf-16')) + text).encode(encoding)
+    )
     (tmp_path / 'b').write_bytes('\ufeff'.encode())  # holds nothing: no document
     with mock.patch.object(load_dataset, 'READ_CHARS', read_bytes):
         assert lists(load(enc, tmp_path / 'a', encoding=encoding)) == [[*enc.encode(text), enc.eot]]
@@ -292,11 +307,18 @@ def test_what_is_no_text_in_any_encoding_is_told(tmp_path, enc, write, encoding)
 
 
 @pytest.mark.parametrize('read_bytes', [1, 4, 1 << 18])
-@pytest.mark.parametrize('encoding, content, at', [
-    ('utf-8', b'good \xc3\xa9 bad \xff end', 12), ('utf-8', b'good \xe4\xbd\x41', 5), ('utf-8', b'cut \xf0\x9f\x98', 4),
-    ('ascii', b'plain \xe9', 6), ('utf-16', '\ufeffabc'.encode('utf-16-le') + b'\x00\xdcxx', 8),
-    ('utf-8-sig', b'\xef\xbb\xbfabc\xff', 6), ('shift_jis', '日本'.encode('shift_jis') + b'\x82\xff.', 4),
-])
+@pytest.mark.parametrize(
+    'encoding, content, at',
+    [
+        ('utf-8', b'good \xc3\xa9 bad \xff end', 12),
+        ('utf-8', b'good \xe4\xbd\x41', 5),
+        ('utf-8', b'cut \xf0\x9f\x98', 4),
+        ('ascii', b'plain \xe9', 6),
+        ('utf-16', '\ufeffabc'.encode('utf-16-le') + b'\x00\xdcxx', 8),
+        ('utf-8-sig', b'\xef\xbb\xbfabc\xff', 6),
+        ('shift_jis', '日本'.encode('shift_jis') + b'\x82\xff.', 4),
+    ],
+)
 def test_wrong_encoding_is_told_with_its_offset(tmp_path, enc, read_bytes, encoding, content, at):
     (tmp_path / 'bad.txt').write_bytes(content)
     with mock.patch.object(load_dataset, 'READ_CHARS', read_bytes), pytest.raises(InputError) as caught:
@@ -359,7 +381,11 @@ def test_mixture_keeps_the_order_of_files(tmp_path, enc):
     (tmp_path / 'd.txt').write_text('text d')
     eot = enc.eot
     assert lists(load(enc, tmp_path)) == [
-        [*enc.encode('text a'), eot], [5, 6, 7], [8, 9], [*enc.encode('text c'), eot, *enc.encode('text d'), eot]]
+        [*enc.encode('text a'), eot],
+        [5, 6, 7],
+        [8, 9],
+        [*enc.encode('text c'), eot, *enc.encode('text d'), eot],
+    ]
 
 
 def test_chunks_come_in_parts(tmp_path, enc):

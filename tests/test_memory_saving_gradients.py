@@ -21,7 +21,9 @@ def test_gradients_are_those_of_tensorflow(n_layer):
         saving = memory_saving_gradients.gradients(total / count, variables)
         recomputed = [op for op in s.graph.get_operations()[before:] if op.name.startswith('recomputed')]
         # Attention's two batch matmuls again for every layer but the last, which is not recomputed.
-        assert sum(op.type == 'BatchMatMulV2' and '/gradients' not in op.name for op in recomputed) == 2 * (n_layer - 1)
+        assert sum(op.type == 'BatchMatMulV2' and '/gradients' not in op.name for op in recomputed) == 2 * (
+            n_layer - 1
+        )
         toy.assign(s, toy.weights(hp))
         for expected, found in zip(*s.run([[tf.convert_to_tensor(g) for g in plain], saving]), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
@@ -42,7 +44,9 @@ def test_what_has_no_gradient_is_none():
     with toy.session():
         x = tf.constant(2.0)
         middle = tf.square(x)
-        found = memory_saving_gradients.gradients(tf.sqrt(middle), [x, tf.constant(1.0)], checkpoints=[middle])
+        found = memory_saving_gradients.gradients(
+            tf.sqrt(middle), [x, tf.constant(1.0)], checkpoints=[middle]
+        )
     assert found[0] is not None and found[1] is None
 
 

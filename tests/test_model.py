@@ -16,13 +16,16 @@ from hparams import load_hparams
 SHAPES = [{}, {'n_embd': 48, 'n_head': 3, 'n_layer': 3}, {'n_embd': 32, 'n_head': 1, 'n_layer': 1},
           {'n_vocab': 64, 'n_ctx': 16, 'n_embd': 64, 'n_head': 16, 'n_layer': 4}]
 
-# transformers 5.23, torch 2.13: GPT2LMHeadModel with toy.weights(toy.hparams()) on [[1, 5, 500, 77, 3]], last position.
+# transformers 5.23, torch 2.13: GPT2LMHeadModel with toy.weights(toy.hparams()) on [[1, 5, 500, 77, 3]],
+# last position.
 RECORDED_LOGITS = [0.2703612, 0.0800699, -0.6058089, 0.1259957, 0.4436040, 0.4814835]
 
 
 def run_model(hp, values, tokens, past=None):
     with toy.session() as s:
-        result = model.model(hp, tf.constant(tokens, tf.int32), past=None if past is None else tf.constant(past))
+        result = model.model(
+            hp, tf.constant(tokens, tf.int32), past=None if past is None else tf.constant(past)
+        )
         toy.assign(s, values)
         return s.run(result)
 
@@ -31,8 +34,16 @@ def transformers_model(hp, values):
     """transformers' GPT2LMHeadModel with these weights, which are a checkpoint's."""
     torch = pytest.importorskip('torch', reason='make test-all compares with transformers')
     transformers = pytest.importorskip('transformers', reason='make test-all compares with transformers')
-    config = transformers.GPT2Config(vocab_size=hp.n_vocab, n_positions=hp.n_ctx, n_embd=hp.n_embd, n_head=hp.n_head,
-                                     n_layer=hp.n_layer, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    config = transformers.GPT2Config(
+        vocab_size=hp.n_vocab,
+        n_positions=hp.n_ctx,
+        n_embd=hp.n_embd,
+        n_head=hp.n_head,
+        n_layer=hp.n_layer,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+    )
     peer = transformers.GPT2LMHeadModel(config)
     state = {}
     for name, value in values.items():
@@ -91,7 +102,9 @@ def test_past_continues_as_the_reference_does_on_the_whole():
     assert first['present'].shape == tuple(model.past_shape(hparams=hp, batch_size=1, sequence=13))
     rest = run_model(hp, values, tokens[:, 13:], past=first['present'])
     assert rest['present'].shape == (1, 2, 2, 4, 7, 8)
-    np.testing.assert_allclose(rest['logits'][0], numpy_gpt2.logits(values, tokens[0], hp.n_head)[13:], atol=1e-4)
+    np.testing.assert_allclose(
+        rest['logits'][0], numpy_gpt2.logits(values, tokens[0], hp.n_head)[13:], atol=1e-4
+    )
 
 
 def test_variables_have_the_names_and_shapes_of_the_released_checkpoints():
@@ -144,18 +157,25 @@ def test_gradients_are_finite_differences_of_the_reference():
         total, count = model.loss(model.model(hp, X)['logits'], X)
         toy.assign(s, values)
         names = [v.op.name for v in tf.trainable_variables()]
-        found = s.run([tf.convert_to_tensor(g) for g in tf.gradients(total / count, tf.trainable_variables())])
+        found = s.run(
+            [tf.convert_to_tensor(g) for g in tf.gradients(total / count, tf.trainable_variables())]
+        )
     rng = np.random.RandomState(5)
     for name, gradient in zip(names, found, strict=True):
         direction = rng.standard_normal(values[name].shape)
-        ends = [numpy_gpt2.mean_loss({**values, name: values[name].astype(float) + step * direction}, tokens, 2)
-                for step in (1e-5, -1e-5)]
-        np.testing.assert_allclose((gradient * direction).sum(), (ends[0] - ends[1]) / 2e-5, rtol=1e-3, atol=1e-5)
+        ends = [
+            numpy_gpt2.mean_loss({**values, name: values[name].astype(float) + step * direction}, tokens, 2)
+            for step in (1e-5, -1e-5)
+        ]
+        np.testing.assert_allclose(
+            (gradient * direction).sum(), (ends[0] - ends[1]) / 2e-5, rtol=1e-3, atol=1e-5
+        )
 
 
 @pytest.mark.usefixtures('compiled')
 def test_bfloat16_is_near_the_reference():
-    """Loss and gradients, to what a mantissa of 8 bits leaves; the sums are float32, so that nothing drifts."""
+    """Loss and gradients, to what a mantissa of 8 bits leaves; the sums are float32, so that nothing
+    drifts."""
     hp = toy.hparams()
     values = toy.weights(hp)
     tokens = np.random.RandomState(6).randint(0, hp.n_vocab, [4, hp.n_ctx])
@@ -209,10 +229,15 @@ def test_the_number_of_parameters_is_that_of_the_weights(sizes):
     assert hp.n_parameters() == sum(map(math.prod, model.weight_shapes(hp).values()))
 
 
-@pytest.mark.parametrize('text, message', [
-    ('{"n_vocab": 50257', 'is not JSON'), ('[1]', 'must hold an object'), ('{"n_vocab": 5}', 'lacks n_ctx, n_embd'),
-    (json.dumps({**toy.TOY, 'n_head': 5}), 'hparams.json: n_embd'),
-])
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('{"n_vocab": 50257', 'is not JSON'),
+        ('[1]', 'must hold an object'),
+        ('{"n_vocab": 5}', 'lacks n_ctx, n_embd'),
+        (json.dumps({**toy.TOY, 'n_head': 5}), 'hparams.json: n_embd'),
+    ],
+)
 def test_bad_hparams_files_are_named(tmp_path, text, message):
     path = tmp_path / 'hparams.json'
     with pytest.raises(InputError, match=r'no .*hparams\.json'):

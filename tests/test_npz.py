@@ -91,7 +91,9 @@ def test_release_of_what_is_not_mapped():
 def test_writing_from_a_map_keeps_little_of_it_in_memory(tmp_path, enc):
     np.savez(tmp_path / 'a.npz', np.arange(1 << 22, dtype=np.uint16) % 500)
     write_npz(str(tmp_path / 'b.npz'), chunks := load(enc, tmp_path / 'a.npz'), 557)
-    assert len(chunks) == 1 and (not os.path.exists('/proc/self/smaps') or resident(tmp_path / 'a.npz') < 2000)
+    assert len(chunks) == 1 and (
+        not os.path.exists('/proc/self/smaps') or resident(tmp_path / 'a.npz') < 2000
+    )
     assert (tmp_path / 'b.npz').stat().st_size > 1 << 23
 
 
@@ -139,12 +141,18 @@ HOSTILE = {
     'pickle': (npz_of(arr_0_npy=b'cos\nsystem\n(S"true"\ntR.'), "array 'arr_0'"),
     'short header': (npz_of(arr_0_npy=b'\x93NUMPY\x01\x00\xff\xff{'), "array 'arr_0'"),
     'version 3': (npz_of(arr_0_npy=b'\x93NUMPY\x03\x00' + bytes(40)), "array 'arr_0'"),
-    'computed shape': (npz_of(arr_0_npy=npy("{'descr': '<i8', 'fortran_order': False, 'shape': (10**15,)}")),
-                       "array 'arr_0'"),
-    'lying shape': (npz_of(arr_0_npy=npy("{'descr': '<i8', 'fortran_order': False, 'shape': (99999999999999,)}")),
-                    "array 'arr_0'"),
-    'negative shape': (npz_of(arr_0_npy=npy("{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}") + b'x' * 8),
-                       "array 'arr_0'"),
+    'computed shape': (
+        npz_of(arr_0_npy=npy("{'descr': '<i8', 'fortran_order': False, 'shape': (10**15,)}")),
+        "array 'arr_0'",
+    ),
+    'lying shape': (
+        npz_of(arr_0_npy=npy("{'descr': '<i8', 'fortran_order': False, 'shape': (99999999999999,)}")),
+        "array 'arr_0'",
+    ),
+    'negative shape': (
+        npz_of(arr_0_npy=npy("{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}") + b'x' * 8),
+        "array 'arr_0'",
+    ),
     'nested header': (npz_of(arr_0_npy=npy('(' * 9000)), "array 'arr_0'"),
     'code in header': (npz_of(arr_0_npy=npy("__import__('os').system('true')")), "array 'arr_0'"),
     'void': (npz_of(arr_0_npy=npy("{'descr': '|V0', 'fortran_order': False, 'shape': (5,)}")), '|V0'),
@@ -162,7 +170,19 @@ def test_unusable_npz_is_refused_by_name(tmp_path, enc, content, expected):
 
 
 def test_names_in_a_npz_may_be_anything(tmp_path, enc):
-    names = ['../../up', '/root', 'a²', '9' * 5000, '10' + '0' * 5000, 'a\nb', '', 'arr_10', 'arr_9', 'CON', 'a' * 5000]
+    names = [
+        '../../up',
+        '/root',
+        'a²',
+        '9' * 5000,
+        '10' + '0' * 5000,
+        'a\nb',
+        '',
+        'arr_10',
+        'arr_9',
+        'CON',
+        'a' * 5000,
+    ]
     np.savez(tmp_path / 'a.npz', **{name: np.arange(3) for name in names})
     np.savez(tmp_path / 'b.npz', **{name: np.zeros(3) for name in names})
     before = sorted(os.listdir(tmp_path))
@@ -237,7 +257,11 @@ def test_more_than_an_array_claims_is_not_inflated(tmp_path, enc):
     content, claimed = header + bytes(1 << 25), len(header) + 20000
     with zipfile.ZipFile(tmp_path / 'a.npz', 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('arr_0.npy', content)
-    lie = (tmp_path / 'a.npz').read_bytes().replace(len(content).to_bytes(4, 'little'), claimed.to_bytes(4, 'little'))
+    lie = (
+        (tmp_path / 'a.npz')
+        .read_bytes()
+        .replace(len(content).to_bytes(4, 'little'), claimed.to_bytes(4, 'little'))
+    )
     (tmp_path / 'a.npz').write_bytes(lie)
     tracemalloc.start()
     with pytest.raises(InputError, match="array 'arr_0': Bad CRC-32"):
@@ -292,7 +316,9 @@ def test_any_chunks_come_back_and_any_bytes_are_refused_or_loaded(lists_of_ids, 
 def test_write_npz(tmp_path, enc, compress):
     arrays = [np.arange(5), np.arange(7, dtype=np.uint16), np.array([556])]
     path = str(tmp_path / 'a.npz')
-    assert write_npz(path, [arrays[0], iter([arrays[1][:3], arrays[1][3:]]), arrays[2]], len(enc), compress) == (13, 3)
+    assert write_npz(
+        path, [arrays[0], iter([arrays[1][:3], arrays[1][3:]]), arrays[2]], len(enc), compress
+    ) == (13, 3)
     with np.load(path, allow_pickle=False) as archive:
         assert archive.files == ['arr_0', 'arr_1', 'arr_2']
         assert lists(archive.values()) == lists(arrays)

@@ -1,4 +1,6 @@
-"""A run of the original code or of its fine-tuning fork, laid out by hand, is used as it is by every script."""
+"""A run of the original code or of its fine-tuning fork, laid out by hand, is used as it is by every
+script."""
+
 import json
 import pathlib
 
@@ -32,13 +34,21 @@ def models(tmp_path_factory):
 
 @pytest.fixture(params=['weights', 'weights and Adam'])
 def run(request, models, tmp_path):
-    """checkpoint/old as the fork leaves it after 123 updates, and its weights: no hparams.json, no vocabulary."""
+    """checkpoint/old as the fork leaves it after 123 updates, and its weights: no hparams.json, no
+    vocabulary."""
     directory, values = tmp_path / 'checkpoint' / 'old', toy.weights(models[1], seed=5, scale=0.2)
     directory.mkdir(parents=True)
     written = dict(values)
     if request.param == 'weights and Adam':
-        written.update({f'{name}/{slot}': np.full_like(value, 0.5) for name, value in values.items()
-                        for slot in ('Adam', 'Adam_1')}, beta1_power=np.float32(0.9), beta2_power=np.float32(0.999))
+        written.update(
+            {
+                f'{name}/{slot}': np.full_like(value, 0.5)
+                for name, value in values.items()
+                for slot in ('Adam', 'Adam_1')
+            },
+            beta1_power=np.float32(0.9),
+            beta2_power=np.float32(0.999),
+        )
     with toy.session() as s:
         for name, value in written.items():
             tf.get_variable(name, initializer=value, use_resource=False)
@@ -68,8 +78,23 @@ def test_it_is_sampled(models, run, capsys):
 def test_it_is_evaluated(models, run, tmp_path, capsys):
     model_path, hp = models
     (tmp_path / 'text.txt').write_text(ENGLISH[:200])
-    cli.run(evaluate.COMMANDS, ['perplexity', '--data', str(tmp_path / 'text.txt'), '--models_dir', str(model_path),
-                                '--model_name', 'toy', '--checkpoint', str(run[0]), '--boundary', 'none', '--json'])
+    cli.run(
+        evaluate.COMMANDS,
+        [
+            'perplexity',
+            '--data',
+            str(tmp_path / 'text.txt'),
+            '--models_dir',
+            str(model_path),
+            '--model_name',
+            'toy',
+            '--checkpoint',
+            str(run[0]),
+            '--boundary',
+            'none',
+            '--json',
+        ],
+    )
     found = {each['name']: each['value'] for each in json.loads(capsys.readouterr().out)['figures']}
     tokens = encoder.get_encoder('toy', str(model_path)).encode(ENGLISH[:200])
     losses = reference.nats(reference.numpy_model(hp, run[1]), tokens, hp.n_ctx, hp.n_ctx // 2)
@@ -79,7 +104,9 @@ def test_it_is_evaluated(models, run, tmp_path, capsys):
 def test_it_is_converted(models, run, tmp_path):
     to_hf('toy', str(tmp_path / 'hf'), models_dir=str(models[0]), checkpoint=str(run[0]))
     found = safetensors.numpy.load_file(tmp_path / 'hf' / 'model.safetensors')
-    np.testing.assert_array_equal(found['transformer.h.1.mlp.c_proj.weight'], run[1]['model/h1/mlp/c_proj/w'][0])
+    np.testing.assert_array_equal(
+        found['transformer.h.1.mlp.c_proj.weight'], run[1]['model/h1/mlp/c_proj/w'][0]
+    )
     np.testing.assert_array_equal(found['transformer.wte.weight'], run[1]['model/wte'])
     assert len(found) == len(run[1])
 
@@ -90,15 +117,31 @@ def test_training_goes_on_from_it(models, run, tmp_path, restore_from, capsys):
     (tmp_path / 'text.txt').write_text(ENGLISH)
 
     def train(**changes):
-        return trainer.train(TrainFlags(**{
-            'dataset': str(tmp_path / 'text.txt'), 'model_name': 'toy', 'models_dir': str(models[0]), 'combine': 1,
-            'run_name': 'old' if restore_from == 'latest' else 'new', 'checkpoint_dir': str(tmp_path / 'checkpoint'),
-            'restore_from': 'latest' if restore_from == 'latest' else str(directory / 'model-123'), 'seed': 1,
-            'sample_every': 0, 'save_every': 0, 'optimizer': 'sgd', **changes}))
+        return trainer.train(
+            TrainFlags(
+                **{
+                    'dataset': str(tmp_path / 'text.txt'),
+                    'model_name': 'toy',
+                    'models_dir': str(models[0]),
+                    'combine': 1,
+                    'run_name': 'old' if restore_from == 'latest' else 'new',
+                    'checkpoint_dir': str(tmp_path / 'checkpoint'),
+                    'restore_from': 'latest' if restore_from == 'latest' else str(directory / 'model-123'),
+                    'seed': 1,
+                    'sample_every': 0,
+                    'save_every': 0,
+                    'optimizer': 'sgd',
+                    **changes,
+                }
+            )
+        )
 
     # An update so small that it rounds to nothing: what is saved is what was loaded.
     assert train(steps=124, learning_rate=1e-30) == 124
-    assert 'model-123 has no training state beside it: the optimizer and the data start anew' in capsys.readouterr().out
+    assert (
+        'model-123 has no training state beside it: the optimizer and the data start anew'
+        in capsys.readouterr().out
+    )
     saved = directory if restore_from == 'latest' else directory.parent / 'new'
     assert (saved / 'counter').read_text() == '124\n'
     reader = tf.train.load_checkpoint(checkpoint.resolve_path(str(saved)))

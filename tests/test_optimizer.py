@@ -9,14 +9,17 @@ from command_line.flags import TrainFlags
 from errors import InputError
 from training import optimizer
 
-# torch 2.13 and transformers 5.23: GPT2LMHeadModel with toy.weights(toy.hparams()), ten updates by the batches of
+# torch 2.13 and transformers 5.23: GPT2LMHeadModel with toy.weights(toy.hparams()), ten updates by the
+# batches of
 # np.random.RandomState(1).randint(0, 557, [10, 2, 32]); torch.optim.Adam(lr=1e-3), torch.optim.AdamW(lr=1e-3,
 # weight_decay=5, but 0 for one-dimensional parameters), transformers.Adafactor(lr=1e-2, **ADAFACTOR) and
 # torch.optim.SGD(lr=0.1).
-LOSSES = {'adam': [6.46302, 6.50385, 6.42572, 6.46457, 6.56591, 6.33828, 6.49241, 6.47511, 6.4508, 6.44818],
-          'adamw': [6.46302, 6.50255, 6.42355, 6.46151, 6.55928, 6.33144, 6.48411, 6.46261, 6.44114, 6.4334],
-          'adafactor': [6.46302, 6.41812, 6.52076, 6.49605, 6.668, 6.41976, 6.49736, 6.54048, 6.46124, 6.39114],
-          'sgd': [6.46302, 6.49194, 6.42243, 6.45931, 6.56576, 6.35609, 6.4765, 6.45796, 6.41743, 6.41112]}
+LOSSES = {
+    'adam': [6.46302, 6.50385, 6.42572, 6.46457, 6.56591, 6.33828, 6.49241, 6.47511, 6.4508, 6.44818],
+    'adamw': [6.46302, 6.50255, 6.42355, 6.46151, 6.55928, 6.33144, 6.48411, 6.46261, 6.44114, 6.4334],
+    'adafactor': [6.46302, 6.41812, 6.52076, 6.49605, 6.668, 6.41976, 6.49736, 6.54048, 6.46124, 6.39114],
+    'sgd': [6.46302, 6.49194, 6.42243, 6.45931, 6.56576, 6.35609, 6.4765, 6.45796, 6.41743, 6.41112],
+}
 SETTINGS = {'adam': (1e-3, None), 'adamw': (1e-3, 5.0), 'adafactor': (1e-2, None), 'sgd': (0.1, None)}
 ADAFACTOR = {'scale_parameter': False, 'relative_step': False, 'warmup_init': False}
 NAMES = list(optimizer.OPTIMIZERS)
@@ -61,10 +64,13 @@ def draw(*rows, scale=1.0, seed=0):
 
 
 def updates(values, gradients, rates, **settings):
-    """The variables and the norms after updates by gradients, [update][batch][variable], at these learning rates."""
+    """The variables and the norms after updates by gradients, [update][batch][variable], at these learning
+    rates."""
     with toy.session() as s:
         variables = [tf.Variable(value, use_resource=True) for value in values]
-        inputs = [None if each is None else tf.placeholder(tf.float32, each.shape) for each in gradients[0][0]]
+        inputs = [
+            None if each is None else tf.placeholder(tf.float32, each.shape) for each in gradients[0][0]
+        ]
         rate = tf.placeholder(tf.float32, [])
         reset, add, apply = optimizer.update_operations(
             inputs, variables, flags(accumulate_gradients=len(gradients[0]), **settings), rate)
@@ -142,7 +148,9 @@ def test_a_large_gradient_is_scaled_down_to_the_norm(scale, batches):
 def test_what_has_no_gradient_stays_as_it_is(name, batches):
     values, (gradient,) = draw(seed=1), draw(1)
     gradient[1] = None
-    found, (norm,) = updates(values, [[gradient] * batches], [0.1], optimizer=name, clip_norm=1.0, weight_decay=0.1)
+    found, (norm,) = updates(
+        values, [[gradient] * batches], [0.1], optimizer=name, clip_norm=1.0, weight_decay=0.1
+    )
     np.testing.assert_array_equal(found[1], values[1])
     assert norm == pytest.approx(np.sqrt(np.sum(gradient[0] ** 2) + np.sum(gradient[2] ** 2)), rel=1e-6)
     assert all(np.all(found[i] != values[i]) for i in (0, 2))
@@ -172,7 +180,11 @@ def test_gradients_wait_for_the_norm_only_to_be_clipped_and_what_comes_after_for
         v = tf.Variable(tf.ones([2, 2]), use_resource=True)
         X = tf.placeholder(tf.float32, [2, 2])
         _, update, last = optimizer.update_operations(
-            [X], [v], flags(optimizer='adamw', accumulate_gradients=batches, clip_norm=clip_norm), tf.constant(0.1))
+            [X],
+            [v],
+            flags(optimizer='adamw', accumulate_gradients=batches, clip_norm=clip_norm),
+            tf.constant(0.1),
+        )
         (apply,) = [op for op in tf.get_default_graph().get_operations() if op.type == 'ResourceApplyAdam']
         needed = memory_saving_gradients.ancestors([apply])
         (norm,) = (last if batches > 1 else update).op.inputs
@@ -184,11 +196,20 @@ def test_gradients_wait_for_the_norm_only_to_be_clipped_and_what_comes_after_for
 def test_adafactor_keeps_rows_and_columns_of_matrices():
     with toy.session():
         variables = [tf.Variable(value, use_resource=True) for value in draw()]
-        optimizer.update_operations([tf.ones_like(v) for v in variables], variables, flags(optimizer='adafactor'), tf.constant(0.1))
-        kept = {v.op.name: v.shape.as_list() for v in tf.global_variables() if v not in tf.trainable_variables()}
+        optimizer.update_operations(
+            [tf.ones_like(v) for v in variables], variables, flags(optimizer='adafactor'), tf.constant(0.1)
+        )
+        kept = {
+            v.op.name: v.shape.as_list() for v in tf.global_variables() if v not in tf.trainable_variables()
+        }
     assert kept == {  # under these names, checkpoints have them
-        'updates': [], 'Variable/Adafactor_rows': [1, 5, 1], 'Variable/Adafactor_columns': [1, 1, 7],
-        'Variable_1/Adafactor_rows': [4, 1], 'Variable_1/Adafactor_columns': [1, 3], 'Variable_2/Adafactor_squares': [6]}
+        'updates': [],
+        'Variable/Adafactor_rows': [1, 5, 1],
+        'Variable/Adafactor_columns': [1, 1, 7],
+        'Variable_1/Adafactor_rows': [4, 1],
+        'Variable_1/Adafactor_columns': [1, 3],
+        'Variable_2/Adafactor_squares': [6],
+    }
 
 
 # By hand: 4 · (progress 0, 1/4, 1/2, 3/4) after two updates of warm-up.
@@ -196,8 +217,10 @@ def test_adafactor_keeps_rows_and_columns_of_matrices():
     ('constant', [2, 4, 4, 4, 4, 4]), ('linear', [2, 4, 4, 3, 2, 1]),
     ('cosine', [2, 4, 4, 2 + np.sqrt(2), 2, 2 - np.sqrt(2)])])
 def test_schedules(schedule, rates):
-    drawn = [optimizer.learning_rate(step, flags(learning_rate=4.0, schedule=schedule, warmup_steps=2, steps=6))
-             for step in range(1, 7)]
+    drawn = [
+        optimizer.learning_rate(step, flags(learning_rate=4.0, schedule=schedule, warmup_steps=2, steps=6))
+        for step in range(1, 7)
+    ]
     assert drawn == pytest.approx(rates) and all(isinstance(rate, float) for rate in drawn)
 
 

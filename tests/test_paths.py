@@ -284,7 +284,7 @@ def test_a_folder_below_a_file_cannot_be_made(tmp_path):
 
 @pytest.mark.parametrize('start', paths.BINARY)
 def test_a_file_of_another_kind_is_no_text(start):
-    with pytest.raises(InputError, match='^a.txt: this is a packed or binary file, not text; convert it'):
+    with pytest.raises(InputError, match=r'^a\.txt: this is a packed or binary file, not text; convert it'):
         paths.check_text(start + b'text', 'a.txt: ')
     paths.check_text(start[:-1] + b' text', 'a.txt: ')
 

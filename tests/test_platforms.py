@@ -1,4 +1,6 @@
-"""What Windows refuses is refused here too, while a model is made, trained, resumed and sampled: a stand-in for it."""
+"""What Windows refuses is refused here too, while a model is made, trained, resumed and sampled: a stand-in
+for it."""
+
 import errno
 import io
 import os
@@ -22,7 +24,9 @@ from storage.npz import npz_arrays
 from training import log, trainer
 
 fcntl = pytest.importorskip('fcntl')
-pytestmark = pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='what is open is looked up in /proc')
+pytestmark = pytest.mark.skipif(
+    not os.path.exists('/proc/self/maps'), reason='what is open is looked up in /proc'
+)
 
 
 class Sys:
@@ -49,7 +53,8 @@ def in_use(path):
 
 @pytest.fixture
 def windows(monkeypatch):
-    """No resource, no SIGHUP; no folder can be opened, only a file open for writing be forced to the disk, and none
+    """No resource, no SIGHUP; no folder can be opened, only a file open for writing be forced to the disk,
+    and none
     that is in use be renamed, replaced or removed."""
     def refusing(name, n_paths):
         function = getattr(os, name)
@@ -75,7 +80,9 @@ def windows(monkeypatch):
     for name, n_paths in (('replace', 2), ('rename', 2), ('unlink', 1), ('remove', 1)):
         refusing(name, n_paths)
     monkeypatch.setattr(shutil, '_use_fd_functions', False)  # which open folders
-    monkeypatch.setattr(tempfile, 'TemporaryFile', tempfile.NamedTemporaryFile)  # which is closed, then removed
+    monkeypatch.setattr(
+        tempfile, 'TemporaryFile', tempfile.NamedTemporaryFile
+    )  # which is closed, then removed
     monkeypatch.setattr(os, 'open', open_file)
     monkeypatch.setattr(os, 'fsync', fsync_writable)
     monkeypatch.setitem(sys.modules, 'resource', None)
@@ -88,10 +95,22 @@ def windows(monkeypatch):
 def flags(tmp_path):
     toy.write_model(tmp_path / 'models' / 'toy')
     (tmp_path / 'a.txt').write_text(ENGLISH, encoding='utf-8')
-    return lambda **changes: TrainFlags(**{
-        'dataset': str(tmp_path / 'a.npz'), 'model_name': 'toy', 'models_dir': str(tmp_path / 'models'),
-        'checkpoint_dir': str(tmp_path / 'checkpoint'), 'samples_dir': str(tmp_path / 'samples'), 'save_every': 1,
-        'sample_every': 2, 'sample_length': 3, 'val_every': 1, 'val_batch_count': 1, 'seed': 3, **changes})
+    return lambda **changes: TrainFlags(
+        **{
+            'dataset': str(tmp_path / 'a.npz'),
+            'model_name': 'toy',
+            'models_dir': str(tmp_path / 'models'),
+            'checkpoint_dir': str(tmp_path / 'checkpoint'),
+            'samples_dir': str(tmp_path / 'samples'),
+            'save_every': 1,
+            'sample_every': 2,
+            'sample_length': 3,
+            'val_every': 1,
+            'val_batch_count': 1,
+            'seed': 3,
+            **changes,
+        }
+    )
 
 
 def test_a_run_is_trained_saved_and_resumed(windows, flags, tmp_path, monkeypatch):
@@ -102,7 +121,9 @@ def test_a_run_is_trained_saved_and_resumed(windows, flags, tmp_path, monkeypatc
         assert trainer.train(flags(steps=steps)) == steps
     assert np.isnan(log.peak_memory())
     assert b'\r' not in (tmp_path / 'samples' / 'run1' / 'samples-8').read_bytes()
-    sampling = SamplingFlags(model_name='run1', models_dir=str(tmp_path / 'checkpoint'), seed=1, nsamples=1, length=3)
+    sampling = SamplingFlags(
+        model_name='run1', models_dir=str(tmp_path / 'checkpoint'), seed=1, nsamples=1, length=3
+    )
     drawn = samples.SampleWriter(sampling, unconditional=True)
     with samples.opened(str(tmp_path / 'drawn.txt')) as file:
         drawn.write(file)

@@ -37,8 +37,10 @@ def kept(logits):
     return np.flatnonzero(logits[0] > -1e30).tolist()
 
 
-@pytest.mark.parametrize('p, expected', [(0.7, [0, 1]), (0.5, [0]), (0.81, [0, 1, 2]), (0.2, [0]), (1e-9, [0]),
-                                         (0, [0, 1, 2]), (1, [0, 1, 2])])
+@pytest.mark.parametrize(
+    'p, expected',
+    [(0.7, [0, 1]), (0.5, [0]), (0.81, [0, 1, 2]), (0.2, [0]), (1e-9, [0]), (0, [0, 1, 2]), (1, [0, 1, 2])],
+)
 def test_top_p_keeps_the_token_that_crosses_p(p, expected):
     logits = np.log(np.array([[0.5, 0.3, 0.2]], np.float32))
     assert kept(evaluate(sample.top_p_logits, logits, p)) == expected
@@ -60,13 +62,16 @@ def some_logits(rng, kind, n_vocab):  # -> float32 [8, V]
         return rng.randint(-2, 3, [8, n_vocab]).astype(np.float32)
     if kind == 'equal':
         return np.zeros([8, n_vocab], np.float32)
-    return (rng.standard_normal([8, n_vocab]) * {'even': 0.1, 'usual': 3, 'tiny': 40}[kind]).astype(np.float32)
+    return (rng.standard_normal([8, n_vocab]) * {'even': 0.1, 'usual': 3, 'tiny': 40}[kind]).astype(
+        np.float32
+    )
 
 
 @pytest.mark.parametrize('kind', ['even', 'usual', 'tiny', 'ties', 'equal'])
 @pytest.mark.parametrize('smallest', [0, 1 << 60], ids=['kernel', 'operations'])
 def test_top_p_keeps_what_sorting_keeps(monkeypatch, kind, smallest):
-    """Of many rows, by a kernel and by operations. What is as likely as the token that crosses p is kept as well."""
+    """Of many rows, by a kernel and by operations. What is as likely as the token that crosses p is kept as
+    well."""
     monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', smallest)
     rng = np.random.RandomState(3)
     with toy.session() as s:
@@ -102,7 +107,9 @@ def test_penalized_is_the_papers_formula(penalty):
     for row, some in enumerate(tokens):
         for token in {token for token in some if token >= 0}:
             expected[row, token] *= 1 / penalty if logits[row, token] > 0 else penalty
-    np.testing.assert_allclose(evaluate(sample.apply_repetition_penalty, logits, tokens, penalty), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        evaluate(sample.apply_repetition_penalty, logits, tokens, penalty), expected, rtol=1e-6
+    )
     with toy.session() as s:
         given = tf.placeholder(tf.float32, [])
         assert (s.run(sample.apply_repetition_penalty(logits, tokens, given), {given: penalty}) ==
@@ -121,11 +128,23 @@ def test_controls_that_are_tensors_give_what_numbers_give(monkeypatch, smallest)
         given = {'temperature': tf.placeholder(tf.float32, []), 'top_k': tf.placeholder(tf.int32, []),
                  'top_p': tf.placeholder(tf.float32, [])}
         token = sample.sample_token(logits, uniform, **given)
-        for temperature, top_k, top_p in ((0, 0, 0), (1, 0, 1), (0.7, 5, 0), (0, 5, 0.5), (2, 0, 0.6), (1.5, 9, 0.4),
-                                          (1, 100, 0.999), (1e-40, 0, 1), (1e30, 0, 1)):
+        for temperature, top_k, top_p in (
+            (0, 0, 0),
+            (1, 0, 1),
+            (0.7, 5, 0),
+            (0, 5, 0.5),
+            (2, 0, 0.6),
+            (1.5, 9, 0.4),
+            (1, 100, 0.999),
+            (1e-40, 0, 1),
+            (1e30, 0, 1),
+        ):
             controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
             numbers = s.run(sample.sample_token(logits, uniform, **controls))
-            assert s.run(token, {given[name]: value for name, value in controls.items()}).tolist() == numbers.tolist()
+            assert (
+                s.run(token, {given[name]: value for name, value in controls.items()}).tolist()
+                == numbers.tolist()
+            )
             found.append(tuple(numbers))
     assert found[0] == found[3] == found[7] == tuple(logits.argmax(axis=1)) and len(set(found)) == 7
 
@@ -143,10 +162,22 @@ def test_ids_outside_of_the_vocabulary_are_as_if_they_were_not_there(monkeypatch
         given = {'temperature': tf.placeholder(tf.float32, []), 'top_k': tf.placeholder(tf.int32, []),
                  'top_p': tf.placeholder(tf.float32, [])}
         token = sample.sample_token(logits, uniform, vocabulary=vocabulary, **given)
-        for temperature, top_k, top_p in ((1, 0, 1), (0, 0, 0), (0.7, 5, 0), (2, 0, 0.6), (1.5, 9, 0.9), (1, 0, 0.999),
-                                          (1, 13, 1), (1, 100, 0.999), (1e-40, 0, 1), (1e30, 0, 1)):
+        for temperature, top_k, top_p in (
+            (1, 0, 1),
+            (0, 0, 0),
+            (0.7, 5, 0),
+            (2, 0, 0.6),
+            (1.5, 9, 0.9),
+            (1, 0, 0.999),
+            (1, 13, 1),
+            (1, 100, 0.999),
+            (1e-40, 0, 1),
+            (1e30, 0, 1),
+        ):
             controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
-            expected = vocabulary[s.run(sample.sample_token(logits[:, vocabulary], uniform, **controls))].tolist()
+            expected = vocabulary[
+                s.run(sample.sample_token(logits[:, vocabulary], uniform, **controls))
+            ].tolist()
             assert s.run(token, {given[name]: value for name, value in controls.items()}).tolist() == expected
             numbers = sample.sample_token(logits, uniform, vocabulary=list(vocabulary), **controls)
             assert s.run(numbers).tolist() == expected
@@ -164,14 +195,18 @@ def test_a_model_with_rows_for_no_text_draws_none_of_them():
         logits = numpy_gpt2.logits(values, row + greedy, hp.n_head)[-1]
         greedy.append(max(vocabulary, key=logits.__getitem__))
     assert greedy != numpy_gpt2.greedy(values, row, hp.n_head, 20)
-    assert draw(values, context=[row], length=20, temperature=0, vocabulary=vocabulary)[0, 5:].tolist() == greedy
+    assert (
+        draw(values, context=[row], length=20, temperature=0, vocabulary=vocabulary)[0, 5:].tolist() == greedy
+    )
 
 
 def test_a_vocabulary_of_all_ids_costs_nothing():
     graphs = []
     for vocabulary in (None, dict.fromkeys(range(557)), range(556)):
         with toy.session() as s:
-            sample.sample_sequence(hparams=toy.hparams(), context=tf.constant(CONTEXT), length=3, vocabulary=vocabulary)
+            sample.sample_sequence(
+                hparams=toy.hparams(), context=tf.constant(CONTEXT), length=3, vocabulary=vocabulary
+            )
             functions = s.graph.as_graph_def().library.function
             graphs.append(len(s.graph.get_operations()) + sum(len(each.node_def) for each in functions))
     assert graphs[0] == graphs[1] < graphs[2]
@@ -243,7 +278,9 @@ def test_a_row_depends_on_its_key_and_context_alone():
         alone = draw(values, context=(CONTEXT * 2)[i:i + 1], length=10, seed=keys[i:i + 1])
         assert alone[0].tolist() == together[i].tolist()
     assert len({tuple(row) for row in together.tolist()}) == 4
-    assert draw(values, context=CONTEXT, length=10, seed=5).tolist() == together[:2].tolist()  # (5, 0) and (5, 1)
+    assert (
+        draw(values, context=CONTEXT, length=10, seed=5).tolist() == together[:2].tolist()
+    )  # (5, 0) and (5, 1)
 
 
 def test_a_longer_sample_begins_like_a_shorter_one():
@@ -264,30 +301,47 @@ def test_without_a_seed_each_run_differs_and_the_graphs_seed_makes_them_repeat()
     assert runs[0] == runs[1] and runs[0][0] != runs[0][1]
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ({'length': 33}, 'a context of 5 tokens and 33 more exceed n_ctx, 32'), ({'length': 0}, 'length must be 1 or more'),
-    ({'length': 28}, 'a context of 5 tokens and 28 more exceed n_ctx, 32'),
-    ({'length': 5, 'temperature': -1}, 'temperature must be 0'), ({'length': 5, 'top_k': -1}, 'top_k must be 0'),
-    ({'length': 5, 'top_p': 1.1}, 'top_p must be from 0 to 1'),
-    ({'length': 5, 'top_p': -0.1}, 'top_p must be from 0 to 1'), ({'length': -1}, 'length must be 1 or more, not -1'),
-    ({'length': 5, 'temperature': float('nan')}, 'temperature must be 0'),
-    ({'length': 5, 'start_token': 1}, 'give start_token or context'),
-    ({'length': 5, 'context': 'text'}, 'context must be token ids, a row for each sample, not Tensor.*string'),
-    ({'length': 5, 'context': ['text']}, 'context must be token ids'),
-    ({'length': 5, 'context': []}, 'context must be token ids'),
-    ({'length': 5, 'context': [[]]}, 'context must be token ids'),
-    ({'length': 5, 'context': [1, 2]}, r'a row for each sample, not .*shape=\(2,\)'),
-    ({'length': 5, 'context': [[1.5]]}, 'context must be token ids, a row for each sample, not .*float32'),
-    ({'length': 5, 'seed': [[1, 0]]}, r'seed must be a number, or two for each row, not of shape \(1, 2\)'),
-    ({'length': 5, 'seed': [1, 2]}, 'seed must be a number, or two for each row'),
-    ({'length': 33, 'context': None, 'start_token': 1, 'batch_size': 1}, 'exceed n_ctx, 32'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ({'length': 33}, 'a context of 5 tokens and 33 more exceed n_ctx, 32'),
+        ({'length': 0}, 'length must be 1 or more'),
+        ({'length': 28}, 'a context of 5 tokens and 28 more exceed n_ctx, 32'),
+        ({'length': 5, 'temperature': -1}, 'temperature must be 0'),
+        ({'length': 5, 'top_k': -1}, 'top_k must be 0'),
+        ({'length': 5, 'top_p': 1.1}, 'top_p must be from 0 to 1'),
+        ({'length': 5, 'top_p': -0.1}, 'top_p must be from 0 to 1'),
+        ({'length': -1}, 'length must be 1 or more, not -1'),
+        ({'length': 5, 'temperature': float('nan')}, 'temperature must be 0'),
+        ({'length': 5, 'start_token': 1}, 'give start_token or context'),
+        (
+            {'length': 5, 'context': 'text'},
+            'context must be token ids, a row for each sample, not Tensor.*string',
+        ),
+        ({'length': 5, 'context': ['text']}, 'context must be token ids'),
+        ({'length': 5, 'context': []}, 'context must be token ids'),
+        ({'length': 5, 'context': [[]]}, 'context must be token ids'),
+        ({'length': 5, 'context': [1, 2]}, r'a row for each sample, not .*shape=\(2,\)'),
+        (
+            {'length': 5, 'context': [[1.5]]},
+            'context must be token ids, a row for each sample, not .*float32',
+        ),
+        (
+            {'length': 5, 'seed': [[1, 0]]},
+            r'seed must be a number, or two for each row, not of shape \(1, 2\)',
+        ),
+        ({'length': 5, 'seed': [1, 2]}, 'seed must be a number, or two for each row'),
+        ({'length': 33, 'context': None, 'start_token': 1, 'batch_size': 1}, 'exceed n_ctx, 32'),
+    ],
+)
 def test_controls_out_of_range_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         draw(None, **{'context': CONTEXT, **arguments})
 
 
-@pytest.mark.parametrize('controls', [{'temperature': 0}, {'temperature': 1, 'seed': 4, 'top_k': 20, 'top_p': 0.9}])
+@pytest.mark.parametrize(
+    'controls', [{'temperature': 0}, {'temperature': 1, 'seed': 4, 'top_k': 20, 'top_p': 0.9}]
+)
 def test_rows_of_several_lengths_and_controls_as_tensors(monkeypatch, controls):
     monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 1 << 60)  # compiling would take seconds
     values = toy.weights(toy.hparams(), scale=0.4)
@@ -333,7 +387,9 @@ def test_a_context_must_be_of_the_models_ids(dtype):
         toy.assign(s, toy.weights(toy.hparams()))
         assert s.run(tokens, {context: [[556]]}).shape == (1, 3)
         for row in ([5, 557], [-2, 5], [5, -1], []):
-            with pytest.raises(tf.errors.InvalidArgumentError, match='each row must have tokens from 0 to 556, '):
+            with pytest.raises(
+                tf.errors.InvalidArgumentError, match='each row must have tokens from 0 to 556, '
+            ):
                 s.run(tokens, {context: [row]})
 
 
@@ -424,7 +480,9 @@ def sizes(tmp_path_factory):
     """A folder with models on both sides of what is compiled, and {name: (HParams, weights)}."""
     folder = tmp_path_factory.mktemp('ported')
     models = {'small': toy.hparams(n_embd=16), 'large': toy.hparams(n_embd=512, n_head=16, n_vocab=17000)}
-    return folder, {name: toy.write_model(str(folder / name), hp, toy.weights(hp)) for name, hp in models.items()}
+    return folder, {
+        name: toy.write_model(str(folder / name), hp, toy.weights(hp)) for name, hp in models.items()
+    }
 
 
 @pytest.mark.parametrize('switch', ['tf.disable_v2_behavior()', 'tf.disable_eager_execution()', ''])
@@ -441,7 +499,10 @@ def test_a_ported_script_works_whatever_it_switches_off(sizes, tmp_path, switch)
     for (hp, values), answer in zip(models.values(), json.loads(done.stdout), strict=True):
         expected = [context + numpy_gpt2.greedy(values, context, hp.n_head, 4)]
         assert answer['greedy'] == answer['own loop'] == expected
-        assert answer['drawn'] == draw(values, hp, context=[context], length=4, top_k=40, top_p=0.9, seed=3).tolist()
+        assert (
+            answer['drawn']
+            == draw(values, hp, context=[context], length=4, top_k=40, top_p=0.9, seed=3).tolist()
+        )
         before, after = answer['losses']
         assert before == pytest.approx(numpy_gpt2.mean_loss(values, [answer['window']], hp.n_head), rel=1e-5)
         assert after < before - 0.01

@@ -42,8 +42,11 @@ def test_what_grows_in_a_long_run_is_told():
     steps = np.arange(0, 10_000, 100)
     still = [steps, np.full(100, 3e8) + 1e5 * np.sin(steps), np.full(100, 7), np.full(100, 3000)]
     assert long_run.counts(np.transpose(still), 10_000)['open files'] == 7
-    for column, growth, what in ((1, 1200 * steps, 'memory grows by 1'), (2, steps // 5000, 'from 7 to 8 open files'),
-                                 (3, steps, 'from 3000 to 12900 operations')):
+    for column, growth, what in (
+        (1, 1200 * steps, 'memory grows by 1'),
+        (2, steps // 5000, 'from 7 to 8 open files'),
+        (3, steps, 'from 3000 to 12900 operations'),
+    ):
         grown = [*still[:column], still[column] + growth, *still[column + 1:]]
         with pytest.raises(AssertionError, match=what):
             long_run.counts(np.transpose(grown), 10_000)
@@ -80,9 +83,16 @@ def refuse(message):
     raise InputError(message)
 
 
-@pytest.mark.parametrize('load, message', [
-    (lambda: {}['a'], 'KeyError'), (lambda: refuse('two\nlines'), 'not a line'), (lambda: refuse(''), 'not a line'),
-    (lambda: refuse('x' * 1000), 'not a line'), (lambda: len(b'x' * (damage.ALLOWANCE + (8 << 20))), r'took \d+ MB')])
+@pytest.mark.parametrize(
+    'load, message',
+    [
+        (lambda: {}['a'], 'KeyError'),
+        (lambda: refuse('two\nlines'), 'not a line'),
+        (lambda: refuse(''), 'not a line'),
+        (lambda: refuse('x' * 1000), 'not a line'),
+        (lambda: len(b'x' * (damage.ALLOWANCE + (8 << 20))), r'took \d+ MB'),
+    ],
+)
 def test_an_attempt_that_ends_otherwise_is_told(load, message):
     with pytest.raises(AssertionError, match=f'(?s)the fault: {message}'):
         damage.attempt(load, 'the fault')
@@ -125,7 +135,9 @@ def test_all_campaigns_are_run_and_their_counts_printed(monkeypatch, capsys):
         given.append((name, sizes))
         return {'things': 1234, 'not run': 'so'}
 
-    campaigns = {name: (functools.partial(campaign, name), sizes) for name, (_, sizes) in torture.CAMPAIGNS.items()}
+    campaigns = {
+        name: (functools.partial(campaign, name), sizes) for name, (_, sizes) in torture.CAMPAIGNS.items()
+    }
     monkeypatch.setattr(torture, 'CAMPAIGNS', campaigns)
     torture.every_campaign(seed=5)
     assert given == [(name, {**sizes, 'seed': 5}) for name, (_, sizes) in campaigns.items()]

@@ -61,10 +61,21 @@ def world(tmp_path_factory):
 def flags(world, tmp_path):
     """A function that makes a dict of flags, with short runs and folders of this test's own."""
     def make(**changes):
-        return {'dataset': str(world / 'text'), 'model_name': 'toy', 'models_dir': str(world / 'models'), 'combine': 1,
-                'checkpoint_dir': str(tmp_path / 'checkpoint'), 'samples_dir': str(tmp_path / 'samples'),
-                'batch_size': 2, 'learning_rate': 1e-3, 'sample_every': 0, 'save_every': 0, 'steps': 8, 'seed': 3,
-                **changes}
+        return {
+            'dataset': str(world / 'text'),
+            'model_name': 'toy',
+            'models_dir': str(world / 'models'),
+            'combine': 1,
+            'checkpoint_dir': str(tmp_path / 'checkpoint'),
+            'samples_dir': str(tmp_path / 'samples'),
+            'batch_size': 2,
+            'learning_rate': 1e-3,
+            'sample_every': 0,
+            'save_every': 0,
+            'steps': 8,
+            'seed': 3,
+            **changes,
+        }
     return make
 
 
@@ -95,9 +106,15 @@ def launched(launcher, n, *words):
     command = LAUNCHERS[launcher]
     if not shutil.which(command[0]):
         pytest.skip(f'{command[0]} is not installed')
-    process = subprocess.Popen([*command, str(n), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               stdin=subprocess.DEVNULL, start_new_session=True,
-                               env={**os.environ, 'HOROVOD_CYCLE_TIME': '1'})  # for updates as short as these
+    process = subprocess.Popen(
+        [*command, str(n), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, 'HOROVOD_CYCLE_TIME': '1'},
+    )  # for updates as short as these
     try:
         yield process
     finally:
@@ -198,7 +215,9 @@ def test_what_one_process_of_several_reads_is_a_map_of_what_was_encoded_once(wor
         return load_dataset.encode_to_npz(enc, [*map(str, sources)], directory, combine)
     (path,) = encoded(source, combine=1)
     made = load_dataset.load_dataset(enc, path)
-    assert [each.tolist() for each in made] == [each.tolist() for each in load_dataset.load_dataset(enc, source, 1)]
+    assert [each.tolist() for each in made] == [
+        each.tolist() for each in load_dataset.load_dataset(enc, source, 1)
+    ]
     assert all(each.base is not None for each in made)
     before = os.stat(path).st_mtime_ns
     assert encoded(source, combine=1) == [path] and os.stat(path).st_mtime_ns == before
@@ -226,19 +245,22 @@ def test_without_horovod_the_script_says_how_to_have_it(flags, tmp_path):
 
 # The same mathematics
 
-COMBINATIONS = [{'optimizer': 'sgd', 'learning_rate': 0.5, 'clip_norm': 0.5},
-                {'optimizer': 'adam', 'accumulate_gradients': 2, 'memory_saving_gradients': True},
-                {'optimizer': 'adamw', 'clip_norm': 0.1, 'accumulate_gradients': 2, 'weight_decay': 1.0},
-                {'optimizer': 'adafactor', 'learning_rate': 1e-2},
-                {'optimizer': 'sgd', 'learning_rate': 0.5, 'precision': 'bfloat16', 'memory_saving_gradients': True},
-                {'optimizer': 'sgd', 'learning_rate': 0.5, 'compression': 'bfloat16'},
-                {'optimizer': 'sgd', 'learning_rate': 0.5, 'compression': 'float16'}]
+COMBINATIONS = [
+    {'optimizer': 'sgd', 'learning_rate': 0.5, 'clip_norm': 0.5},
+    {'optimizer': 'adam', 'accumulate_gradients': 2, 'memory_saving_gradients': True},
+    {'optimizer': 'adamw', 'clip_norm': 0.1, 'accumulate_gradients': 2, 'weight_decay': 1.0},
+    {'optimizer': 'adafactor', 'learning_rate': 1e-2},
+    {'optimizer': 'sgd', 'learning_rate': 0.5, 'precision': 'bfloat16', 'memory_saving_gradients': True},
+    {'optimizer': 'sgd', 'learning_rate': 0.5, 'compression': 'bfloat16'},
+    {'optimizer': 'sgd', 'learning_rate': 0.5, 'compression': 'float16'},
+]
 
 
 @with_horovod
 @pytest.mark.parametrize('launcher, n', [('mpi', 2), ('gloo', 3)])
 def test_n_ranks_give_the_updates_of_one_process_with_n_times_the_batch(flags, tmp_path, launcher, n):
-    """Of windows with and without padding. What one process gives is compared with others' in the tests of it."""
+    """Of windows with and without padding. What one process gives is compared with others' in the tests of
+    it."""
     several = [flags(run_name=f'{i}', steps=3, val_every=3, val_batch_count=4, **each)
                for i, each in enumerate(COMBINATIONS)]
     status, _, stderr = in_ranks(launcher, n, 'runs', tmp_path / 'several.json', several)
@@ -257,9 +279,12 @@ def test_n_ranks_give_the_updates_of_one_process_with_n_times_the_batch(flags, t
         for name in filter(start.has_tensor, expected):
             moved, should = (each[name] - start.get_tensor(name) for each in (tensors, expected))
             if name.endswith('c_attn/b'):
-                # Nothing depends on the keys' part, whose gradient is what rounding leaves; some optimizers would
+                # Nothing depends on the keys' part, whose gradient is what rounding leaves;
+                # some optimizers would
                 # make it as large as any.
-                moved, should = (np.delete(each, np.s_[len(each) // 3:2 * len(each) // 3]) for each in (moved, should))
+                moved, should = (
+                    np.delete(each, np.s_[len(each) // 3 : 2 * len(each) // 3]) for each in (moved, should)
+                )
             np.testing.assert_allclose(moved, should, rtol=0, atol=20 * rounding * np.abs(should).max(),
                                        err_msg=f'{made} {name}')
 
@@ -299,8 +324,11 @@ def wait_for_checkpoint(made, step, process):
         if prefix and int(prefix.rpartition('-')[2]) >= step:
             return
         time.sleep(0.05)
-    pytest.fail(f'no checkpoint of step {step}: {process.communicate(timeout=10)[1]}' if process.poll() is not None
-                else f'no checkpoint of step {step}')
+    pytest.fail(
+        f'no checkpoint of step {step}: {process.communicate(timeout=10)[1]}'
+        if process.poll() is not None
+        else f'no checkpoint of step {step}'
+    )
 
 
 @with_horovod
@@ -351,7 +379,9 @@ def test_a_cable_that_is_pulled_ends_the_ranks_of_both_hosts_and_two_hosts_give_
         while time.monotonic() < end and processes(words[-1]):
             time.sleep(0.1)
         assert not processes(words[-1])
-        two_hosts('down')  # with mpirun, which would wait for the other host's daemon for a quarter of an hour
+        two_hosts(
+            'down'
+        )  # with mpirun, which would wait for the other host's daemon for a quarter of an hour
         _, stderr = process.communicate(timeout=TIMEOUT)
     assert re.findall(r'rank (\d) on \S+ has not answered', stderr) == ['1']
     two_hosts('up')
@@ -428,7 +458,9 @@ def test_a_rank_that_raises_ends_all(flags, tmp_path, launcher):
 @pytest.mark.parametrize('launcher, function, message', [
     ('mpi', 'disagrees', 'learning_rate is 0.001 on rank 0, but 0.5 on rank 1'),
     ('gloo', 'disagrees_in_data', 'the dataset is ')])
-def test_what_differs_between_ranks_is_named_once_and_nothing_is_written(flags, tmp_path, launcher, function, message):
+def test_what_differs_between_ranks_is_named_once_and_nothing_is_written(
+    flags, tmp_path, launcher, function, message
+):
     np.savez(tmp_path / 'data.npz', np.arange(500, dtype=np.uint16))
     made = flags(dataset=str(tmp_path / 'data.npz'))
     status, _, stderr = in_ranks(launcher, 2, function, tmp_path / 'several.json', [made])

@@ -60,18 +60,37 @@ def world(tmp_path_factory):
 def flags(world, tmp_path):
     """A function that makes TrainFlags, with short runs and folders of this test's own."""
     def make(**changes):
-        return TrainFlags(**{**{
-            'dataset': str(world / 'text'), 'model_name': 'toy', 'models_dir': str(world / 'models'), 'combine': 1,
-            'checkpoint_dir': str(tmp_path / 'checkpoint'), 'samples_dir': str(tmp_path / 'samples'),
-            'batch_size': 2, 'learning_rate': 1e-3, 'sample_every': 0, 'save_every': 0, 'steps': 8, 'seed': 3,
-        }, **changes})
+        return TrainFlags(
+            **{
+                **{
+                    'dataset': str(world / 'text'),
+                    'model_name': 'toy',
+                    'models_dir': str(world / 'models'),
+                    'combine': 1,
+                    'checkpoint_dir': str(tmp_path / 'checkpoint'),
+                    'samples_dir': str(tmp_path / 'samples'),
+                    'batch_size': 2,
+                    'learning_rate': 1e-3,
+                    'sample_every': 0,
+                    'save_every': 0,
+                    'steps': 8,
+                    'seed': 3,
+                },
+                **changes,
+            }
+        )
     return make
 
 
 @pytest.fixture(autouse=True)
 def usual_signals():
-    """The handlers of a program started at a terminal, also where the tests run under nohup or in the background."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    """The handlers of a program started at a terminal, also where the tests run under nohup or in the
+    background."""
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
     for number, handler in before.items():
@@ -86,7 +105,9 @@ def final(made):
     tensors = {}
     for path in (prefix, training):
         reader = tf.train.load_checkpoint(path)
-        tensors.update({name: reader.get_tensor(name).tobytes() for name in reader.get_variable_to_shape_map()})
+        tensors.update(
+            {name: reader.get_tensor(name).tobytes() for name in reader.get_variable_to_shape_map()}
+        )
     with open(f'{training}.json') as file:
         state = json.load(file)
     return tensors, {name: state[name] for name in ('step', 'position', 'seed', 'loss', 'average')}
@@ -276,7 +297,9 @@ def interrupted_start(flags, owner, method, number, tell):
 def room():
     """A function that bounds the bytes of a file that this process writes; None: not any more."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size is None else size, before[1]))
+    yield lambda size: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (before[0] if size is None else size, before[1])
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
@@ -465,8 +488,13 @@ def command_of(made):
 
 
 def test_operations_can_be_deterministic_which_exact_resume_on_gpus_needs(flags):
-    done = subprocess.run(command_of(flags(steps=1, val_every=1)), capture_output=True, text=True, check=False,
-                          env={**os.environ, 'TF_DETERMINISTIC_OPS': '1'})
+    done = subprocess.run(
+        command_of(flags(steps=1, val_every=1)),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, 'TF_DETERMINISTIC_OPS': '1'},
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -485,12 +513,15 @@ def test_accumulated_batches_give_the_update_of_one_large_batch(flags, world):
     trainer.train(flags(run_name='large', batch_size=6, **options))
     trainer.train(flags(run_name='small', batch_size=2, accumulate_gradients=3, memory_saving_gradients=True,
                         **options))
-    large, small = (tf.train.load_checkpoint(tf.train.latest_checkpoint(os.path.join(flags().checkpoint_dir, name)))
-                    for name in ('large', 'small'))
+    large, small = (
+        tf.train.load_checkpoint(tf.train.latest_checkpoint(os.path.join(flags().checkpoint_dir, name)))
+        for name in ('large', 'small')
+    )
     for name in large.get_variable_to_shape_map():
         np.testing.assert_allclose(small.get_tensor(name), large.get_tensor(name), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(*[list(events(flags(run_name=name), 'loss').values()) for name in ('large', 'small')],
-                               rtol=1e-5)
+    np.testing.assert_allclose(
+        *[list(events(flags(run_name=name), 'loss').values()) for name in ('large', 'small')], rtol=1e-5
+    )
 
 
 def test_validation_is_that_of_the_reference_on_the_tokens_held_out(flags, world, capsys):
@@ -507,8 +538,11 @@ def test_validation_is_that_of_the_reference_on_the_tokens_held_out(flags, world
         trainer.train(made)
     shown = float(re.search(r'validation loss = ([\d.]+)', capsys.readouterr().out)[1])
     weights = tf.train.load_checkpoint(str(world / 'models' / 'toy'))
-    expected = numpy_gpt2.mean_loss({name: weights.get_tensor(name) for name in weights.get_variable_to_shape_map()},
-                                    windows[-4:], toy.TOY['n_head'])  # the last two batches of two
+    expected = numpy_gpt2.mean_loss(
+        {name: weights.get_tensor(name) for name in weights.get_variable_to_shape_map()},
+        windows[-4:],
+        toy.TOY['n_head'],
+    )  # the last two batches of two
     assert abs(shown - expected) < 1e-3
     assert abs(events(made, 'val_loss')[1] - expected) < 1e-3
 
@@ -554,7 +588,9 @@ def test_the_best_of_another_run_is_not_that_of_this_one(flags, monkeypatch, cap
     scripted_validation(monkeypatch, [1.0, 4.0, 4.5, 4.6])
     trainer.train(flags(steps=2, val_every=1))
     source = os.path.join(flags().checkpoint_dir, 'run1', 'model-2')
-    trainer.train(flags(run_name='other', steps=4, val_every=1, save_every=1, patience=1, restore_from=source))
+    trainer.train(
+        flags(run_name='other', steps=4, val_every=1, save_every=1, patience=1, restore_from=source)
+    )
     directory = os.path.join(flags().checkpoint_dir, 'other')
     assert 'below 4.5000 of step 3' in capsys.readouterr().out
     assert weights_of(directory, 'model-best') == weights_of(directory, 'model-3')
@@ -651,15 +687,23 @@ def test_bfloat16_trains_as_float32_does(flags, monkeypatch):
         made = flags(run_name=precision, precision=precision, steps=60, batch_size=4)
         trainer.train(made)
         losses.append(list(events(made, 'loss').values()))
-        reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(os.path.join(made.checkpoint_dir, precision)))
+        reader = tf.train.load_checkpoint(
+            tf.train.latest_checkpoint(os.path.join(made.checkpoint_dir, precision))
+        )
         assert set(reader.get_variable_to_dtype_map().values()) == {tf.float32}
     assert losses[0][-1] < losses[0][0] - 0.5  # something was learnt
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize('options', [
-    {}, {'precision': 'bfloat16'}, {'memory_saving_gradients': True, 'accumulate_gradients': 2, 'val_every': 2}])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'precision': 'bfloat16'},
+        {'memory_saving_gradients': True, 'accumulate_gradients': 2, 'val_every': 2},
+    ],
+)
 def test_xla_gives_the_same_losses(flags, options):
     for name in ('plain', 'xla'):
         trainer.train(flags(run_name=name, xla=name == 'xla', steps=4, **options))
@@ -704,9 +748,15 @@ def test_a_long_validation_shows_how_far_it_is(flags, monkeypatch, capsys):
 
 def test_held_out_tokens_are_not_trained_on(flags, world):
     made = flags(val_every=1)
-    data = trainer.Data(made, checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2], toy.hparams(), trainer.Worker())
-    whole = trainer.Data(flags(), checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2], toy.hparams(),
-                         trainer.Worker())
+    data = trainer.Data(
+        made, checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2], toy.hparams(), trainer.Worker()
+    )
+    whole = trainer.Data(
+        flags(),
+        checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2],
+        toy.hparams(),
+        trainer.Worker(),
+    )
     join = [np.concatenate(each).tolist() for each in (data.training, data.validation, whole.training)]
     assert join[0] + join[1] == join[2] and len(join[1]) == round(0.05 * len(join[2]))
 
@@ -720,14 +770,24 @@ def test_samples_are_written_and_repeat(flags, capsys):
     assert [line for line in text.split('\n') if line.startswith('=====')] == [
         f'======== SAMPLE {i} ========' for i in (1, 2, 3)]
     assert '======== SAMPLE 3 ========' in capsys.readouterr().out
-    trainer.train(flags(steps=2, sample_every=1, sample_num=3, sample_length=20, run_name='again', batch_size=2))
+    trainer.train(
+        flags(steps=2, sample_every=1, sample_num=3, sample_length=20, run_name='again', batch_size=2)
+    )
     assert pathlib.Path(made.samples_dir, 'again', 'samples-2').read_text(encoding='utf-8') == text
 
 
 @pytest.mark.parametrize('method', ['validation_loss', 'sample', 'try_save'])
 def test_what_a_signal_interrupts_is_done_when_the_run_goes_on(flags, monkeypatch, method):
-    """Validation, by which the best weights are chosen, and samples: none is left out, none is counted twice."""
-    options = {'val_every': 2, 'sample_every': 2, 'save_every': 2, 'sample_num': 2, 'sample_length': 3, 'patience': 3}
+    """Validation, by which the best weights are chosen, and samples: none is left out, none is counted
+    twice."""
+    options = {
+        'val_every': 2,
+        'sample_every': 2,
+        'save_every': 2,
+        'sample_num': 2,
+        'sample_length': 3,
+        'patience': 3,
+    }
     undisturbed = flags(run_name='whole', **options)
     trainer.train(undisturbed)
     original, calls = getattr(trainer.Trainer, method), []
@@ -748,7 +808,9 @@ def test_what_a_signal_interrupts_is_done_when_the_run_goes_on(flags, monkeypatc
 
 def test_ids_without_a_text_are_no_part_of_samples(flags, tmp_path, capsys):
     toy.write_padded_model(tmp_path / 'models' / 'padded')
-    trainer.train(flags(model_name='padded', models_dir=str(tmp_path / 'models'), steps=1, sample_every=1, top_k=0))
+    trainer.train(
+        flags(model_name='padded', models_dir=str(tmp_path / 'models'), steps=1, sample_every=1, top_k=0)
+    )
     assert 'could not be written' not in capsys.readouterr().err
     assert os.listdir(tmp_path / 'samples' / 'run1') == ['samples-1']
 
@@ -767,13 +829,16 @@ def everything_of(made):
     directory = os.path.join(made.samples_dir, made.run_name)
     with open(os.path.join(made.checkpoint_dir, made.run_name, 'training-8.json')) as file:
         state = json.load(file)
-    samples = {name: pathlib.Path(directory, name).read_text(encoding='utf-8') for name in os.listdir(directory)}
+    samples = {
+        name: pathlib.Path(directory, name).read_text(encoding='utf-8') for name in os.listdir(directory)
+    }
     return (final(made), samples, events(made, 'val_loss'),
             {name: state[name] for name in ('best', 'validations_since_best', 'actions_done')})
 
 
 def test_samples_are_what_the_saved_weights_give_to_a_generator(flags, monkeypatch):
-    """Longer than the window, and of whatever the weights were at that update; the second time adds no operation."""
+    """Longer than the window, and of whatever the weights were at that update; the second time adds no
+    operation."""
     counts = []
     sample = trainer.Trainer.sample
 
@@ -787,8 +852,9 @@ def test_samples_are_what_the_saved_weights_give_to_a_generator(flags, monkeypat
     assert len(counts) == 2 and counts[0] == counts[1]
     for step in (2, 4):
         gpt2 = trainer.generator.load('run1', made.checkpoint_dir, f'model-{step}')
-        rows = gpt2.complete([[gpt2.enc.eot]] * 2, [[made.seed + step, i] for i in range(2)], length=40, top_k=5,
-                             top_p=0.9)
+        rows = gpt2.complete(
+            [[gpt2.enc.eot]] * 2, [[made.seed + step, i] for i in range(2)], length=40, top_k=5, top_p=0.9
+        )
         text = pathlib.Path(made.samples_dir, 'run1', f'samples-{step}').read_text(encoding='utf-8')
         assert all(f'======== SAMPLE {i} ========\n{row.text}\n' in text for i, row in enumerate(rows, 1))
 
@@ -802,13 +868,17 @@ def test_samples_and_events_that_cannot_be_written_do_not_stop_training(flags, t
     trainer.train(flags(steps=4, sample_every=2))
     output = capsys.readouterr()
     assert final(flags())[1]['step'] == 4
-    assert all(output.err.count(f'{what} could not be written') == n for what, n in (('samples', 2), ('events', 1)))
+    assert all(
+        output.err.count(f'{what} could not be written') == n for what, n in (('samples', 2), ('events', 1))
+    )
 
 
 def test_a_loss_that_is_no_number_ends_training_and_spoils_no_checkpoint(flags):
     trainer.train(flags(steps=2))
     good = final(flags())
-    with pytest.raises(InputError, match=r'not finite after step \d+; the last save is kept: .* lower --learning_rate'):
+    with pytest.raises(
+        InputError, match=r'not finite after step \d+; the last save is kept: .* lower --learning_rate'
+    ):
         trainer.train(flags(learning_rate=1e30, steps=50))
     assert final(flags()) == good
 
@@ -816,7 +886,9 @@ def test_a_loss_that_is_no_number_ends_training_and_spoils_no_checkpoint(flags):
 @pytest.mark.parametrize('options', [{'save_every': 1}, {'steps': 1}, {'val_every': 1}])
 def test_weights_that_an_update_spoils_are_not_saved(flags, options):
     """The loss is that of the weights before the update, and tells nothing of those after it."""
-    with pytest.raises(InputError, match=r'not finite after step [01]; the last save .* lower --learning_rate'):
+    with pytest.raises(
+        InputError, match=r'not finite after step [01]; the last save .* lower --learning_rate'
+    ):
         trainer.train(flags(optimizer='sgd', learning_rate=1e39, **options))
     assert not glob.glob(os.path.join(flags().checkpoint_dir, 'run1', '*model-*'))
 
@@ -875,7 +947,10 @@ def test_another_vocabulary_than_the_runs_is_refused(flags, world, tmp_path):
     ids = json.loads(path.read_text())
     ids['a'], ids['b'] = ids['b'], ids['a']
     path.write_text(json.dumps(ids))
-    with pytest.raises(InputError, match=r'run1/model-\d+ was trained from a model of other sizes or vocabulary than .*models/toy; give'):
+    with pytest.raises(
+        InputError,
+        match=r'run1/model-\d+ was trained from a model of other sizes or vocabulary than .*models/toy; give',
+    ):
         trainer.train(flags(models_dir=str(tmp_path / 'models'), steps=2))
     assert trainer.train(flags(steps=2)) == 2
 
@@ -978,7 +1053,9 @@ def test_a_run_has_its_models_special_tokens(flags, world, tmp_path, monkeypatch
     x, run = get_encoder('toy', str(world / 'models')).encoder['x'], get_encoder('run1', made.checkpoint_dir)
     assert (run.special, run.eot, contexts) == ({'x': x}, x, [[x]])
     (model_dir / 'special_tokens.json').unlink()
-    with pytest.raises(InputError, match=r'run1/model-\d+ was trained from a model of other sizes or vocabulary'):
+    with pytest.raises(
+        InputError, match=r'run1/model-\d+ was trained from a model of other sizes or vocabulary'
+    ):
         trainer.train(flags(models_dir=str(tmp_path / 'models'), steps=2))
     trainer.train(flags(models_dir=str(tmp_path / 'models'), steps=1, restore_from='fresh'))
     assert get_encoder('run1', made.checkpoint_dir).special == {'<|endoftext|>': 556}

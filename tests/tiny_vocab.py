@@ -13,13 +13,19 @@ from encoder import bytes_to_unicode
 
 SHARED = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'shared')
 EOT = '<|endoftext|>'
-PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"  # tiktoken's r50k_base
+PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"  # tiktoken's r50k_base
+)
 
 ENGLISH = """
-The keeper of the lighthouse didn't expect visitors in November. He'd trimmed the lamp, he'd wound the clock, and now
-he was reading the same page that he'd read the day before; it wasn't a good page. "You'll see," his sister had said,
-"they'll come when you've stopped waiting for them." She'd been right about the storm, and about the boat, and she was
-usually right about the things that we're all wrong about. I'm telling it as it was told to me, in 1987, on a train.
+The keeper of the lighthouse didn't expect visitors in November. He'd trimmed the lamp, he'd wound the \
+clock, and now
+he was reading the same page that he'd read the day before; it wasn't a good page. "You'll see," his sister \
+had said,
+"they'll come when you've stopped waiting for them." She'd been right about the storm, and about the boat, \
+and she was
+usually right about the things that we're all wrong about. I'm telling it as it was told to me, in 1987, on \
+a train.
 """
 
 
@@ -27,7 +33,8 @@ usually right about the things that we're all wrong about. I'm telling it as it 
 def tiny_bpe(n_merges=300):
     """(encoder dict, merges), the bytes first, <|endoftext|> last.
 
-    The merges were learned from ENGLISH and Python's module textwrap, once: it is another with each version of Python,
+    The merges were learned from ENGLISH and Python's module textwrap, once: it is another with each version
+    of Python,
     and so would be the ids, and the models that learn to predict them.
     """
     with open(os.path.join(os.path.dirname(__file__), 'tiny_vocab.bpe'), encoding='utf-8') as file:
@@ -54,7 +61,8 @@ def read_bytes(path):
 
 
 def write_vocab(directory, n_merges=300):
-    """Writes encoder.json and vocab.bpe of tiny_bpe into a directory (made if need be); returns both as tiny_bpe."""
+    """Writes encoder.json and vocab.bpe of tiny_bpe into a directory (made if need be); returns both as
+    tiny_bpe."""
     encoder, merges = tiny_bpe(n_merges)
     os.makedirs(directory, exist_ok=True)
     with open(os.path.join(directory, 'encoder.json'), 'w', encoding='utf-8') as file:
@@ -65,7 +73,8 @@ def write_vocab(directory, n_merges=300):
 
 
 def tiktoken_encoding(encoder_json, merges):
-    """A tiktoken.Encoding with this vocabulary (a dict, or the path of an encoder.json); ids as in the vocabulary.
+    """A tiktoken.Encoding with this vocabulary (a dict, or the path of an encoder.json); ids as in the
+    vocabulary.
 
     tiktoken merges in the order of ids, so the ids of merged symbols must ascend as the merges do.
     """
@@ -73,7 +82,9 @@ def tiktoken_encoding(encoder_json, merges):
         with open(encoder_json, encoding='utf-8') as file:
             encoder_json = json.load(file)
     ids = [encoder_json[first + second] for first, second in merges]
-    assert ids == sorted(set(ids)), 'ids are not in the order of the merges: renumber them with in_merge_order'
+    assert ids == sorted(set(ids)), (
+        'ids are not in the order of the merges: renumber them with in_merge_order'
+    )
     byte_of = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
     symbols = [*byte_of, *(first + second for first, second in merges)]
     ranks = {bytes(map(byte_of.__getitem__, symbol)): encoder_json[symbol] for symbol in symbols}
@@ -82,14 +93,16 @@ def tiktoken_encoding(encoder_json, merges):
 
 
 def in_merge_order(encoder, merges):
-    """A vocabulary of the same symbols with ids in merge order for tiktoken, and a dict of its ids → encoder's ids."""
+    """A vocabulary of the same symbols with ids in merge order for tiktoken, and a dict of its ids →
+    encoder's ids."""
     symbols = [*bytes_to_unicode().values(), *(first + second for first, second in merges), EOT]
     renumbered = {symbol: id for id, symbol in enumerate(dict.fromkeys(symbols))}
     return renumbered, {id: encoder[symbol] for symbol, id in renumbered.items() if symbol in encoder}
 
 
 def shared(*names):
-    """The path of a file in ../shared; skips the test, saying so, where it is absent (as in a user's clone)."""
+    """The path of a file in ../shared; skips the test, saying so, where it is absent (as in a user's
+    clone)."""
     path = os.path.join(SHARED, *names)
     if not os.path.exists(path):
         pytest.skip(f'{path} is not here')

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Faults injected on purpose, and counts of what came of them. The suite runs short forms; `make torture` the long:
+"""Faults injected on purpose, and counts of what came of them. The suite runs short forms; `make torture`
+the long:
 
     tests/torture.py all
     tests/torture.py mutations --count 1000 --seed 7
     tests/torture.py inputs --count 1000000 --seed 1
 
-A campaign prints its counts, a line each, or raises at the first promise that is broken, naming the fault and the seed.
+A campaign prints its counts, a line each, or raises at the first promise that is broken, naming the fault
+and the seed.
 """
 # ruff: noqa: E402
 import os

@@ -18,7 +18,8 @@ def hparams(**sizes):
 
 
 def weights(hp, seed=0, scale=0.1):
-    """{'model/wpe': array, ...} with every entry drawn, gains around 1, so that no term of the formula can hide."""
+    """{'model/wpe': array, ...} with every entry drawn, gains around 1, so that no term of the formula can
+    hide."""
     rng = np.random.RandomState(seed)
     return {f'model/{name}': (rng.standard_normal(shape) * scale + name.endswith('/g')).astype(np.float32)
             for name, shape in sorted(model.weight_shapes(hp).items())}
@@ -52,12 +53,16 @@ def write_model(directory, hp=None, values=None):
 
 
 def write_padded_model(directory, **sizes):
-    """As write_model, but 8 ids have no text, the last 7 and one between others; and they are often the likeliest."""
+    """As write_model, but 8 ids have no text, the last 7 and one between others; and they are often the
+    likeliest."""
     symbols, merges = write_vocab(directory)
     hp = hparams(**sizes, n_vocab=len(symbols) + 7)
     values = weights(hp, scale=0.2)
     values['model/wte'][[symbols['Ġand'], *range(len(symbols), hp.n_vocab)]] *= 4
     write_model(directory, hp, values)
-    vocabulary_files.write_vocabulary(directory, {symbol: id for symbol, id in symbols.items() if symbol != 'Ġand'},
-                             [pair for pair in merges if ''.join(pair) != 'Ġand'])
+    vocabulary_files.write_vocabulary(
+        directory,
+        {symbol: id for symbol, id in symbols.items() if symbol != 'Ġand'},
+        [pair for pair in merges if ''.join(pair) != 'Ġand'],
+    )
     return hp, values

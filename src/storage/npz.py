@@ -4,6 +4,7 @@ import mmap
 import os
 import re
 import shutil
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -96,8 +97,9 @@ def release(chunks):  # gives memory of mapped chunks, which stay usable, back t
             owner = owner.base
         owners.add(owner)
     for owner in owners:
-        with contextlib.suppress(OSError, AttributeError):  # not mapped, or not known to the system
-            owner.madvise(mmap.MADV_DONTNEED)
+        if sys.platform != 'win32' and isinstance(owner, mmap.mmap):
+            with contextlib.suppress(OSError):
+                owner.madvise(mmap.MADV_DONTNEED)
 
 
 def write_npz(path, chunks, n_vocab, compress=False, vocabulary=None):
