@@ -38,6 +38,7 @@ KNOWN = {  # bytes and, if published, SHA-256
     f'355M/{DATA}': (1_419_292_672, ''), f'774M/{DATA}': (3_096_120_320, ''),
     f'1558M/{DATA}': (6_230_444_800, '')}
 MAX_BYTES, MAX_DATA_BYTES = 1 << 28, 1 << 36  # of a file; of weights
+CHUNK = 1 << 16  # bytes that are read at a time
 TIMEOUTS = 10, 30  # seconds to connect, and without a byte
 ATTEMPTS, BACKOFF = 5, 1  # without progress; seconds before the second, then doubled
 
@@ -151,8 +152,8 @@ class Download:
                 raise self.refusal(f'{came} where 200 was expected')
             else:
                 end = self.have + (length or 0)
-                rest = f'bytes {self.have}-{end - 1}/{end}' if status == 206 else f'bytes */{self.have}'
-                if headers.get('Content-Range') != rest or headers.get('ETag', etag) != etag:
+                expected = f'bytes {self.have}-{end - 1}/{end}' if status == 206 else f'bytes */{self.have}'
+                if headers.get('Content-Range') != expected or headers.get('ETag', etag) != etag:
                     self.record.unlink()
                     raise requests.HTTPError('the rest that came does not fit; starting from zero')
             if status != 416:  # the part is whole
@@ -179,7 +180,7 @@ class Download:
             while data and self.have <= limit:
                 part.write(data)
                 self.have += len(data)
-                data = body.read1(1 << 16)  # iter_content would lose the last bytes before a break
+                data = body.read1(CHUNK)  # iter_content would lose the last bytes before a break
         if self.have > limit:
             self.part.unlink()
             raise self.refusal(f'more than {limit} bytes came')

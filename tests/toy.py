@@ -66,3 +66,11 @@ def write_padded_model(directory, **sizes):
         [pair for pair in merges if ''.join(pair) != 'Ġand'],
     )
     return hp, values
+
+
+def short_run(folder, tmp_path, **changes):  # -> dict of TrainFlags
+    """A run of the model and the text in `folder`, with folders of a test's own."""
+    return {'dataset': str(folder / 'text'), 'model_name': 'toy', 'models_dir': str(folder / 'models'),
+            'combine': 1, 'checkpoint_dir': str(tmp_path / 'checkpoint'),
+            'samples_dir': str(tmp_path / 'samples'), 'batch_size': 2, 'learning_rate': 1e-3,
+            'sample_every': 0, 'save_every': 0, 'steps': 8, 'seed': 3, **changes}
