@@ -1,5 +1,6 @@
 """Fixtures of several test files."""
 import functools
+import signal
 
 import pytest
 
@@ -35,3 +36,82 @@ class Scored:
 @pytest.fixture(scope='session')
 def scored(tmp_path_factory):
     return Scored(tmp_path_factory.mktemp('scored'))
+
+
+@pytest.fixture(scope='module')
+def toy_model(tmp_path_factory):
+    """A model directory, its sizes and its weights."""
+    import toy
+    directory = tmp_path_factory.mktemp('models') / 'toy'
+    return str(directory), *toy.write_model(directory)
+
+
+@pytest.fixture
+def graph(toy_model):
+    """A session with a model and an optimizer that has slots; all variables hold zeros."""
+    import tensorflow.compat.v1 as tf
+    import toy
+
+    import model
+    _, hp, _ = toy_model
+    with toy.session() as s:
+        loss = tf.add_n([tf.reduce_sum(w) for w in model.weights(hp).values()])
+        s.update = tf.train.AdamOptimizer(0.1).minimize(loss)
+        s.run([v.assign(tf.zeros_like(v)) for v in tf.global_variables()])
+        yield s
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    """A folder with models/toy and text/*.txt: some documents longer than a window, and one shorter."""
+    import toy
+    from tiny_vocab import ENGLISH
+    folder = tmp_path_factory.mktemp('world')
+    toy.write_model(folder / 'models' / 'toy')
+    (folder / 'text').mkdir()
+    (folder / 'text' / 'a.txt').write_text(ENGLISH)
+    (folder / 'text' / 'b.txt').write_text(ENGLISH.upper() * 2)
+    return folder
+
+
+@pytest.fixture
+def flags(world, tmp_path):
+    """A function that makes TrainFlags, with short runs and folders of this test's own."""
+    from command_line.flags import TrainFlags
+
+    def make(**changes):
+        return TrainFlags(
+            **{
+                **{
+                    'dataset': str(world / 'text'),
+                    'model_name': 'toy',
+                    'models_dir': str(world / 'models'),
+                    'combine': 1,
+                    'checkpoint_dir': str(tmp_path / 'checkpoint'),
+                    'samples_dir': str(tmp_path / 'samples'),
+                    'batch_size': 2,
+                    'learning_rate': 1e-3,
+                    'sample_every': 0,
+                    'save_every': 0,
+                    'steps': 8,
+                    'seed': 3,
+                },
+                **changes,
+            }
+        )
+    return make
+
+
+@pytest.fixture
+def usual_signals():
+    """The handlers of a program started at a terminal, also where the tests run under nohup or in the
+    background."""
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -66,3 +66,24 @@ def greedy(weights, tokens, n_head, length):
     for _ in range(length):
         tokens.append(int(logits(weights, tokens, n_head)[-1].argmax()))
     return tokens[-length:]
+
+
+def rounded(values):
+    """To the nearest bfloat16, ties to even, by its bits."""
+    bits = np.asarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000).astype(np.uint32).view(np.float32)
+
+
+def in_steps(values, axis):
+    """To 127 steps up to the largest of each output, which are along `axis`."""
+    largest = np.abs(values).max(axis=axis, keepdims=True).astype(np.float64)
+    step = np.where(largest > 0, largest, 1) / 127
+    return np.round(values / step) * step
+
+
+def with_rounded_matrices(values, precision):
+    matrices = {name: value for name, value in values.items() if value.ndim == 3 or name == 'model/wte'}
+    if precision == 'int8':
+        return {**values, **{name: in_steps(value, -1 if name == 'model/wte' else -2)
+                             for name, value in matrices.items()}}
+    return {**values, **{name: rounded(value) for name, value in matrices.items()}}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_encoder import APOSTROPHES, BYTES, ODD_TEXTS, TEXT, learned, real, tiny
-from tiny_vocab import ENGLISH, EOT, tiny_bpe
+from test_encoder import APOSTROPHES, ODD_TEXTS, TEXT, learned, real, tiny
+from tiny_vocab import BYTES, ENGLISH, EOT, tiny_bpe
 
 from encoder import Encoder
 from fast import bulk_encoding

@@ -82,7 +82,7 @@ NOT_RUN = {  # command: why not
     '''curl http://localhost:8501/v1/models/notes:predict -d '{"signature_name": "generate", "inputs": {
     "tokens": [[51, 71, 68], [-1, 72, 82]], "length": 50,
     "temperature": 0.7, "top_k": 40, "top_p": 0.9, "seed": 1}}\'''':
-        'needs the server of that container; test_export.py asks the model',
+        'needs the server of that container; test_saved_model.py asks the model',
 }
 INSTEAD = {  # to be quicker, or to do without the network
     'make demo': 'make demo DEMO_STEPS=20',

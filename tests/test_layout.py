@@ -306,6 +306,20 @@ def test_what_other_files_call_has_a_docstring_or_shapes_on_its_first_line(name)
             )
 
 
+TESTED_ELSEWHERE = {  # where a file of its own would repeat what these files test
+    'errors': 'cli', 'version': 'cli', 'interrupts': 'signals', 'precision': 'generator', 'train': 'trainer',
+    'worker': 'train_horovod', 'horovod_worker': 'train_horovod',
+    'generate_unconditional_samples': 'samples', 'interactive_conditional_samples': 'samples'}
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    for name in NAMES:
+        module = os.path.basename(name).removesuffix('.py').replace('-', '_')
+        if module != '__init__':
+            file = f'{ROOT}/tests/test_{TESTED_ELSEWHERE.get(module, module)}.py'
+            assert os.path.exists(file), f'{name} has no {file}'
+
+
 # What is nowhere
 
 @pytest.mark.parametrize('name', NAMES)

@@ -1,5 +1,3 @@
-import json
-import math
 
 import numpy as np
 import numpy_gpt2
@@ -11,7 +9,6 @@ import model
 from errors import InputError
 from fast import kernels
 from fast.quantized import with_precision
-from hparams import load_hparams
 
 SHAPES = [{}, {'n_embd': 48, 'n_head': 3, 'n_layer': 3}, {'n_embd': 32, 'n_head': 1, 'n_layer': 1},
           {'n_vocab': 64, 'n_ctx': 16, 'n_embd': 64, 'n_head': 16, 'n_layer': 4}]
@@ -201,50 +198,3 @@ def test_bfloat16_is_near_the_reference():
 def test_more_positions_than_n_ctx_are_refused():
     with toy.session(), pytest.raises(InputError, match='33 positions are more than n_ctx, 32'):
         model.model(toy.hparams(), tf.zeros([1, 33], tf.int32))
-
-
-@pytest.mark.parametrize('values, message', [
-    ({'n_embed': 768}, "unknown hyperparameter 'n_embed'"),
-    ({'n_embd': 100}, r'n_embd \(100\) must be divisible by n_head \(12\)'),
-    ({'n_layer': 0}, 'n_layer must be a whole number above 0 and at most 1,000, not 0'),
-    ({'n_layer': '12'}, "n_layer must be a whole number .*, not '12'"),
-    ({'n_ctx': True}, 'n_ctx must be a whole number .*, not True'),
-    ({'n_ctx': [[]] * 10**6}, r'n_ctx must be a whole number .*, not \[.{,40}\]$'),
-    ({'n_ctx': 'x' * 10**6}, 'n_ctx must be a whole number .*, not .{30}$'),
-    ({'x' * 10**6: 1}, 'unknown hyperparameter .{40,200}$'),
-    ({'n_layer': 10**9}, 'at most 1,000, not 1000000000'),
-    ({'n_vocab': 10**15}, 'n_vocab must be a whole number above 0 and at most 2,147,483,647'),
-    ({'n_vocab': 10**4000}, 'n_vocab must be a .* at most 2,147,483,647'),
-    ({'n_embd': 12 * 10**8}, r'HParams\(n_vocab=50257, .*more than 1,000,000,000,000$'),
-    ({'n_embd': 12 * 10**3, 'n_layer': 600}, 'has 1,037,508,996,000 parameters'),
-])
-def test_sizes_that_make_no_model_are_refused(values, message):
-    with pytest.raises(InputError, match=message):
-        model.default_hparams().override_from_dict(values)
-
-
-@pytest.mark.parametrize('sizes', [{}, {'n_layer': 1}, {'n_embd': 64, 'n_vocab': 3, 'n_ctx': 7}])
-def test_the_number_of_parameters_is_that_of_the_weights(sizes):
-    hp = toy.hparams(**sizes)
-    assert hp.n_parameters() == sum(map(math.prod, model.weight_shapes(hp).values()))
-
-
-@pytest.mark.parametrize(
-    'text, message',
-    [
-        ('{"n_vocab": 50257', 'is not JSON'),
-        ('[1]', 'must hold an object'),
-        ('{"n_vocab": 5}', 'lacks n_ctx, n_embd'),
-        (json.dumps({**toy.TOY, 'n_head': 5}), 'hparams.json: n_embd'),
-    ],
-)
-def test_bad_hparams_files_are_named(tmp_path, text, message):
-    path = tmp_path / 'hparams.json'
-    with pytest.raises(InputError, match=r'no .*hparams\.json'):
-        load_hparams(path)
-    path.write_text(text)
-    with pytest.raises(InputError, match=message):
-        load_hparams(path)
-    path.write_text(json.dumps(toy.TOY), encoding='utf-8-sig')  # as editors on Windows write it
-    assert load_hparams(path).values() == toy.TOY
-

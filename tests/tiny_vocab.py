@@ -17,6 +17,7 @@ PATTERN = (
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"  # tiktoken's r50k_base
 )
 
+BYTES = {symbol: id for id, symbol in enumerate(bytes_to_unicode().values())}
 ENGLISH = """
 The keeper of the lighthouse didn't expect visitors in November. He'd trimmed the lamp, he'd wound the \
 clock, and now

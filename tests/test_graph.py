@@ -1,0 +1,98 @@
+import os
+import subprocess
+
+import numpy as np
+import pytest
+import runs
+import tensorflow.compat.v1 as tf
+from tiny_vocab import ENGLISH
+
+from command_line.flags import PRECISIONS
+from fast import kernels
+from training import trainer
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('usual_signals')]
+
+
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_products_are_rounded_to_tf32_only_where_it_is_asked_for(flags, precision):
+    tf.config.experimental.enable_tensor_float_32_execution(precision != 'tf32')
+    trainer.train(flags(steps=1, precision=precision))
+    assert tf.config.experimental.tensor_float_32_execution_enabled() == (precision == 'tf32')
+
+
+def test_operations_can_be_deterministic_which_exact_resume_on_gpus_needs(flags):
+    done = subprocess.run(
+        runs.command_of(flags(steps=1, val_every=1)),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, 'TF_DETERMINISTIC_OPS': '1'},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_accumulated_batches_give_the_update_of_one_large_batch(flags, world):
+    """Of windows with and without padding."""
+    (world / 'short').mkdir(exist_ok=True)
+    for i, words in enumerate(ENGLISH.split('"')):
+        (world / 'short' / f'{i}.txt').write_text(words)
+    options = {'dataset': str(world / 'short'), 'optimizer': 'sgd', 'learning_rate': 0.5, 'steps': 3}
+    trainer.train(flags(run_name='large', batch_size=6, **options))
+    trainer.train(flags(run_name='small', batch_size=2, accumulate_gradients=3, memory_saving_gradients=True,
+                        **options))
+    large, small = (
+        tf.train.load_checkpoint(tf.train.latest_checkpoint(os.path.join(flags().checkpoint_dir, name)))
+        for name in ('large', 'small')
+    )
+    for name in large.get_variable_to_shape_map():
+        np.testing.assert_allclose(small.get_tensor(name), large.get_tensor(name), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        *[list(runs.events(flags(run_name=name), 'loss').values()) for name in ('large', 'small')], rtol=1e-5
+    )
+
+
+def test_the_gradient_norm_is_that_of_finite_differences(flags, world):
+    made = flags(steps=1, optimizer='sgd', learning_rate=1e-3)
+    trainer.train(made)
+    start, end = (tf.train.load_checkpoint(path) for path in (
+        str(world / 'models' / 'toy' / 'model.ckpt'), os.path.join(made.checkpoint_dir, 'run1', 'model-1')))
+    moved = [(start.get_tensor(name).astype(float) - end.get_tensor(name)) / 1e-3
+             for name in start.get_variable_to_shape_map()]
+    expected = np.sqrt(sum((each**2).sum() for each in moved))  # SGD moves by the gradient itself
+    np.testing.assert_allclose(runs.events(made, 'gradient_norm')[1], expected, rtol=1e-2)
+
+
+def test_bfloat16_trains_as_float32_does(flags, monkeypatch):
+    """To 1%, with weights and slots that are float32."""
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
+    losses = []
+    for precision in ('float32', 'bfloat16'):
+        made = flags(run_name=precision, precision=precision, steps=60, batch_size=4)
+        trainer.train(made)
+        losses.append(list(runs.events(made, 'loss').values()))
+        reader = tf.train.load_checkpoint(
+            tf.train.latest_checkpoint(os.path.join(made.checkpoint_dir, precision))
+        )
+        assert set(reader.get_variable_to_dtype_map().values()) == {tf.float32}
+    assert losses[0][-1] < losses[0][0] - 0.5  # something was learnt
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'precision': 'bfloat16'},
+        {'memory_saving_gradients': True, 'accumulate_gradients': 2, 'val_every': 2},
+    ],
+)
+def test_xla_gives_the_same_losses(flags, options):
+    for name in ('plain', 'xla'):
+        trainer.train(flags(run_name=name, xla=name == 'xla', steps=4, **options))
+    for tag in ('loss', 'val_loss', 'gradient_norm'):
+        plain, xla = (runs.events(flags(run_name=name), tag) for name in ('plain', 'xla'))
+        assert plain.keys() == xla.keys()
+        tolerance = 1e-4 if 'precision' not in options else 1e-2
+        np.testing.assert_allclose(list(xla.values()), list(plain.values()), rtol=tolerance)
