@@ -1,7 +1,7 @@
 """GPT-2's byte-level byte-pair encoding: text ↔ token ids.
 
-A text is split into pieces, roughly words with the space before them. Of a piece's symbols, at first bytes,
-neighbours are merged, always the pair that stands first in vocab.bpe (Sennrich et al. 2016, section 3.2).
+A text is split into pieces, roughly words with the space before them. A piece's symbols are its bytes
+at first; the neighbours that stand first in vocab.bpe are merged next (Sennrich et al. 2016, section 3.2).
 get_encoder('124M').encode('Hello world') == [15496, 995].
 """
 import functools
@@ -103,7 +103,7 @@ class Encoder:
 
     def decode(self, ids) -> str:
         """The text of ids, with U+FFFD for parts of characters. Raises InputError."""
-        return self.decode_bytes(ids).decode('utf-8', 'replace')
+        return self.decode_bytes(ids).decode('utf-8', self.errors)
 
     def decode_bytes(self, ids) -> bytes:
         """The bytes of ids, which may end within a character."""

@@ -45,20 +45,20 @@ class Flags(ModelFlags):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextFlags(Flags):
+class SpanFlags(Flags):
     stride: int | None = flag(None, 'tokens that a span scores; None: half of the context; the paper has 32')
     boundary: str = flag('endoftext', f'{ALONE_HELP}; joined: all as one text, with such ends scored',
                          choices=(*ALONE, 'joined'))
 
 
 @dataclasses.dataclass(frozen=True)
-class FileFlags(TextFlags):
+class FileFlags(SpanFlags):
     encoding: str = flag('utf-8', 'of the text files')
     special_tokens: bool = flag(True, 'in text files, special tokens are themselves')
 
 
 @dataclasses.dataclass(frozen=True)
-class LineFlags(TextFlags):
+class LineFlags(SpanFlags):
     boundary: str = flag('endoftext', ALONE_HELP, choices=ALONE)
     prompt: str = flag('', 'before each line, unless it is JSON with a "prompt"; not scored')
 
@@ -83,12 +83,12 @@ def perplexity_of(name):  # -> the command of a published test set
     source, file, steps = test_sets.TEXTS[name]
 
     def command(**values):
-        flags = TextFlags(**values)
+        flags = SpanFlags(**values)
         texts, model = list(test_sets.documents(name, flags.data)), load(flags)
         results = metrics.perplexity(model, texts, flags.stride, flags.boundary, lines=bool(steps))
         report(name, flags, model, results)
     command.__doc__ = f'{"Perplexity" if steps else "Bits per byte"} of the test text {file} of {source}.'
-    return cli.flags_from(TextFlags)(command)
+    return cli.flags_from(SpanFlags)(command)
 
 
 @cli.flags_from(LambadaFlags)

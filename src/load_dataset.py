@@ -18,11 +18,11 @@ from errors import InputError, require
 from fast.bulk_encoding import BulkEncoder
 from storage import paths
 from storage.npz import npz_arrays, token_dtype, vocabulary_of, write_npz
-from training.windows import Sampler
+from training.windows import Sampler  # as in the fork
 
 READ_CHARS = 1 << 18
 MAX_GROUP_SIZE = 1 << 22  # bytes, about, of texts that are encoded together
-# Backwards, the end of a piece of encoder.PATTERN, whatever stands around it.
+# The last place (?r) at which encoder.PATTERN always ends a piece.
 SAFE_CUT = regex.compile(r'(?r)(?<=\S)(?=\s)|(?<=\p{L})(?=\P{L})|(?<=\p{N})(?=\P{N})')
 
 
@@ -33,8 +33,8 @@ def load_dataset(enc, path: str, *options, **flags) -> list[np.ndarray]:  # 1-D,
 
 
 def encode_to_npz(enc, sources, folder, *options):
-    """Sources of .npz alone as they are, others as a .npz in the folder, named after texts, their times and
-    options of iter_chunks. Other such files go."""
+    """The sources, with text encoded to a .npz of the folder, named after files, times and options of
+    iter_chunks. Those of other names are removed."""
     targets = []
     for source in sources:
         files = find_files(source)
@@ -116,7 +116,7 @@ def encode_items(enc, items):
 
 
 class Reader:
-    """Yields files' texts that can be encoded alone, arrays of ids, and () at the end of a chunk."""
+    """items: texts to encode alone, arrays of ids, and () at a chunk's end, for groupby."""
 
     def __init__(self, enc, combine, encoding, special_tokens, bar):
         self.enc, self.combine, self.encoding, self.bar = enc, combine, encoding, bar
@@ -178,7 +178,7 @@ class Reader:
 
 
 def split_text(texts, tokens):
-    """Yields the joined texts, cut around all tokens, and between them where a cut changes no id."""
+    """Yields a text, given in parts, in pieces: each token, and text cut where no id changes."""
     pattern, longest, text = special_pattern(tokens), max(map(len, tokens), default=1), ''
     for part in texts:
         text += part

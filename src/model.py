@@ -107,16 +107,16 @@ def past_shape(*, hparams, batch_size=None, sequence=None):  # -> [B, L, 2, H, P
     return [batch_size, hparams.n_layer, 2, hparams.n_head, sequence, hparams.n_embd // hparams.n_head]
 
 
-def transformer(hparams, w, X, past=None, positions=None, mask=None, layers=blocks):  # [B, T] -> [B, T, E]
-    """The last hidden state, and the layers' presents. past: of each layer. positions: int32 [T] or [B, T];
+def transformer(hparams, w, X, pasts=None, positions=None, mask=None, blocks=blocks):  # [B, T] -> [B, T, E]
+    """The last hidden state, and the layers' presents. pasts: of each layer. positions: int32 [T] or [B, T];
     None: after the past. mask: with a past, the keys that a token sees, bool [T, S] or [B, 1, T, S]; None:
-    up to its own. layers: `blocks`, or a faster function."""
-    P, T = shape_list(past[0][0])[2] if past else 0, shape_list(X)[1]
+    up to its own. blocks: or a faster function."""
+    P, T = shape_list(pasts[0][0])[2] if pasts else 0, shape_list(X)[1]
     positions = P + tf.range(T) if positions is None else positions
-    mask = attention_mask(T, P + T) if past and mask is None else mask
+    mask = attention_mask(T, P + T) if pasts and mask is None else mask
     h = lookup(w['wte'], X) + tf.gather(w['wpe'], positions)
-    per_layer = [layer_weights(w, f'h{i}/') for i in range(hparams.n_layer)]
-    h, presents = layers(h, per_layer, hparams.n_head, past or [None] * hparams.n_layer, mask)
+    layers = [layer_weights(w, f'h{i}/') for i in range(hparams.n_layer)]
+    h, presents = blocks(h, layers, hparams.n_head, pasts or [None] * hparams.n_layer, mask)
     return norm(h, w['ln_f/g'], w['ln_f/b']), presents
 
 
@@ -133,7 +133,7 @@ def model(hparams, X, past=None, scope='model', reuse=tf.AUTO_REUSE):
         T = X.shape[1] or 0
         if past is not None:
             T += past.shape[4] or 0
-            past = [tf.unstack(layer, axis=1) for layer in tf.unstack(past, axis=1)]
+            past = [tf.unstack(pair, axis=1) for pair in tf.unstack(past, axis=1)]
         require(T <= hparams.n_ctx, f'{T} positions are more than n_ctx, {hparams.n_ctx}')
         w = weights(hparams, scope, reuse)
         h, presents = transformer(hparams, w, X, past)
@@ -158,7 +158,7 @@ def initializer(name, hparams):  # as in the paper, section 2.3; c_proj adds to 
         return tf.ones_initializer()
     if name.endswith('/b'):
         return tf.zeros_initializer()
-    # A deterministic TensorFlow refuses operations without a seed.
+    # With TF_DETERMINISTIC_OPS=1 each operation needs a seed.
     seed = secrets.randbits(31) if tf.get_default_graph().seed is None else None
     scale = 1 / np.sqrt(2 * hparams.n_layer) if name.endswith('c_proj/w') else 1
     return tf.random_normal_initializer(stddev=0.01 if name == 'wpe' else 0.02 * scale, seed=seed)
@@ -181,7 +181,7 @@ def layer_weights(w, layer):  # -> {name in the layer: tensor}, of matrices [n_i
 
 
 def loss(logits, X):  # [B, T, V], int32 [B, T], below 0: padding -> sum in nats, number of tokens
-    # The last position has no label; without its logits the others would be copied.
+    # The last label is padding: to cut the last logits off would copy all others.
     labels = tf.reshape(tf.pad(X[:, 1:], [[0, 0], [0, 1]], constant_values=-1), [-1])
     losses = cross_entropy(tf.reshape(logits, [-1, logits.shape[-1]]), labels)
     return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(labels >= 0, tf.float32))

@@ -32,7 +32,7 @@ def top_k_logits(logits, k):  # [B, V] -> [B, V]
 
 
 def top_p_logits(logits, p):  # [B, N] -> [B, N]
-    """The same for the likeliest until they reach p (Holtzman et al. 2019, section 3.1). p = 0 or 1: all."""
+    """Keeps the likeliest that sum to p (Holtzman et al. 2019, section 3.1). p = 0 or 1: all."""
     logits, p = tf.convert_to_tensor(logits), tf.cast(p, tf.float32)
 
     def cut():
@@ -45,8 +45,8 @@ def top_p_logits(logits, p):  # [B, N] -> [B, N]
 
 @fused
 def nucleus_threshold(probs, p):  # float32 [B, N], scalar -> int32 [B, 1]
-    """The bits of the least probability whose likelier ones sum to less than p, by bisection."""
-    # Bits of numbers from 0 up have their order. Sorting takes longer.
+    """The bits of the least probability that is kept: the likelier ones sum to less than p."""
+    # Bisection of the bits, which sort as numbers from 0 up. Sorting is slower.
     bits = tf.bitcast(probs, tf.int32)
 
     def halve(low, high):
@@ -109,15 +109,10 @@ def sample_token(logits, uniform, *, temperature, top_k, top_p, vocabulary=None)
         values, tokens = largest_logits(scaled, top_k)
         return tf.gather(tokens, sample_categorical(values, uniform, top_p), batch_dims=1)
 
-    def of_all():
-        return sample_categorical(scaled, uniform, top_p)
-
     def drawn():
-        return tf.cond(tf.greater(top_k, 0), of_largest, of_all)
-
-    def likeliest():
-        return tf.argmax(logits, axis=-1, output_type=tf.int32)
-    return tf.cond(tf.greater(temperature, 0), drawn, likeliest)
+        return tf.cond(tf.greater(top_k, 0), of_largest, lambda: sample_categorical(scaled, uniform, top_p))
+    return tf.cond(tf.greater(temperature, 0), drawn,
+                   lambda: tf.argmax(logits, axis=-1, output_type=tf.int32))
 
 
 def random_numbers(seed, B, length):  # -> float64 [B, length], in [0, 1)
@@ -135,7 +130,7 @@ def random_numbers(seed, B, length):  # -> float64 [B, length], in [0, 1)
     return tf.map_fn(of_row, keys, fn_output_signature=tf.float64)
 
 
-# KV cache: a pair of [B, H, S, D] for each layer, with n_past positions filled. Shorter rows begin with -1,
+# KV cache: a pair of [B, H, P, D] for each layer, with n_past positions filled. Shorter rows begin with -1,
 # up to `start`, int32 [B].
 
 def empty_cache(hparams, B, size):  # -> the cache
@@ -151,11 +146,11 @@ def write_cache(cache, presents, position):  # -> the cache with presents from p
     def write(buffer, new):  # in place in a loop or a kernel
         if in_kernel():
             return xla.dynamic_update_slice(buffer, new, tf.stack([0, 0, position, 0]))
-        B, H, S, D = tf.unstack(tf.shape(buffer))
-        rows = (tf.range(B * H) * S + position)[:, None] + tf.range(tf.shape(new)[2])
+        B, H, P, D = tf.unstack(tf.shape(buffer))
+        rows = (tf.range(B * H) * P + position)[:, None] + tf.range(tf.shape(new)[2])
         new = tf.reshape(new, [B * H, -1, D])
         flat = tf.tensor_scatter_nd_update(tf.reshape(buffer, [-1, D]), rows[..., None], new)
-        return tf.ensure_shape(tf.reshape(flat, [B, H, S, D]), buffer.shape)
+        return tf.ensure_shape(tf.reshape(flat, [B, H, P, D]), buffer.shape)
     return tf.nest.map_structure(write, cache, presents)
 
 
@@ -164,7 +159,7 @@ def write_cache(cache, presents, position):  # -> the cache with presents from p
 blocks_kernel, output_kernel = kernel(model.blocks), kernel(model.output)
 
 
-def decode_layers(x, layers, n_head, pasts, mask):  # as model.blocks
+def decode_blocks(x, layers, n_head, pasts, mask):  # as model.blocks
     presents = []
     for first in range(0, len(layers), LAYERS_IN_KERNEL):  # kernels that are alike are compiled once
         part = slice(first, first + LAYERS_IN_KERNEL)
@@ -173,19 +168,19 @@ def decode_layers(x, layers, n_head, pasts, mask):  # as model.blocks
     return x, presents
 
 
-def step(hparams, w, tokens, start, cache, n_past, layers=decode_layers):  # int32 [B, T] -> [B, V], presents
+def step(hparams, w, tokens, start, cache, n_past, blocks=decode_blocks):  # int32 [B, T] -> [B, V], presents
     T = model.shape_list(tokens)[1]
     slots, own = tf.range(tf.shape(cache[0][0])[2]), n_past + tf.range(T)
-    filled = tf.where_v2(slots < n_past, slots, n_past + T)  # empty slots come after all queries
-    keys = tf.concat([filled, own], axis=0)
-    mask = (keys <= own[:, None]) & (keys >= start[:, None, None, None])  # [B, 1, T, S + T]
+    old = tf.where_v2(slots < n_past, slots, n_past + T)  # empty slots come after all queries
+    seen = tf.concat([old, own], axis=0)
+    mask = (seen <= own[:, None]) & (seen >= start[:, None, None, None])  # [B, 1, T, P + T]
     positions = tf.maximum(own - start[:, None], 0)
-    h, presents = model.transformer(hparams, w, tf.maximum(tokens, 0), cache, positions, mask, layers)
-    return output_kernel({'wte': w['wte']}, h[:, -1]), presents
+    h, presents = model.transformer(hparams, w, tf.maximum(tokens, 0), cache, positions, mask, blocks)
+    return output_kernel({'wte': w['wte']}, h[:, -1]), presents  # a kernel reads all that it is given
 
 
 def prefill(hparams, w, context, start, cache, n_past=0):  # as step
-    # Not by decode_layers, which each length would compile anew.
+    # Not by kernels: they would be compiled for each length.
     filled = [(k[:, :, :n_past], v[:, :, :n_past]) for k, v in cache]
     return step(hparams, w, context, start, filled, n_past, model.blocks)
 
@@ -207,8 +202,9 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
                     top_k=0, top_p=1, seed=None, vocabulary=None):
     """Samples `length` tokens after a context; returns int32 [B, T + length].
 
-    context: integers [B, T], with -1 at the left of shorter rows; or start_token and batch_size. seed: as in
-    random_numbers. Raises InputError for controls out of range; with those that are tensors, running fails.
+    context: integers [B, T], with -1 at the left of shorter rows; or start_token and batch_size. seed: see
+    random_numbers; vocabulary: see sample_token. Raises InputError for numbers out of range; with tensors
+    that are, running fails.
     """
     controls, n_more = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}, length
     require((start_token is None) != (context is None), 'give start_token or context')
@@ -236,7 +232,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
             return i + 1, token, tokens, write_cache(cache, presents, n_past)
         logits, presents = prefill(hparams, w, context, start, cache)
         token = draw(logits, 0)
-        tokens = tf.concat([token[None], tf.zeros([length - 1, B], tf.int32)], axis=0)
+        tokens = tf.concat([token[None], tf.zeros([length - 1, B], tf.int32)], axis=0)  # [length, B]
         first = 1, token, tokens, write_cache(cache, presents, 0)
         last = tf.while_loop(lambda i, *_: i < length, decode, first, back_prop=False, parallel_iterations=1)
         return tf.concat([context, tf.transpose(last[2])], axis=1)

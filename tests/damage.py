@@ -366,10 +366,9 @@ def training_run(folder, models):
             if len(said) > 1 or 'model-1' not in said[0]:  # it began anew, and told so
                 raise InputError(said[-1])
             values = session.run({v.op.name: v for v in tf.global_variables()})
-            reader = checkpoint.weights_reader(
-                checkpoint.resolve_checkpoint(run.directory, hparams, 'model-best'), hparams
-            )
-            with checkpoint.readable(run.best):
+            with checkpoint.readable(
+                checkpoint.resolve_checkpoint(run.directory, hparams, 'model-best')
+            ) as reader:
                 best = {
                     name: reader.get_tensor(name).tobytes() for name in reader.get_variable_to_shape_map()
                 }
@@ -396,12 +395,13 @@ def of_hugging_face(folder, models):
     def converted():
         with tempfile.TemporaryDirectory() as target:
             hparams = hugging_face.read(source, target)
-            reader = checkpoint.weights_reader(checkpoint.latest(target), hparams)  # all there, and in shape
-            return (
-                hparams.values(),
-                vocabulary_files.load_vocabulary(target),
-                {name: reader.get_tensor(f'model/{name}').tobytes() for name in model.weight_shapes(hparams)},
-            )
+            prefix = checkpoint.resolve_checkpoint(target, hparams)  # all there, and in shape
+            with checkpoint.readable(prefix) as reader:
+                tensors = {
+                    name: reader.get_tensor(f'model/{name}').tobytes()
+                    for name in model.weight_shapes(hparams)
+                }
+            return hparams.values(), vocabulary_files.load_vocabulary(target), tensors
 
     names = ('model.safetensors', 'config.json', 'vocab.json', 'merges.txt')
     return Target(

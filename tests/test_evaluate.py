@@ -120,8 +120,8 @@ def test_the_metrics_on_real_vocabulary_and_text(measured, tmp_path):
     create_model('toy', n_layer=1, n_head=2, n_embd=16, n_ctx=64, models_dir=str(tmp_path), seed=1,
                  vocab_from='real')
     directory, hp, enc = checkpoint.load_sizes_and_vocabulary('toy', str(tmp_path))
-    reader = checkpoint.weights_reader(checkpoint.resolve_path(directory), hp)
-    values = {f'model/{name}': reader.get_tensor(f'model/{name}') for name in model.weight_shapes(hp)}
+    with checkpoint.readable(checkpoint.resolve_path(directory)) as reader:
+        values = {f'model/{name}': reader.get_tensor(f'model/{name}') for name in model.weight_shapes(hp)}
     tokens = [enc.eot, *enc.encode(test_sets.detokenize(original, test_sets.WIKITEXT_STEPS))]
     losses = reference.nats(reference.numpy_model(hp, values), tokens, 64, 64)
     part = ['--data', tmp_path / 'part', '--stride', 64]

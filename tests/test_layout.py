@@ -1,4 +1,4 @@
-"""Who may import what (DEVELOPERS.md, How it hangs together), and what no file of the project does."""
+"""Who may import what (DEVELOPERS.md, Layout), and what no file of the project does."""
 import ast
 import glob
 import os

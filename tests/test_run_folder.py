@@ -438,10 +438,10 @@ def test_the_best_weights_are_read_while_they_are_replaced(graph, toy_model, tmp
     def read():
         while not ended.is_set():
             try:
-                reader = checkpoint.weights_reader(
-                    checkpoint.resolve_checkpoint(run.directory, toy_model[1], 'model-best'), toy_model[1]
-                )
-                assert len({number for v in variables for number in reader.get_tensor(v.op.name).flat}) == 1
+                best = checkpoint.resolve_checkpoint(run.directory, toy_model[1], 'model-best')
+                with checkpoint.readable(best) as reader:
+                    numbers = {number for v in variables for number in reader.get_tensor(v.op.name).flat}
+                assert len(numbers) == 1
             except Exception as error:
                 failures.append(error)
             read_once.set()

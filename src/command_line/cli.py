@@ -58,8 +58,8 @@ def run(main, argv=None):
         sys.exit(141)  # 128 + SIGPIPE
     except KeyboardInterrupt:
         sys.exit(130)
-    except Ended as signal_number:
-        os.kill(os.getpid(), *signal_number.args)  # sys.exit would wait for a reader of stdout
+    except Ended as error:
+        os.kill(os.getpid(), *error.args)  # sys.exit would wait for a reader of stdout
     except InputError as error:
         fail(script, error)
     except MemoryError as error:

@@ -1,1 +1,1 @@
-"""Speed; a right result needs nothing of it."""
+"""What is here changes speed, not results."""

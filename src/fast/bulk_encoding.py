@@ -14,7 +14,7 @@ import unicodedata
 import numpy as np
 
 MIN_CHARS = 1 << 20  # for fewer, loading gigatoken takes too long
-MAX_TEXT_BYTES = 1 << 27  # of words that a tokenizer remembers, in 0.8 GB at most
+MAX_TEXT_BYTES = 1 << 27  # then a new tokenizer: it remembers words, in 0.8 GB
 SELF_CHECK = ("I'll we've you'RE 'tis  x=1;//**\t\t<|endoftext|>\r\n\n  f(a):\n\tл’été\x1c \x85\xa0\u3000½"
               "😀👩\u200d👧 你好，世界。नमस्ते e\u0301\u180e\u200b 123 ①²٣" + 'ab' * 99 + ' ' * 99 + '\0')
 

@@ -24,7 +24,7 @@ def quantize(name, weight, dtype):  # -> weight, or QuantizedMatrix
     return QuantizedMatrix(tf.cast(tf.round(matrix / scale[:, None]), tf.int8), scale)
 
 
-def with_precision(w, dtype):  # -> w with the matrices of products in dtype
+def with_precision(w, dtype):  # -> w with products' factors in dtype
     products = {name: tf.cast(w[name], dtype) for name in w if '/attn/' in name or '/mlp/' in name}
     return {**w, **products, 'output': tf.cast(w['wte'], dtype)}
 
@@ -36,7 +36,7 @@ def lookup(matrix, rows):  # [N, E], int32 [...] -> [..., E]
 
 
 def matmul(x, w, transposed=False):  # [N, n_in], [n_in, n_out] (transposed: [n_out, n_in]) -> [N, n_out]
-    """In w's type; of QuantizedMatrix and bfloat16, in float32."""
+    """Of w's type; float32 if w is a QuantizedMatrix, which is always transposed."""
     if not isinstance(w, QuantizedMatrix):
         return product(tf.cast(x, w.dtype), w, transpose_b=transposed)
     x = tf.cast(x, tf.bfloat16)

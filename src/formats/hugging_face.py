@@ -34,7 +34,7 @@ NO_TEXT = '<|unused{}|>'  # of ids without a text: converters want a token for e
 
 def tensor_name(name):  # h0/attn/c_attn/w -> h.0.attn.c_attn.weight
     name = re.sub(r'^h(\d+)', r'h.\1', name).replace('/', '.')
-    return f'{name}ias' if name.endswith('.b') else re.sub(r'\.[gw]$', '', name) + '.weight'
+    return name[:-1] + 'bias' if name.endswith('.b') else re.sub(r'\.[gw]$', '', name) + '.weight'
 
 
 def write(folder, source, checkpoint_name=None):
@@ -59,8 +59,7 @@ def write(folder, source, checkpoint_name=None):
         'clean_up_tokenization_spaces': False, 'bos_token': end, 'eos_token': end, 'unk_token': end,
         'added_tokens_decoder': special})
     shapes = model.weight_shapes(hparams)
-    with checkpoint.readable(prefix):
-        reader = checkpoint.weights_reader(prefix, hparams)
+    with checkpoint.readable(prefix) as reader:
         write_safetensors(f'{folder}/{WEIGHTS}',
                           {ROOT + tensor_name(name): shape[-2:] for name, shape in shapes.items()},
                           (reader.get_tensor(f'model/{name}') for name in shapes))

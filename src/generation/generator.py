@@ -16,7 +16,7 @@ from generation.continuation import Continuation
 from storage import checkpoint
 
 MIN_CACHE = 128  # positions; doubled when full, so that attention reads at most twice what is filled
-PREFILL_TOKENS, MIN_PREFILL_TOKENS = 512, 64  # in a run, for its memory: of all rows; at least of a row
+PREFILL_TOKENS, MIN_PREFILL_TOKENS = 512, 64  # at a time, for memory: of all rows, at least of one
 CONTROLS = {'temperature': 1, 'top_k': 0, 'top_p': 1, 'repetition_penalty': 1}  # their defaults
 
 
@@ -70,7 +70,7 @@ class Generator:
             return tf.identity(n_past)
 
     def build(self, B, T, size):
-        """A function to next tokens and log-probabilities, and its inputs' names. size is None if T is."""
+        """A function to next tokens and log-probabilities, its inputs' names. T, size: None in a prefill."""
         ints = {'tokens': [B, T], 'history': [B, None], 'start': [B], 'n_past': [], 'top_k': []}
         x = {name: tf.placeholder(tf.int32, shape) for name, shape in ints.items()}
         x |= {name: tf.placeholder(tf.float32, []) for name in ('temperature', 'top_p', 'repetition_penalty')}
@@ -108,7 +108,7 @@ class Generator:
             if self.active_stream is not this_stream:
                 raise RuntimeError('another stream of this Generator has begun')
             if n == uniforms.shape[1]:
-                uniforms = self.random_numbers(keys, max(2 * n, n_ctx))
+                uniforms = self.random_numbers(keys, max(2 * n, n_ctx))  # which begin as before
             history = tokens if controls['repetition_penalty'] != 1 else tokens[:, :0]
             values = {**controls, 'uniform': uniforms[:, n], 'history': history}
             before, beyond = n_dropped, np.maximum(0, sizes + n - n_ctx)

@@ -66,7 +66,7 @@ def resolve_checkpoint(folder, hparams, name=None) -> str:
     if name and not os.path.dirname(name):
         name = os.path.join(folder, name)
     prefix = resolve_path(name or folder)
-    weights_reader(prefix, hparams)
+    check_sizes(prefix, hparams)
     return prefix
 
 
@@ -83,8 +83,8 @@ def model_variables():  # without an optimizer's variables in this scope, which 
     return tf.trainable_variables('model/')
 
 
-def weights_reader(prefix, hparams):
-    """A reader, if it has these sizes; call get_tensor('model/…') within `readable`."""
+def check_sizes(prefix, hparams):
+    """Raises InputError unless a checkpoint has these sizes."""
     with readable(prefix) as reader:
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     for name, shape in model.weight_shapes(hparams).items():
@@ -94,7 +94,6 @@ def weights_reader(prefix, hparams):
                 f'{prefix}: {name} is {saved}, but hparams.json makes it float32 {shape}; use the right one')
     require(f'model/h{hparams.n_layer}/ln_1/g' not in shapes,
             f'{prefix} has more layers than hparams.json; use the right one')
-    return reader
 
 
 @contextlib.contextmanager
@@ -110,7 +109,7 @@ def readable(prefix):
         raise InputError(f'{prefix} cannot be read, use another checkpoint ({reason})') from None
 
 
-def restore(session, prefix, variables):  # whose sizes are checked before
+def restore(session, prefix, variables):  # feeds initializers; sizes fit
     load(session, prefix, {v.op.name: (v.initializer.inputs[1], [v.initializer]) for v in variables})
 
 

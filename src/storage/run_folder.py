@@ -46,7 +46,7 @@ def check_start(run, model, restore_from, hparams):
             same = load(folder) == load(model)
         require(same, f'{prefix} was trained from a model of other sizes or vocabulary than {model}; '
                       'give its --model_name, or another --run_name')
-    checkpoint.weights_reader(prefix, hparams)
+    checkpoint.check_sizes(prefix, hparams)
 
 
 class Run:

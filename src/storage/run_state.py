@@ -25,7 +25,7 @@ class TrainState:
     average: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0])  # of losses: sum, weight
     best: list | None = None  # the lowest validation loss, its step
     validations_since_best: int = 0
-    actions_done: int = 3  # at this step, of validation, samples and checkpoint
+    actions_done: int = 3  # at this step: Trainer.act
     flags: dict = dataclasses.field(default_factory=dict)  # for people to read
 
 

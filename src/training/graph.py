@@ -12,8 +12,8 @@ from training.optimizer import update_operations
 
 
 class Graph:
-    """batch (input, tokens to predict), rate: placeholders; reset, update, apply: of update_operations;
-    losses, in an update update_losses: their sum and number; finite: whether the weights are."""
+    """Placeholders: batch (input, labels), rate. Operations: reset, update, apply of update_operations;
+    losses (in an update, update_losses): sum and number; finite: are all weights?"""
 
     def __init__(self, flags, hparams, reduce):
         self.flags, self.hparams = flags, hparams

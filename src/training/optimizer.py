@@ -38,9 +38,9 @@ OPTIMIZERS = {'adam': tf.train.AdamOptimizer, 'adamw': tf.train.AdamOptimizer, '
               'sgd': tf.train.GradientDescentOptimizer}
 
 
-def update_operations(grads, variables, flags, learning_rate, reduce=None):  # -> reset, batch, apply
-    """Run reset, batch for each of the batches, and apply, unless it is None; the last gives the norm of the
-    mean gradients before clipping. Weight decay is that of Loshchilov & Hutter 2019, of matrices alone."""
+def update_operations(grads, variables, flags, learning_rate, reduce=None):  # -> reset, update, apply
+    """Run reset, update for each batch, and apply, which is None without sums. The last gives the norm of the
+    mean gradient before clipping. Weight decay is that of Loshchilov & Hutter 2019, of matrices alone."""
     pairs = zip(grads, variables, strict=True)
     grads, variables = zip(*(pair for pair in pairs if pair[0] is not None), strict=True)
     opt, accumulates, scale = OPTIMIZERS[flags.optimizer](learning_rate), flags.accumulate_gradients > 1, 1.0

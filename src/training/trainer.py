@@ -27,7 +27,7 @@ class Trainer:
         self.flags, self.worker, self.session, self.signals = flags, worker, session, Signals()
         self.sample_every = flags.sample_every if flags.sample_num else 0
         self.samples_dir = paths.child(flags.samples_dir, flags.run_name, '--run_name')
-        self.can_save = True  # not while an update changes the variables
+        self.can_save = True  # not while variables change; sums do not count
         self.best_errors = []  # of the last model-best
         self.lock = run_lock.Lock(paths.run_dir(flags.run_name, flags.checkpoint_dir))
         worker.run_on_rank0(self.lock.lock)
