@@ -2,7 +2,7 @@
 """Fetches a released model: `./download_model.py 124M` puts its seven files into models/124M.
 
 Until a file is whole it is <file>.part, which the next run resumes, with ETag and Content-MD5 in
-<file>.part.etag. A file that is not as released becomes <file>.sha256-<its own>.
+<file>.part.etag. A file not as released becomes <file>.sha256-<its own>.
 """
 import base64
 import hashlib
@@ -22,12 +22,12 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from errors import InputError
+from errors import InputError, require
 from storage import paths
 
 OPENAI = 'https://openaipublic.blob.core.windows.net/gpt-2/models'
 DATA = 'model.ckpt.data-00000-of-00001'
-KNOWN = {  # bytes and, if published, SHA-256
+KNOWN = {  # bytes; SHA-256, if published
     'checkpoint': (77, 'dd1b025d2e155283f5e300ce95bf6d5b6bc0f7fe010db73daa6975eb896ab9cb'),
     'encoder.json': (1_042_301, '196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783'),
     'vocab.bpe': (456_318, '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5'),
@@ -53,19 +53,18 @@ def download_model(model_name: str, models_dir: str = 'models', base_url: str | 
     """
     mirror, name = base_url or os.environ.get('GPT2_BASE_URL'), paths.ALIASES.get(model_name, model_name)
     known = KNOWN if name in paths.RELEASED_MODELS else {}
-    if not name.isprintable() or not (mirror or known):
-        released = ', '.join(paths.RELEASED_MODELS)
-        raise InputError(f'unknown --model_name {name!r}; released are {released}; others need a --base_url')
+    require(name.isprintable() and (mirror or known), f'unknown --model_name {name!r}; released are '
+            f'{", ".join(paths.RELEASED_MODELS)}; others need a --base_url')
     folder = pathlib.Path(paths.for_tensorflow(paths.child(models_dir, name, '--model_name')))
     url = f'{(mirror or OPENAI).rstrip("/")}/{urllib.parse.quote(name)}'
     with requests.Session() as session:
-        session.headers['Accept-Encoding'] = 'identity'  # lengths and ranges are the file's own
+        session.headers['Accept-Encoding'] = 'identity'  # lengths and ranges are the file's
         session.hooks['response'].append(close_redirect)
         session.max_redirects = 10
         if url.lower().startswith('https:'):
             del session.adapters['http://']  # so that no redirect leads there
         for file in paths.MODEL_FILES:
-            facts = known.get(f'{name}/{file}') or known.get(file) or (0, '')
+            facts = known.get(f'{name}/{file}', known.get(file, (0, '')))
             Download(session, f'{url}/{file}', folder / file, *facts).fetch()
     print(f'{name} is in {folder}', file=sys.stderr)
 
@@ -73,11 +72,11 @@ def download_model(model_name: str, models_dir: str = 'models', base_url: str | 
 def close_redirect(response, **_):
     if response.is_redirect:
         urllib3.util.parse_url(response.headers['Location'])  # raises LocationParseError
-        response.close()  # requests would read all of its body, which may have no end
+        response.close()  # requests would read its body, which may have no end
 
 
 class Download:
-    """A file. length, sha256: of the released file; 0 and '' if they are not known."""
+    """A file. length, sha256: as released; 0 and '' if not known."""
 
     def __init__(self, session, url, path, length, sha256):
         self.session, self.url, self.path, self.length, self.sha256 = session, url, path, length, sha256
@@ -86,35 +85,35 @@ class Download:
 
     def fetch(self):
         if self.path.exists():
-            if not self.difference(self.path):
+            if not self.fault(self.path):
                 return
             print(f'{self.path} is not as released: kept as {self.set_aside(self.path)}', file=sys.stderr)
         self.transfer()
-        if difference := self.difference(self.part):
-            kept = self.set_aside(self.part)
-            raise InputError(f'{self.url}: {difference}; kept as {kept}; give another --base_url')
-        paths.synchronize(str(self.part))
+        if fault := self.fault(self.part):
+            raise InputError(f'{self.url}: {fault}; kept as {self.set_aside(self.part)}; '
+                             'give another --base_url')
+        paths.synchronize(self.part)
         self.part.replace(self.path)
         self.record.unlink()
 
-    def difference(self, path):  # -> '' if a file is as released, as far as that is known
+    def fault(self, path):  # -> '' if a file is as released, as far as is known
         length = path.stat().st_size
         if self.length not in (0, length):
-            return f'has {length:,} bytes, the released file {self.length:,}'
+            return f'has {length:,} bytes, expected {self.length:,}'
         if self.sha256 and (sha256 := digest(path, 'sha256').hex()) != self.sha256:
             return f'SHA-256 is {sha256}, expected {self.sha256}'
         if self.md5 and (md5 := base64.b64encode(digest(path, 'md5')).decode()) != self.md5:
             return f'MD5 is {md5}, expected {self.md5} (Content-MD5)'
         return ''
 
-    def set_aside(self, path):  # -> the new path, which no other content has
+    def set_aside(self, path):  # -> new path, which no other content has
         self.record.unlink(missing_ok=True)
         return path.replace(f'{self.path}.sha256-{digest(path, "sha256").hex()[:16]}')
 
     def refusal(self, problem):
         return InputError(f'{self.url}: {problem}; check --base_url (or GPT2_BASE_URL)')
 
-    def transfer(self):  # brings the part to its full length
+    def transfer(self):  # completes the part
         longest = failures = 0
         while True:
             try:
@@ -132,10 +131,10 @@ class Download:
                 print(f'{self.url}: {reason}; next attempt in {wait} s', file=sys.stderr)
                 time.sleep(wait)
 
-    def attempt(self):  # appends the missing bytes to the part
+    def attempt(self):  # appends to the part
         self.retry_after = 0  # seconds
         record = self.record.read_text('latin-1') if self.record.exists() else ''
-        etag, self.md5 = [*record.split('\n'), ''][:2]
+        etag, _, self.md5 = record.partition('\n')
         resumes = re.fullmatch('"[!-~]{,200}"', etag) and self.part.exists()  # If-Range wants a strong one
         self.have = self.part.stat().st_size if resumes else 0
         ask = {'Range': f'bytes={self.have}-', 'If-Range': etag} if self.have else {}
@@ -143,8 +142,8 @@ class Download:
             status, headers, length = response.status_code, response.headers, response.raw.length_remaining
             came = f'status {status} {response.reason}'
             if status in (408, 429) or status >= 500:
-                asked = headers.get('Retry-After', '')
-                self.retry_after = min(int(asked), 60) if re.fullmatch('[0-9]{1,9}', asked) else 0
+                if re.fullmatch('[0-9]{1,9}', asked := headers.get('Retry-After', '')):
+                    self.retry_after = min(int(asked), 60)
                 raise requests.HTTPError(came)
             if status == 200:
                 self.have = 0
@@ -155,15 +154,15 @@ class Download:
                 expected = f'bytes {self.have}-{end - 1}/{end}' if status == 206 else f'bytes */{self.have}'
                 if headers.get('Content-Range') != expected or headers.get('ETag', etag) != etag:
                     self.record.unlink()
-                    raise requests.HTTPError('the rest that came does not fit; starting from zero')
+                    raise requests.HTTPError('the rest does not fit; starting from zero')
             if status != 416:  # the part is whole
                 self.receive(headers, response.raw, length)
 
-    def receive(self, headers, body, length):  # appends the body; length: None if it is not announced
-        data, encoding = body.read(1024), headers.get('Content-Encoding', '')
+    def receive(self, headers, body, length):  # appends the body; length: None if not announced
+        data = body.read(1024)
         page = data.lstrip(b'\xef\xbb\xbf \t\r\n').lower().startswith((b'<!doctype', b'<html', b'<?xml'))
         page |= headers.get('Content-Type', '').startswith('text/html')
-        if page or encoding not in ('', 'identity') or not data:
+        if page or not data or headers.get('Content-Encoding', '') not in ('', 'identity'):
             raise self.refusal('a web page, compressed data or nothing came instead of the file')
         whole = None if length is None else self.have + length
         limit = self.length or (MAX_DATA_BYTES if self.path.name == DATA else MAX_BYTES)
@@ -175,7 +174,7 @@ class Download:
         with (open(self.part, 'ab' if self.have else 'wb') as file,
               tqdm.wrapattr(file, 'write', whole, desc=self.path.name, initial=self.have) as part):
             if not self.have:
-                self.md5 = headers.get('Content-MD5', '')  # of a 206 it would be the rest's
+                self.md5 = headers.get('Content-MD5', '')  # of a 206 it is the rest's
                 self.record.write_text(f'{headers.get("ETag", "")}\n{self.md5}', 'latin-1')
             while data and self.have <= limit:
                 part.write(data)
@@ -189,8 +188,8 @@ class Download:
 def digest(path, algorithm):  # -> bytes
     result = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, 'rb') as file:
-        while chunk := file.read(1 << 20):
-            result.update(chunk)
+        while data := file.read(1 << 20):
+            result.update(data)
     return result.digest()
 
 

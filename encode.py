@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Encodes text as a .npz of tokens, which training then need not do: ./encode.py corpus/ corpus.npz"""
+"""Encodes text as a .npz, so that training need not: ./encode.py corpus/ corpus.npz"""
 import dataclasses
 import itertools
 import os
@@ -7,7 +7,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))
 
-from command_line import cli  # before what may not be installed
+from command_line import cli  # before what may be missing
 
 # isort: split
 import encoder
@@ -44,8 +44,8 @@ def encode(*args, **kwargs):
     os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
     chunks = itertools.chain([first], chunks)
     n_tokens, n_chunks = write_npz(out, chunks, len(enc), flags.compress, enc.fingerprint)
-    size = os.path.getsize(out)
-    print(f'{n_tokens} tokens in {n_chunks} chunks, {size} bytes, written to {out}', file=sys.stderr)
+    print(f'{n_tokens} tokens in {n_chunks} chunks, {os.path.getsize(out)} bytes, written to {out}',
+          file=sys.stderr)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""train.py in many processes, which Horovod joins: mpirun -np 4 ./train-horovod.py --dataset novels.npz."""
+"""train.py in many processes, joined by Horovod: mpirun -np 4 ./train-horovod.py --dataset novels.npz."""
 import importlib.util
 import os
 import sys

@@ -136,7 +136,7 @@ def measured():
         update = median(training.update, steps, worker)
         # The weights are as many and as large as their gradients. One number of each result is all
         # that is fetched.
-        reduced = worker.reduce([v.read_value() for v in training.run.model_variables])
+        reduced = worker.reduce([v.read_value() for v in training.run.weights])
         first = [tf.reshape(each, [-1])[0] for each in reduced]
         reduction = median(lambda: session.run(first), steps, worker)
     if rank == 0:

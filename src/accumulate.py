@@ -1,4 +1,4 @@
-"""One update from several batches, for batches that are larger than memory."""
+"""One update from several batches, to fit in memory."""
 import tensorflow.compat.v1 as tf
 
 
@@ -8,10 +8,11 @@ class AccumulatingOptimizer:
 
     def __init__(self, opt, var_list):
         self.opt, self.var_list = opt, list(var_list)
-        local = {'collections': [tf.GraphKeys.LOCAL_VARIABLES]}  # in no checkpoint
-        self.sums = [zeros(v.shape, f'accumulated/{v.op.name}', **local) for v in self.var_list]
-        self.total_loss = zeros([], 'accumulated/total_loss', **local)
-        self.count = zeros([], 'accumulated/count', **local)
+
+        def local(shape, name):  # in no checkpoint
+            return zeros(shape, f'accumulated/{name}', collections=[tf.GraphKeys.LOCAL_VARIABLES])
+        self.sums = [local(v.shape, v.op.name) for v in self.var_list]
+        self.total_loss, self.count = local([], 'total_loss'), local([], 'count')
 
     def reset(self):
         return tf.group(*(v.initializer for v in [*self.sums, self.total_loss, self.count]))
@@ -24,8 +25,7 @@ class AccumulatingOptimizer:
                  for total, grad in zip(self.sums, grads, strict=True) if grad is not None]
         return tf.group(*added, self.total_loss.assign_add(loss), self.count.assign_add(1))
 
-    def apply_gradients(self):
-        """The mean loss, once the mean gradient has been applied."""
+    def apply_gradients(self):  # -> the mean loss, once the mean gradient is applied
         means = [total / self.count for total in self.sums]
         with tf.control_dependencies([self.opt.apply_gradients(zip(means, self.var_list, strict=True))]):
             return self.total_loss / self.count

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from command_line import cli  # before what may not be installed
+from command_line import cli  # before what may be missing
 
 # isort: split
 import encoder
@@ -45,7 +45,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
     with paths.making(target) as folder:
         if vocab_from is not None:
             source = paths.find_model(vocab_from, models_dir, checkpoint_dir)
-            encoder.get_encoder(source)  # refuses a vocabulary that cannot be used
+            encoder.get_encoder(source)  # refuses an unusable vocabulary
             vocab, merges, special = vocabulary_files.load_vocabulary(source)
         elif corpus is not None:
             vocab, merges = learn_vocabulary(train_vocab, corpus, encoding)
@@ -60,7 +60,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
 
 def learn_vocabulary(size, corpus, encoding='utf-8'):  # -> {symbol: id}, list of pairs
     """Bytes, merges of pairs that the corpus has twice, <|endoftext|>: `size` tokens."""
-    # tokenizers takes memory for so many
+    # tokenizers takes memory for all
     require(257 <= size <= 1 << 24, f'--train_vocab must be 257 to 16,777,216, not {size}')
     try:
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -71,9 +71,9 @@ def learn_vocabulary(size, corpus, encoding='utf-8'):  # -> {symbol: id}, list o
              if text != encoder.EOT)
     tokenizer, level = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel
     tokenizer.pre_tokenizer = level(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(vocab_size=size - 1, min_frequency=2, initial_alphabet=level.alphabet(),
-                                  show_progress=sys.stderr.isatty())
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=size - 1, min_frequency=2, initial_alphabet=level.alphabet(),
+        show_progress=sys.stderr.isatty()))
     learned = json.loads(tokenizer.to_str())['model']
     vocab = {**learned['vocab'], encoder.EOT: len(learned['vocab'])}
     require(len(vocab) == size, f'{corpus} has pairs for --train_vocab {len(vocab)} and no more')

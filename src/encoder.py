@@ -1,7 +1,7 @@
 """GPT-2's byte-level byte-pair encoding: text ↔ token ids.
 
-A text is split into pieces, roughly words with the space before them. A piece's symbols are its bytes
-at first; the neighbours that stand first in vocab.bpe are merged next (Sennrich et al. 2016, section 3.2).
+A text is split into pieces, roughly words with the space before. A piece's symbols are its bytes at
+first; the neighbours that stand first in vocab.bpe are merged next (Sennrich et al. 2016, section 3.2).
 get_encoder('124M').encode('Hello world') == [15496, 995].
 """
 import functools
@@ -15,28 +15,28 @@ import re
 import regex
 
 from errors import InputError, require
-from storage import paths, vocabulary_files
-from storage.vocabulary_files import VOCABULARY_FILES, SpecialTokens
+from storage import paths
+from storage.vocabulary_files import VOCABULARY_FILES, SpecialTokens, check_vocabulary, load_vocabulary
 
 EOT = '<|endoftext|>'
 PATTERN = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-CACHED_PIECES, MAX_CACHED_CHARS = 1 << 16, 64  # some 20 MB at most
+CACHED_PIECES, CACHED_CHARS = 1 << 16, 64  # some 20 MB at most
 
 
 @functools.cache
 def bytes_to_unicode():
-    """Byte → symbol, in the order of ids: printable Latin-1 is itself, others are from U+0100 on."""
+    """Byte → symbol, in order of ids: printable Latin-1 is itself, others are from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
 
 
 class Encoder:
-    """Encodes and decodes with a vocabulary. encoder: symbol → id; bpe_merges: pairs; names: of their files;
-    special: SpecialTokens, None for EOT. Raises InputError if these do not belong together."""
+    """Encodes and decodes. encoder: symbol → id; bpe_merges: pairs; names: of their files; special:
+    SpecialTokens, None for EOT. Raises InputError if these do not belong together."""
 
     def __init__(self, encoder, bpe_merges, errors='replace', names=VOCABULARY_FILES, special=None):
-        vocabulary_files.check_vocabulary(encoder, names[0])
+        check_vocabulary(encoder, names[0])
         special = special or SpecialTokens([EOT] if EOT in encoder else [], EOT)
         byte_of = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
         own = {*byte_of, *map(''.join, bpe_merges)}
@@ -53,23 +53,23 @@ class Encoder:
         self.special = {text: encoder[text] for text in special.tokens}
         self.eot = self.special.get(special.end or '')  # the id that ends a text, or None
         for text, id in self.special.items():
-            text_bytes = text.encode('utf-8', 'surrogatepass')
-            require(text not in own or self.token_bytes[id] == text_bytes, f'{text[:80]!r} can be no special '
-                    f'token: it stands for other bytes in {names[0]}; take it off the list')
-            self.token_bytes[id] = text_bytes
+            data = text.encode('utf-8', 'surrogatepass')
+            require(text not in own or self.token_bytes[id] == data,
+                    f'{text[:80]!r} can be no special token: it stands for other bytes in {names[0]}; '
+                    'take it off the list')
+            self.token_bytes[id] = data
 
     def __len__(self):
         return self.n_vocab
 
     @functools.cached_property
     def fingerprint(self):
-        """16 digits that tell vocabularies apart."""
         return digest([self.encoder, self.special, self.eot])
 
     def merge(self, piece):
-        """The ids of a piece, by a heap of (rank, place); `bpe` remembers them."""
+        """A piece's ids, by a heap of (rank, place); `bpe` remembers them."""
         symbols = [*map(bytes_to_unicode().get, piece.encode()), None]  # None: merged away, or the end
-        end = len(symbols) - 1  # which is also place -1
+        end = len(symbols) - 1  # also place -1
         before, after = list(range(-1, end)), [*range(1, end + 1), end]
 
         def rank_at(place):
@@ -90,7 +90,7 @@ class Encoder:
         return [self.encoder[symbol] for symbol in symbols if symbol is not None]
 
     def encode(self, text: str, allowed_special: bool = False) -> list[int]:
-        """The ids of a text, in which special tokens are text, unless allowed. Raises InputError."""
+        """A text's ids; special tokens are text, unless allowed."""
         check_surrogates(text)
         ids, special = [], self.special if allowed_special else {}
         for part in special_pattern(special).split(text):
@@ -98,11 +98,11 @@ class Encoder:
                 ids.append(special[part])
                 continue
             for piece in PATTERN.findall(part):
-                ids += self.bpe(piece) if len(piece) <= MAX_CACHED_CHARS else self.merge(piece)
+                ids += self.bpe(piece) if len(piece) <= CACHED_CHARS else self.merge(piece)
         return ids
 
     def decode(self, ids) -> str:
-        """The text of ids, with U+FFFD for parts of characters. Raises InputError."""
+        """The text of ids, with U+FFFD for parts of characters."""
         return self.decode_bytes(ids).decode('utf-8', self.errors)
 
     def decode_bytes(self, ids) -> bytes:
@@ -113,25 +113,23 @@ class Encoder:
             raise InputError(f'token id {error}: expected 0 to {self.n_vocab - 1}; give its model') from None
 
 
-def get_encoder(model_name: str, models_dir: str = 'models') -> Encoder:
-    """The Encoder of a model's vocabulary files. Raises InputError."""
+def get_encoder(model_name: str, models_dir: str = 'models') -> Encoder:  # or raises InputError
     folder = paths.find_model(model_name, models_dir)
-    encoder, merges, special = vocabulary_files.load_vocabulary(folder)
+    encoder, merges, special = load_vocabulary(folder)
     return Encoder(encoder, merges, names=[f'{folder}/{name}' for name in VOCABULARY_FILES], special=special)
 
 
 def special_pattern(tokens):
-    """Matches any token as group 1; of several at one place, the longest."""
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile(f'({"|".join(map(re.escape, longest_first)) or "(?!)"})')
+    """Matches tokens as group 1; of several at one place, the longest."""
+    longest_first = map(re.escape, sorted(tokens, key=len, reverse=True))
+    return re.compile(f'({"|".join(longest_first) or "(?!)"})')
 
 
-def check_surrogates(text):
-    """Raises InputError for half of a UTF-16 pair."""
+def check_surrogates(text):  # raises InputError
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f'the character at offset {error.start} is half of a UTF-16 pair') from None
+        raise InputError(f'the character at offset {error.start} is half a UTF-16 pair') from None
 
 
 def symbol_bytes(symbol, byte_of):  # str -> bytes

@@ -1,12 +1,12 @@
-"""The one exception for input that cannot be used."""
+"""The one exception for unusable input."""
 
 
 class InputError(ValueError):
-    """A user's mistake in one line, with which a script ends; other exceptions are faults of this code."""
+    """A user's mistake, in one line; other exceptions are faults of this code."""
 
 
-def require(condition, message: str):
-    """The condition, if it holds; else raises InputError(message)."""
+def require(condition, message):
+    """The condition. Raises InputError(message) unless it holds."""
     if not condition:
         raise InputError(message)
     return condition

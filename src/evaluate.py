@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Evaluates a model: perplexity of any text, published test sets, log-probabilities. docs/evaluation.md"""
-import dataclasses
 import json
 import math
 import os
+from dataclasses import dataclass
 
 from command_line import cli  # before packages that may not be installed
 
@@ -16,7 +16,7 @@ from storage import paths
 
 PARAMETERS = {'124M': 124_439_808, '355M': 354_823_168, '774M': 774_030_080, '1558M': 1_557_611_200}
 PER_WORD = 'perplexity per word and line end'
-TABLE_3 = [  # of the paper: command or part of CBT's file name, nearest metric; its name, values
+TABLE_3 = [  # of the paper: command or part of CBT's file, nearest metric; its name, values
     ('lambada', 'last token: perplexity', 'LAMBADA (PPL)', 35.13, 15.60, 10.87, 8.63),
     ('lambada', 'last token: accuracy, %', 'LAMBADA (ACC)', 45.99, 55.48, 60.12, 63.24),
     ('_CN_', 'accuracy, %', 'CBT-CN (ACC)', 87.65, 92.35, 93.45, 93.30),
@@ -31,9 +31,8 @@ ALONE = ('endoftext', 'none')
 ALONE_HELP = 'endoftext: each text by itself, after an <|endoftext|>; none: without one'
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Flags(ModelFlags):
-    """The flags of all commands."""
     data: str = flag(REQUIRED, 'a file, folder, quoted glob, or several with commas between')
     run_name: str | None = flag(None, 'a run, in place of model_name')
     checkpoint: str | None = flag(None, CHECKPOINT)
@@ -44,31 +43,31 @@ class Flags(ModelFlags):
     boundary: str = flag('none', ALONE_HELP, choices=ALONE)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class SpanFlags(Flags):
     stride: int | None = flag(None, 'tokens that a span scores; None: half of the context; the paper has 32')
     boundary: str = flag('endoftext', f'{ALONE_HELP}; joined: all as one text, with such ends scored',
                          choices=(*ALONE, 'joined'))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class FileFlags(SpanFlags):
     encoding: str = flag('utf-8', 'of the text files')
     special_tokens: bool = flag(True, 'in text files, special tokens are themselves')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class LineFlags(SpanFlags):
     boundary: str = flag('endoftext', ALONE_HELP, choices=ALONE)
     prompt: str = flag('', 'before each line, unless it is JSON with a "prompt"; not scored')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class LambadaFlags(Flags):
     detokenize: bool = flag(False, 'make the text of lambada_test_plain_text.txt natural')
 
 
-# Commands: data is read before TensorFlow is loaded, which takes seconds
+# Commands: data is read before TensorFlow loads, which takes seconds
 
 @cli.flags_from(FileFlags)
 def perplexity(**values):
@@ -84,9 +83,8 @@ def perplexity_of(name):  # -> the command of a published test set
 
     def command(**values):
         flags = SpanFlags(**values)
-        texts, model = list(test_sets.documents(name, flags.data)), load(flags)
-        results = metrics.perplexity(model, texts, flags.stride, flags.boundary, lines=bool(steps))
-        report(name, flags, model, results)
+        texts = list(test_sets.documents(name, flags.data))
+        evaluate(name, flags, texts, metrics.perplexity, stride=flags.stride, lines=bool(steps))
     command.__doc__ = f'{"Perplexity" if steps else "Bits per byte"} of the test text {file} of {source}.'
     return cli.flags_from(SpanFlags)(command)
 
@@ -95,16 +93,15 @@ def perplexity_of(name):  # -> the command of a published test set
 def lambada(**values):
     """LAMBADA (.jsonl or text): accuracy and perplexity of the last words and tokens."""
     flags = LambadaFlags(**values)
-    passages, model = list(test_sets.lambada_passages(flags.data, flags.detokenize)), load(flags)
-    report('lambada', flags, model, metrics.lambada(model, passages, flags.boundary))
+    passages = list(test_sets.lambada_passages(flags.data, flags.detokenize))
+    evaluate('lambada', flags, passages, metrics.lambada)
 
 
 @cli.flags_from(Flags)
 def cbt(**values):
     """The Children's Book Test (a file of cbtest_CN or cbtest_NE): accuracy among ten choices."""
     flags = Flags(**values)
-    questions, model = list(test_sets.cbt_questions(flags.data)), load(flags)
-    report('cbt', flags, model, metrics.cbt(model, questions, flags.boundary))
+    evaluate('cbt', flags, list(test_sets.cbt_questions(flags.data)), metrics.cbt)
 
 
 @cli.flags_from(LineFlags)
@@ -117,9 +114,14 @@ def logprobs(**values):
         print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
-COMMANDS: dict[str, cli.Function] = {
+COMMANDS = {
     'perplexity': perplexity, **{name: perplexity_of(name) for name in test_sets.TEXTS},
     'lambada': lambada, 'cbt': cbt, 'logprobs': logprobs}
+
+
+def evaluate(command, flags, data, measure, **options):  # measure: a function of metrics
+    model = load(flags)
+    report(command, flags, model, measure(model, data, boundary=flags.boundary, **options))
 
 
 def load(flags):  # -> Likelihood
@@ -132,15 +134,16 @@ def load(flags):  # -> Likelihood
                           batch_size=flags.batch_size, context=flags.context)
 
 
-def paper_values(command, data, model):  # -> {metric: its name and value in Table 3}, of a released model
+def paper_values(command, data, model):  # -> {metric: its name and value in Table 3} of a released model
     folder, checkpoint = os.path.split(model.prefix)
-    name = paths.ALIASES.get(os.path.basename(folder), os.path.basename(folder))
+    name = os.path.basename(folder)
+    name = paths.ALIASES.get(name, name)
     if checkpoint != 'model.ckpt' or PARAMETERS.get(name) != model.hparams.n_parameters():
         return {}
     column = list(PARAMETERS).index(name)
     return {metric: {'paper_name': paper_name, 'paper': values[column]}
-            for row, metric, paper_name, *values in TABLE_3
-            if row == command or (command == 'cbt' and row in os.path.basename(data))}
+            for test, metric, paper_name, *values in TABLE_3
+            if test == command or (command == 'cbt' and test in os.path.basename(data))}
 
 
 def report(command, flags, model, results):  # prints Metrics, and the paper's values beside them
@@ -150,14 +153,12 @@ def report(command, flags, model, results):  # prints Metrics, and the paper's v
         settings['stride'] = metrics.check_stride(model.context, flags.stride)
     paper = paper_values(command, flags.data, model)
     if flags.json:
-        rows = [{**vars(metric), **paper.get(metric.name, {})} for metric in results]
-        for row in rows:
-            if not math.isfinite(row['value']):
-                row['value'] = None  # JSON has no infinity
+        rows = [{**vars(row), **paper.get(row.name, {}),  # JSON has no infinity
+                 'value': row.value if math.isfinite(row.value) else None} for row in results]
         print(json.dumps({**settings, 'figures': rows}, ensure_ascii=False))
         return
     print(', '.join(f'{name} {value}' for name, value in settings.items()))
-    width = max(len(metric.name) for metric in results)
+    width = max(len(row.name) for row in results)
     for row in results:
         beside = '   paper, {paper_name}: {paper}'.format(**paper[row.name]) if row.name in paper else ''
         print(f'{row.name:{width}}  {row.value:12.4f}   {row.count:,} {row.unit}{beside}')

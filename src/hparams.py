@@ -1,4 +1,4 @@
-"""The sizes of a model, checked when they are read."""
+"""The sizes of a model, checked when read."""
 import dataclasses
 import os
 import reprlib
@@ -11,7 +11,7 @@ MAX_PARAMETERS = 10**12  # against forged files; GPT-3 has 96 layers and 1.75e11
 
 @dataclasses.dataclass
 class HParams:
-    """Sizes of a model; the defaults are those of 124M."""
+    """The defaults are those of 124M."""
     n_vocab: int = 50257
     n_ctx: int = 1024
     n_embd: int = 768
@@ -22,12 +22,12 @@ class HParams:
         return dataclasses.asdict(self)
 
     def override_from_dict(self, values) -> 'HParams':
-        """Sets fields. Raises InputError for an unknown field, or sizes that make no model."""
+        """Sets fields. Raises InputError for an unknown one, or sizes that make no model."""
         for name, value in values.items():
             require(name in vars(self), f'unknown hyperparameter {name[:40]!r}; take it out')
             limit = 1000 if name == 'n_layer' else 2**31 - 1  # ids and positions are int32
             require(type(value) is int and 0 < value <= limit,
-                    f'{name} must be a whole number above 0 and at most {limit:,}, not {reprlib.repr(value)}')
+                    f'{name} must be a whole number from 1 to {limit:,}, not {reprlib.repr(value)}')
             setattr(self, name, value)
         require(self.n_embd % self.n_head == 0,
                 f'n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head})')
@@ -35,7 +35,7 @@ class HParams:
                 f'{self} has {self.n_parameters():,} parameters, more than {MAX_PARAMETERS:,}')
         return self
 
-    def n_parameters(self):  # the sum of the sizes of model.weight_shapes
+    def n_parameters(self):  # of model.weight_shapes, in sum
         E = self.n_embd
         return (self.n_vocab + self.n_ctx + 2) * E + self.n_layer * (12 * E * E + 13 * E)
 
@@ -44,10 +44,9 @@ def default_hparams() -> HParams:  # of 124M
     return HParams()
 
 
-def load_hparams(path) -> HParams:
-    """Those of an hparams.json. Raises InputError."""
-    values = paths.read_json(path, 'fetch or create the model again; for a run of other code, give its model '
-                                   f'and --checkpoint {os.path.dirname(path)}/')
+def load_hparams(path) -> HParams:  # or raises InputError
+    values = paths.read_json(path, 'fetch or create the model again; for a run of other code, '
+                             f'give its model and --checkpoint {os.path.dirname(path)}/')
     missing = [name for name in vars(HParams()) if name not in values]
     require(not missing, f'{path} lacks {", ".join(missing)}')
     try:

@@ -58,12 +58,12 @@ def interact_model(*args, **kwargs):
 
 
 def read_prompts():
-    """Yields lines of stdin. They are asked for on stderr, so that stdout holds samples alone."""
+    """Yields lines of stdin, asked for on stderr: stdout holds samples alone."""
     cli.set_encoding(sys.stdin, 'surrogateescape')  # the encoder refuses bytes that are not UTF-8
     editing = sys.stdin.isatty() and sys.stdout.isatty()
     if editing:
         with contextlib.suppress(ImportError):  # not everywhere
-            import readline  # noqa: F401  input() then edits its line, and keeps a history
+            import readline  # noqa: F401  for input() to edit its line and keep a history
     while True:
         if not editing:
             print(ASK, end='', file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """Files → documents → chunks of token ids, from which training.windows.Sampler draws.
 
 A chunk is an array of a .npz, or documents, each followed by the id that ends a text. A text file is a
-document, or several with <|endoftext|> (or the vocabulary's own end) between them.
+document, or several with <|endoftext|> (or the vocabulary's own end) between.
 """
 import glob
 import io
@@ -21,26 +21,26 @@ from storage.npz import npz_arrays, token_dtype, vocabulary_of, write_npz
 from training.windows import Sampler  # as in the fork
 
 READ_CHARS = 1 << 18
-MAX_GROUP_SIZE = 1 << 22  # bytes, about, of texts that are encoded together
-# The last place (?r) at which encoder.PATTERN always ends a piece.
+MAX_GROUP_SIZE = 1 << 22  # bytes, about, of texts encoded together
+# The last place (?r) where encoder.PATTERN always ends a piece.
 SAFE_CUT = regex.compile(r'(?r)(?<=\S)(?=\s)|(?<=\p{L})(?=\P{L})|(?<=\p{N})(?=\P{N})')
 
 
 def load_dataset(enc, path: str, *options, **flags) -> list[np.ndarray]:  # 1-D, integers
-    """All chunks of the files of a path, with options and flags of iter_chunks."""
+    """All chunks of a path's files, with options and flags of iter_chunks."""
     chunks = map(list, iter_chunks(enc, find_files(path), *options, **flags))
     return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in chunks]
 
 
 def encode_to_npz(enc, sources, folder, *options):
     """The sources, with text encoded to a .npz of the folder, named after files, times and options of
-    iter_chunks. Those of other names are removed."""
+    iter_chunks. Others are removed."""
     targets = []
     for source in sources:
         files = find_files(source)
         if not all(map(is_npz, files)):
             stats = [[os.path.abspath(path), os.path.getsize(path), os.path.getmtime(path)] for path in files]
-            source = os.path.join(folder, f'dataset-{digest([stats, options, enc.fingerprint])}.npz')
+            source = f'{folder}/dataset-{digest([stats, options, enc.fingerprint])}.npz'
             if not os.path.exists(source):
                 write_npz(source, iter_chunks(enc, files, *options), len(enc), vocabulary=enc.fingerprint)
         targets.append(source)
@@ -61,18 +61,18 @@ def fingerprint(enc, *data, length=1024):
 
 
 def find_files(path):
-    """The sorted files of a path, a folder (at any depth, but none hidden), a glob, or several of these with
-    commas between. Raises InputError if one has none."""
+    """The sorted files of a path, a folder (at any depth, none hidden), a glob, or several of these with
+    commas. Raises InputError if one has none."""
     whole, files = paths.expand(path), []
     is_one = os.path.exists(whole) or glob.glob(whole, recursive=True)  # a name may have a comma
     for part in [whole] if is_one else map(paths.expand, path.split(',')):
         names = [part] if os.path.exists(part) else glob.glob(part, recursive=True)
         if os.path.isdir(part):
             names = visible(part)
-        # A link to nothing stays, for an error to name it. A pipe must be named itself.
+        # A link to nothing stays, for an error to name it. A pipe must be named.
         names = [name for name in names if os.path.isfile(name) or name == part or not os.path.exists(name)]
-        files += require(sorted(names), f'nothing matches the path {part}; quote a glob, with no blanks '
-                                        'beside commas')
+        files += require(sorted(names), f'nothing matches the path {part}; quote a glob, '
+                         'with no blanks beside commas')
     return files
 
 
@@ -87,11 +87,11 @@ def is_npz(path):  # -> bool
 
 
 def iter_chunks(enc, files, combine=50000, encoding='utf-8', special_tokens=True, progress=True):
-    """Yields chunks, each an iterator over its parts (1-D arrays), to be exhausted before the next. Memory is
-    bounded by the longest piece of a text and the largest deflated array. Raises InputError."""
+    """Yields chunks, iterators over parts (1-D arrays), each to be exhausted before the next. Memory is
+    bounded by the longest piece of a text and the largest deflated array."""
     open_text(io.BytesIO(), encoding)  # refuses an unknown encoding
-    total, disable = sum(map(os.path.getsize, files)), None if progress else True
-    with tqdm(total=total, unit='B', unit_scale=True, desc='encoding', disable=disable) as bar:
+    with tqdm(total=sum(map(os.path.getsize, files)), desc='encoding', unit='B', unit_scale=True,
+              disable=None if progress else True) as bar:
         reader = Reader(enc, combine, encoding, special_tokens, bar)
         for kind, parts in itertools.groupby(encode_items(enc, reader.items(files)), type):
             if kind is np.ndarray:
@@ -101,13 +101,13 @@ def iter_chunks(enc, files, combine=50000, encoding='utf-8', special_tokens=True
 
 
 def encode_items(enc, items):
-    """Yields the items of a Reader, texts as arrays."""
+    """Yields a Reader's items, texts as arrays."""
     encoder, dtype, group, size = BulkEncoder(enc), token_dtype(len(enc)), [], 0
     for item in itertools.chain(items, [None]):
         if item is not None:
             group.append(item)
             size += 256 + len(item)  # 256 for its objects
-        is_array = isinstance(item, np.ndarray) and len(item) > 1  # of a .npz, maybe large
+        is_array = isinstance(item, np.ndarray) and len(item) > 1  # of a .npz
         if item is None or size >= MAX_GROUP_SIZE or is_array:
             rows = iter(encoder.encode([item for item in group if isinstance(item, str)]))
             for item in group:
@@ -116,7 +116,7 @@ def encode_items(enc, items):
 
 
 class Reader:
-    """items: texts to encode alone, arrays of ids, and () at a chunk's end, for groupby."""
+    """items: texts to encode alone, arrays of ids, and () at a chunk's end."""
 
     def __init__(self, enc, combine, encoding, special_tokens, bar):
         self.enc, self.combine, self.encoding, self.bar = enc, combine, encoding, bar
@@ -142,7 +142,7 @@ class Reader:
     def arrays(self, path):
         vocabulary, expected = vocabulary_of(path), self.enc.fingerprint
         require(vocabulary in (None, expected), f'{path} is of the vocabulary {vocabulary}, not {expected}; '
-                                                'encode its text with this --model_name')
+                'encode its text with this --model_name')
         if vocabulary is None:
             self.unnamed.append(path)
         for array in filter(len, npz_arrays(path)):
@@ -150,7 +150,7 @@ class Reader:
         self.bar.update(os.path.getsize(path))
 
     def documents(self, path):
-        """Beside ends of texts, white space alone, as a line end, is no document."""
+        """Beside ends of texts, white space alone is no document."""
         is_open, several = False, False
         for piece, following in itertools.pairwise(itertools.chain(self.pieces(path), [None, None])):
             if piece in self.ends:
@@ -178,11 +178,11 @@ class Reader:
 
 
 def split_text(texts, tokens):
-    """Yields a text, given in parts, in pieces: each token, and text cut where no id changes."""
+    """Yields a text of parts in pieces: each token, and text cut where no id changes."""
     pattern, longest, text = special_pattern(tokens), max(map(len, tokens), default=1), ''
     for part in texts:
         text += part
-        limit = max(len(text) - longest + 1, 0)  # a token that begins here may go on in the next part
+        limit = max(len(text) - longest + 1, 0)  # a token from here may go on in the next part
         ends = [match.end() for match in pattern.finditer(text) if match.start() < limit]
         start = ends[-1] if ends else 0
         match = SAFE_CUT.search(text, start, max(start, limit))
@@ -200,7 +200,7 @@ def read_text(path, encoding):
         file = open_text(data, encoding)
         try:
             while text := file.read(READ_CHARS):
-                text.encode()  # refuses half of a UTF-16 pair in utf-7
+                text.encode()  # refuses half a UTF-16 pair in utf-7
                 yield text.removeprefix(mark)
                 mark = ''
         except UnicodeError as error:

@@ -1,4 +1,4 @@
-"""GPT-2 as a graph. w: {name in a checkpoint: tensor}, of the model or of a layer.
+"""GPT-2 as a graph. w: {name in a checkpoint: tensor}, of the model or a layer.
 
 B batch, T tokens, P past positions, S = P + T, L n_layer, E n_embd, H n_head, D = E / H, V n_vocab.
 past, present: keys and values of a layer, a pair of [B, H, P, D] and of [B, H, T, D].
@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from errors import require
-from fast.kernels import cross_entropy_gradient, fused, in_query_blocks, softmax_gradient
+from fast.kernels import cross_entropy_grad, float32, fused, in_blocks, softmax_grad
 from fast.quantized import lookup, matmul
 from hparams import HParams, default_hparams  # noqa: F401  as in the original
 
@@ -21,14 +21,14 @@ def shape_list(x):  # -> numbers, or scalar tensors where unknown
 
 @fused
 def gelu(x):  # [...] -> [...], by tanh (Hendrycks & Gimpel 2016, section 2)
-    dtype, x = x.dtype, tf.cast(x, tf.float32)
+    dtype, x = x.dtype, float32(x)
     return tf.cast(0.5 * x * (1 + tf.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x * x * x))), dtype)
 
 
 @fused
 def norm(x, g, b):  # [..., E], [E], [E] -> [..., E]: layer normalization (Ba et al. 2016)
-    centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
-    variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
+    centred = x - tf.reduce_mean(x, -1, keepdims=True)
+    variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
     return centred * (tf.rsqrt(variance + 1e-5) * g) + b
 
 
@@ -48,21 +48,19 @@ def conv1d(x, w, scope):  # [B, T, n_in] -> [B, T, n_out]
     return tf.reshape(h, [B, T, h.shape[-1]])
 
 
-def attention_mask(T, S):  # -> bool [T, S]; the last query sees all keys
+def causal_mask(T, S):  # -> bool [T, S]; the last query sees all keys
     return tf.range(S) <= S - T + tf.range(T)[:, None]
 
 
 def masked_softmax(scores, mask):  # [B, H, T, S], bool -> [B, H, T, S]
-    p = tf.nn.softmax(tf.where_v2(mask, tf.cast(scores, tf.float32), tf.float32.min))
-    return tf.cast(p, scores.dtype)
+    return tf.cast(tf.nn.softmax(tf.where_v2(mask, float32(scores), tf.float32.min)), scores.dtype)
 
 
-@fused(gradient=softmax_gradient)
+@fused(gradient=softmax_grad)
 def causal_softmax(scores):  # [B, H, T, S] -> [B, H, T, S]
-    return masked_softmax(scores, attention_mask(*shape_list(scores)[2:]))
+    return masked_softmax(scores, causal_mask(*shape_list(scores)[2:]))
 
 
-@in_query_blocks
 def causal_attention(q, k, v):  # [B, H, T, D], two of [B, H, S, D] -> [B, H, T, D]
     return tf.matmul(causal_softmax(tf.matmul(q, k, transpose_b=True)), v)
 
@@ -72,15 +70,15 @@ def attention_with_past(q, k, v, past, mask):  # three of [B, H, T, D] -> [B, H,
     past_k, past_v = past
     P = shape_list(past_k)[2]
     scores = [tf.matmul(q, keys, transpose_b=True) for keys in (past_k, k)]
-    p = masked_softmax(tf.concat(scores, axis=-1), mask)
+    p = masked_softmax(tf.concat(scores, -1), mask)
     return tf.matmul(p[..., :P], past_v) + tf.matmul(p[..., P:], v)
 
 
 def attn(x, w, n_head, past, mask):  # [B, T, E] -> [B, T, E], present (Vaswani et al. 2017, section 3.2)
     qkv = conv1d(x, w, 'attn/c_attn')
-    q, k, v = (split_heads(part, n_head) for part in tf.split(qkv, 3, axis=-1))
+    q, k, v = (split_heads(part, n_head) for part in tf.split(qkv, 3, -1))
     q = q * tf.cast(1 / np.sqrt(q.shape.as_list()[-1]), q.dtype)
-    a = causal_attention(q, k, v) if past is None else attention_with_past(q, k, v, past, mask)
+    a = in_blocks(causal_attention, q, k, v) if past is None else attention_with_past(q, k, v, past, mask)
     return conv1d(merge_heads(a), w, 'attn/c_proj'), (k, v)
 
 
@@ -109,11 +107,11 @@ def past_shape(*, hparams, batch_size=None, sequence=None):  # -> [B, L, 2, H, P
 
 def transformer(hparams, w, X, pasts=None, positions=None, mask=None, blocks=blocks):  # [B, T] -> [B, T, E]
     """The last hidden state, and the layers' presents. pasts: of each layer. positions: int32 [T] or [B, T];
-    None: after the past. mask: with a past, the keys that a token sees, bool [T, S] or [B, 1, T, S]; None:
+    None: after the past. mask: with a past, the keys a token sees, bool [T, S] or [B, 1, T, S]; None:
     up to its own. blocks: or a faster function."""
     P, T = shape_list(pasts[0][0])[2] if pasts else 0, shape_list(X)[1]
     positions = P + tf.range(T) if positions is None else positions
-    mask = attention_mask(T, P + T) if pasts and mask is None else mask
+    mask = causal_mask(T, P + T) if pasts and mask is None else mask
     h = lookup(w['wte'], X) + tf.gather(w['wpe'], positions)
     layers = [layer_weights(w, f'h{i}/') for i in range(hparams.n_layer)]
     h, presents = blocks(h, layers, hparams.n_head, pasts or [None] * hparams.n_layer, mask)
@@ -137,18 +135,19 @@ def model(hparams, X, past=None, scope='model', reuse=tf.AUTO_REUSE):
         require(T <= hparams.n_ctx, f'{T} positions are more than n_ctx, {hparams.n_ctx}')
         w = weights(hparams, scope, reuse)
         h, presents = transformer(hparams, w, X, past)
-        pairs = [tf.stack(pair, axis=1) for pair in presents]
-        return {'logits': output(w, h), 'present': tf.stack(pairs, axis=1)}
+        pairs = [tf.stack(pair, 1) for pair in presents]
+        return {'logits': output(w, h), 'present': tf.stack(pairs, 1)}
 
 
 def weight_shapes(hparams: HParams) -> dict[str, list[int]]:  # in the graph's order
     E = hparams.n_embd
-    layer = {'ln_1/g': [E], 'ln_1/b': [E],
-             'attn/c_attn/w': [1, E, 3 * E], 'attn/c_attn/b': [3 * E],
-             'attn/c_proj/w': [1, E, E], 'attn/c_proj/b': [E],
-             'ln_2/g': [E], 'ln_2/b': [E],
-             'mlp/c_fc/w': [1, E, 4 * E], 'mlp/c_fc/b': [4 * E],
-             'mlp/c_proj/w': [1, 4 * E, E], 'mlp/c_proj/b': [E]}
+    layer = {
+        'ln_1/g': [E], 'ln_1/b': [E],
+        'attn/c_attn/w': [1, E, 3 * E], 'attn/c_attn/b': [3 * E],
+        'attn/c_proj/w': [1, E, E], 'attn/c_proj/b': [E],
+        'ln_2/g': [E], 'ln_2/b': [E],
+        'mlp/c_fc/w': [1, E, 4 * E], 'mlp/c_fc/b': [4 * E],
+        'mlp/c_proj/w': [1, 4 * E, E], 'mlp/c_proj/b': [E]}
     layers = {f'h{i}/{name}': shape for i in range(hparams.n_layer) for name, shape in layer.items()}
     return {'wpe': [hparams.n_ctx, E], 'wte': [hparams.n_vocab, E], **layers, 'ln_f/g': [E], 'ln_f/b': [E]}
 
@@ -165,10 +164,9 @@ def initializer(name, hparams):  # as in the paper, section 2.3; c_proj adds to 
 
 
 def weights(hparams, scope='model', reuse=tf.AUTO_REUSE):  # -> {name: tensor}
-    """Reads float32 variables, once. Makes those that do not exist."""
-    with tf.variable_scope(scope, reuse=reuse):
-        return {name: tf.get_variable(name, shape, initializer=initializer(name, hparams),
-                                      use_resource=True).read_value()
+    """Reads float32 variables, once; makes missing ones."""
+    with tf.variable_scope(scope, reuse=reuse, use_resource=True):
+        return {name: tf.get_variable(name, shape, initializer=initializer(name, hparams)).read_value()
                 for name, shape in weight_shapes(hparams).items()}
 
 
@@ -184,11 +182,11 @@ def loss(logits, X):  # [B, T, V], int32 [B, T], below 0: padding -> sum in nats
     # The last label is padding: to cut the last logits off would copy all others.
     labels = tf.reshape(tf.pad(X[:, 1:], [[0, 0], [0, 1]], constant_values=-1), [-1])
     losses = cross_entropy(tf.reshape(logits, [-1, logits.shape[-1]]), labels)
-    return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(labels >= 0, tf.float32))
+    return tf.reduce_sum(losses), tf.reduce_sum(float32(labels >= 0))
 
 
-@fused(gradient=cross_entropy_gradient)
+@fused(gradient=cross_entropy_grad)
 def cross_entropy(logits, labels):  # [N, V], int32 [N] -> float32 [N]; 0 for a label below 0
-    logits, known = tf.cast(logits, tf.float32), tf.maximum(labels, 0)
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=known, logits=logits)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        logits=float32(logits), labels=tf.maximum(labels, 0))
     return tf.where_v2(labels >= 0, losses, 0.0)

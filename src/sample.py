@@ -1,43 +1,42 @@
-"""Sampling: controls, one token, the KV cache, a decoding step, and sample_sequence, a loop of steps.
+"""Sampling, from controls to sample_sequence, a loop of decoding steps.
 
-generation/generator.py has the loop in Python, and draws the same tokens. Controls are numbers or scalar
+generation/generator.py loops in Python, and draws the same tokens. Controls are numbers or scalar
 tensors. N candidates; other letters as in model.py.
 """
 import numpy as np
 import tensorflow.compat.v1 as tf
-from tensorflow.compiler.tf2xla.python import xla
 
 import model
 from errors import require
-from fast.kernels import fused, in_kernel, kernel
+from fast.kernels import float32, fused, in_kernel, kernel, xla
 
 LAYERS_IN_KERNEL = 4  # docs/decisions/kernels.md
 
 
 # Controls
 
-def largest_logits(logits, k):  # -> [B, k], falling, and their tokens
+def largest(logits, k):  # -> [B, k], falling, and their tokens
     values, tokens = tf.math.top_k(logits, tf.minimum(k, tf.shape(logits)[-1]))
     return tf.ensure_shape(values, [logits.shape[0], None]), tokens
 
 
 def top_k_logits(logits, k):  # [B, V] -> [B, V]
-    """The k largest and their equals; the others become the lowest number. k = 0: all."""
+    """The k largest and their equals; others become the lowest number. k = 0: all."""
     logits = tf.convert_to_tensor(logits)
 
     def cut():
-        least = tf.reduce_min(largest_logits(logits, k)[0], axis=-1, keepdims=True)
+        least = tf.reduce_min(largest(logits, k)[0], -1, keepdims=True)
         return tf.where_v2(logits < least, logits.dtype.min, logits)
     return tf.cond(tf.greater(k, 0), cut, lambda: logits)
 
 
 def top_p_logits(logits, p):  # [B, N] -> [B, N]
     """Keeps the likeliest that sum to p (Holtzman et al. 2019, section 3.1). p = 0 or 1: all."""
-    logits, p = tf.convert_to_tensor(logits), tf.cast(p, tf.float32)
+    logits, p = tf.convert_to_tensor(logits), float32(p)
 
     def cut():
-        # Without shapes, behind a condition, the graph's optimizer prints errors.
-        probs = tf.nn.softmax(tf.cast(tf.ensure_shape(logits, logits.shape), tf.float32))
+        # Without shapes behind a condition, the graph's optimizer prints errors.
+        probs = tf.nn.softmax(float32(tf.ensure_shape(logits, logits.shape)))
         threshold = nucleus_threshold(probs, p)
         return tf.where_v2(tf.bitcast(probs, tf.int32) < threshold, logits.dtype.min, logits)
     return tf.ensure_shape(tf.cond((p > 0) & (p < 1), cut, lambda: logits), logits.shape)
@@ -45,13 +44,13 @@ def top_p_logits(logits, p):  # [B, N] -> [B, N]
 
 @fused
 def nucleus_threshold(probs, p):  # float32 [B, N], scalar -> int32 [B, 1]
-    """The bits of the least probability that is kept: the likelier ones sum to less than p."""
-    # Bisection of the bits, which sort as numbers from 0 up. Sorting is slower.
+    """The bits of the least probability kept: the likelier sum to less than p."""
+    # Bisects the bits, which sort as numbers from 0 up. Sorting is slower.
     bits = tf.bitcast(probs, tf.int32)
 
     def halve(low, high):
         middle = (low + high) // 2
-        likelier = tf.reduce_sum(tf.where_v2(bits > middle, probs, 0.0), axis=-1, keepdims=True)
+        likelier = tf.reduce_sum(tf.where_v2(bits > middle, probs, 0.0), -1, keepdims=True)
         return tf.where_v2(likelier < p, low, middle + 1), tf.where_v2(likelier < p, middle, high)
     low = tf.zeros_like(bits[:, :1])
     high = low + 0x3f800000  # the bits of 1.0
@@ -60,15 +59,15 @@ def nucleus_threshold(probs, p):  # float32 [B, N], scalar -> int32 [B, 1]
 
 def apply_repetition_penalty(logits, tokens, penalty):  # [B, V], int32 [B, N] -> [B, V]
     """Divides the tokens' logits, or multiplies negative ones (after Keskar et al. 2019, section 4.1)."""
-    logits = tf.cast(logits, tf.float32)
+    logits = float32(logits)
     rows = tf.broadcast_to(tf.range(tf.shape(tokens)[0])[:, None], tf.shape(tokens))
-    places = tf.boolean_mask(tf.stack([rows, tokens], axis=-1), tokens >= 0)
+    places = tf.boolean_mask(tf.stack([rows, tokens], -1), tokens >= 0)
     values = tf.gather_nd(logits, places)
     values = tf.where_v2(values > 0, values / penalty, values * penalty)
     return tf.tensor_scatter_nd_update(logits, places, values)
 
 
-def assert_or_raise(*checks):  # (condition, words…)… -> operations, for conditions that are tensors
+def asserted(*checks):  # (condition, words…)… -> operations, for those that are tensors
     assertions = []
     for condition, *words in checks:
         if tf.is_tensor(condition):
@@ -78,8 +77,8 @@ def assert_or_raise(*checks):  # (condition, words…)… -> operations, for con
     return assertions
 
 
-def check_controls(*, length, temperature=1, top_k=0, top_p=1, repetition_penalty=1):  # as assert_or_raise
-    return assert_or_raise(
+def check_controls(*, length, temperature=1, top_k=0, top_p=1, repetition_penalty=1):  # as asserted
+    return asserted(
         (length > 0, 'length must be 1 or more, not', length),
         (temperature >= 0, 'temperature must be 0 or more, not', temperature),
         (top_k >= 0, 'top_k must be 0 or more, not', top_k),
@@ -89,49 +88,46 @@ def check_controls(*, length, temperature=1, top_k=0, top_p=1, repetition_penalt
 
 # One token
 
-def sample_categorical(logits, uniform, top_p):  # [B, N], float64 [B] -> int32 [B]
+def categorical(logits, uniform, top_p):  # [B, N], float64 [B] -> int32 [B]
     # Inverts the cumulative distribution: float64 for rare tokens.
-    cumulative = tf.cumsum(tf.cast(tf.nn.softmax(top_p_logits(logits, top_p)), tf.float64), axis=-1)
-    return tf.reduce_sum(tf.cast(cumulative <= uniform[:, None] * cumulative[:, -1:], tf.int32), axis=-1)
+    cumulative = tf.cumsum(tf.cast(tf.nn.softmax(top_p_logits(logits, top_p)), tf.float64), -1)
+    return tf.reduce_sum(tf.cast(cumulative <= uniform[:, None] * cumulative[:, -1:], tf.int32), -1)
 
 
 def sample_token(logits, uniform, *, temperature, top_k, top_p, vocabulary=None):  # [B, V] -> int32 [B]
     """top_k applies before top_p; temperature 0: the likeliest. uniform: float64 [B], in [0, 1).
-    vocabulary: the ids that may be drawn; None: all."""
+    vocabulary: the ids to draw from; None: all."""
     logits = tf.convert_to_tensor(logits)
     allowed = vocabulary is None or np.isin(range(logits.shape.as_list()[-1]), list(vocabulary))
     if not np.all(allowed):
         logits = tf.where_v2(allowed, logits, logits.dtype.min)
-    divisor = tf.clip_by_value(tf.cast(temperature, tf.float32), 1e-30, 1e30)  # keeps quotients finite
-    scaled = tf.cast(logits, tf.float32) / divisor
+    divisor = tf.clip_by_value(float32(temperature), 1e-30, 1e30)  # keeps quotients finite
+    scaled = float32(logits) / divisor
 
     def of_largest():
-        values, tokens = largest_logits(scaled, top_k)
-        return tf.gather(tokens, sample_categorical(values, uniform, top_p), batch_dims=1)
+        values, tokens = largest(scaled, top_k)
+        return tf.gather(tokens, categorical(values, uniform, top_p), batch_dims=1)
 
     def drawn():
-        return tf.cond(tf.greater(top_k, 0), of_largest, lambda: sample_categorical(scaled, uniform, top_p))
-    return tf.cond(tf.greater(temperature, 0), drawn,
-                   lambda: tf.argmax(logits, axis=-1, output_type=tf.int32))
+        return tf.cond(tf.greater(top_k, 0), of_largest, lambda: categorical(scaled, uniform, top_p))
+    return tf.cond(tf.greater(temperature, 0), drawn, lambda: tf.argmax(logits, -1, output_type=tf.int32))
 
 
 def random_numbers(seed, B, length):  # -> float64 [B, length], in [0, 1)
-    """seed: a number, for keys (seed, row); or keys, int64 [B, 2]; or None, for new ones at each run."""
+    """seed: a number, for keys (seed, row); or keys, int64 [B, 2]; or None: new ones at each run."""
     if seed is None:
         seed = tf.random.uniform([B, 2], maxval=tf.int64.max, dtype=tf.int64)
     keys = tf.cast(seed, tf.int64)
     if keys.shape.rank == 0:
-        keys = tf.stack([tf.fill([B], keys), tf.range(tf.cast(B, tf.int64))], axis=1)
+        keys = tf.stack([tf.fill([B], keys), tf.range(tf.cast(B, tf.int64))], 1)
     require(keys.shape.is_compatible_with([tf.get_static_value(B), 2]),
             f'seed must be a number, or two for each row, not of shape {keys.shape}')
-
-    def of_row(key):
-        return tf.random.stateless_uniform([length], key, dtype=tf.float64)
-    return tf.map_fn(of_row, keys, fn_output_signature=tf.float64)
+    return tf.map_fn(lambda key: tf.random.stateless_uniform([length], key, dtype=tf.float64), keys,
+                     fn_output_signature=tf.float64)
 
 
-# KV cache: a pair of [B, H, P, D] for each layer, with n_past positions filled. Shorter rows begin with -1,
-# up to `start`, int32 [B].
+# KV cache: a pair of [B, H, P, D] a layer, with n_past positions filled. Shorter rows begin with -1, up to
+# `start`, int32 [B].
 
 def empty_cache(hparams, B, size):  # -> the cache
     empty = tf.zeros([B, hparams.n_head, size, hparams.n_embd // hparams.n_head])
@@ -139,7 +135,7 @@ def empty_cache(hparams, B, size):  # -> the cache
 
 
 def row_starts(context):  # int32 [B, T] -> int32 [B]
-    return tf.reduce_sum(tf.cast(context < 0, tf.int32), axis=1)
+    return tf.reduce_sum(tf.cast(context < 0, tf.int32), 1)
 
 
 def write_cache(cache, presents, position):  # -> the cache with presents from position on
@@ -161,7 +157,7 @@ blocks_kernel, output_kernel = kernel(model.blocks), kernel(model.output)
 
 def decode_blocks(x, layers, n_head, pasts, mask):  # as model.blocks
     presents = []
-    for first in range(0, len(layers), LAYERS_IN_KERNEL):  # kernels that are alike are compiled once
+    for first in range(0, len(layers), LAYERS_IN_KERNEL):  # equal kernels are compiled once
         part = slice(first, first + LAYERS_IN_KERNEL)
         x, new = blocks_kernel(x, layers[part], n_head, pasts[part], mask)
         presents += new
@@ -172,40 +168,37 @@ def step(hparams, w, tokens, start, cache, n_past, blocks=decode_blocks):  # int
     T = model.shape_list(tokens)[1]
     slots, own = tf.range(tf.shape(cache[0][0])[2]), n_past + tf.range(T)
     old = tf.where_v2(slots < n_past, slots, n_past + T)  # empty slots come after all queries
-    seen = tf.concat([old, own], axis=0)
+    seen = tf.concat([old, own], 0)
     mask = (seen <= own[:, None]) & (seen >= start[:, None, None, None])  # [B, 1, T, P + T]
     positions = tf.maximum(own - start[:, None], 0)
     h, presents = model.transformer(hparams, w, tf.maximum(tokens, 0), cache, positions, mask, blocks)
-    return output_kernel({'wte': w['wte']}, h[:, -1]), presents  # a kernel reads all that it is given
+    return output_kernel({'wte': w['wte']}, h[:, -1]), presents  # a kernel reads all it gets
 
 
 def prefill(hparams, w, context, start, cache, n_past=0):  # as step
-    # Not by kernels: they would be compiled for each length.
+    # Without kernels: each length would be compiled.
     filled = [(k[:, :, :n_past], v[:, :, :n_past]) for k, v in cache]
     return step(hparams, w, context, start, filled, n_past, model.blocks)
 
 
 # A loop of steps
 
-def check_context(context, n_more, hparams):  # integers [B, T] -> as assert_or_raise
+def check_context(context, n_more, hparams):  # integers [B, T] -> as asserted
     T, V, n_ctx = model.shape_list(context)[1], hparams.n_vocab, hparams.n_ctx
-    any_token = tf.reduce_all(tf.reduce_any(context >= 0, axis=1))
+    any_token = tf.reduce_all(tf.reduce_any(context >= 0, 1))
     known = tf.reduce_all((context >= -1) & (context < V))
     at_left = tf.reduce_all((context[:, 1:] >= 0) | (context[:, :-1] < 0))
-    expected = f'each row must have tokens from 0 to {V - 1}, and -1 at its left alone; they are'
-    return assert_or_raise(
-        (any_token & known & at_left, expected, context),
+    return asserted(
+        (any_token & known & at_left,
+         f'each row must have tokens from 0 to {V - 1}, and -1 at its left alone, not', context),
         (n_more <= n_ctx - T, 'a context of', T, 'tokens and', n_more, f'more exceed n_ctx, {n_ctx}'))
 
 
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1,
                     top_k=0, top_p=1, seed=None, vocabulary=None):
-    """Samples `length` tokens after a context; returns int32 [B, T + length].
-
-    context: integers [B, T], with -1 at the left of shorter rows; or start_token and batch_size. seed: see
-    random_numbers; vocabulary: see sample_token. Raises InputError for numbers out of range; with tensors
-    that are, running fails.
-    """
+    """Samples `length` tokens after a context; returns int32 [B, T + length]. context: integers [B, T], with
+    -1 at the left of shorter rows; or start_token and batch_size. seed: see random_numbers; vocabulary: see
+    sample_token. Raises InputError for numbers out of range; with tensors that are, running fails."""
     controls, n_more = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}, length
     require((start_token is None) != (context is None), 'give start_token or context')
     if context is None:  # n_ctx tokens may follow a start token: the last needs no position
@@ -215,7 +208,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
             f'context must be token ids, a row for each sample, not {context}')
     assertions = check_controls(length=length, **controls) + check_context(context, n_more, hparams)
     with tf.name_scope('sample_sequence'), tf.control_dependencies(assertions):
-        # Weights are read here: a variable that is read in the loop is copied at every step.
+        # Weights are read here: read in the loop, they would be copied at every step.
         w, context = model.weights(hparams), tf.cast(context, tf.int32)
         B, T = model.shape_list(context)
         random, start = random_numbers(seed, B, length), row_starts(context)
@@ -232,7 +225,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
             return i + 1, token, tokens, write_cache(cache, presents, n_past)
         logits, presents = prefill(hparams, w, context, start, cache)
         token = draw(logits, 0)
-        tokens = tf.concat([token[None], tf.zeros([length - 1, B], tf.int32)], axis=0)  # [length, B]
+        tokens = tf.concat([token[None], tf.zeros([length - 1, B], tf.int32)], 0)  # [length, B]
         first = 1, token, tokens, write_cache(cache, presents, 0)
         last = tf.while_loop(lambda i, *_: i < length, decode, first, back_prop=False, parallel_iterations=1)
-        return tf.concat([context, tf.transpose(last[2])], axis=1)
+        return tf.concat([context, tf.transpose(last[2])], 1)

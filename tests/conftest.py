@@ -77,28 +77,12 @@ def world(tmp_path_factory):
 @pytest.fixture
 def flags(world, tmp_path):
     """A function that makes TrainFlags, with short runs and folders of this test's own."""
+    import toy
+
     from command_line.flags import TrainFlags
 
     def make(**changes):
-        return TrainFlags(
-            **{
-                **{
-                    'dataset': str(world / 'text'),
-                    'model_name': 'toy',
-                    'models_dir': str(world / 'models'),
-                    'combine': 1,
-                    'checkpoint_dir': str(tmp_path / 'checkpoint'),
-                    'samples_dir': str(tmp_path / 'samples'),
-                    'batch_size': 2,
-                    'learning_rate': 1e-3,
-                    'sample_every': 0,
-                    'save_every': 0,
-                    'steps': 8,
-                    'seed': 3,
-                },
-                **changes,
-            }
-        )
+        return TrainFlags(**toy.short_run(world, tmp_path, **changes))
     return make
 
 

@@ -367,7 +367,7 @@ def training_run(folder, models):
                 raise InputError(said[-1])
             values = session.run({v.op.name: v for v in tf.global_variables()})
             with checkpoint.readable(
-                checkpoint.resolve_checkpoint(run.directory, hparams, 'model-best')
+                checkpoint.resolve_checkpoint(run.folder, hparams, 'model-best')
             ) as reader:
                 best = {
                     name: reader.get_tensor(name).tobytes() for name in reader.get_variable_to_shape_map()
@@ -380,7 +380,7 @@ def training_run(folder, models):
                  'training-1.data-00000-of-00001', 'training-1.json', 'saving', 'counter', 'model-best.json',
                  'model-best-1.index', 'model-best-1.data-00000-of-00001')
         yield Target(
-            'a training run', [os.path.join(run.directory, name) for name in names], resume, sealed=True
+            'a training run', [os.path.join(run.folder, name) for name in names], resume, sealed=True
         )
 
 

@@ -294,7 +294,7 @@ def train(flags, tell):
     def told(method):
         def call(self):
             method(self)
-            weights = self.session.run({v.op.name: v for v in self.run.model_variables})
+            weights = self.session.run({v.op.name: v for v in self.run.weights})
             tell((self.state.step, digest({name: value.tobytes() for name, value in weights.items()})))
         return call
     for name in ('resume', 'update'):

@@ -78,7 +78,7 @@ def works_alone(path):
             return function(*given)
         return works
     data.encode_to_npz = slow(data.encode_to_npz)
-    for name in ('validation_loss', 'sample', 'save'):
+    for name in ('val_loss', 'sample', 'save'):
         setattr(trainer.Trainer, name, slow(getattr(trainer.Trainer, name)))
     prepare = horovod_worker.Watch.__init__
 

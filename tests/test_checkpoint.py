@@ -75,7 +75,7 @@ def test_a_checkpoint_of_another_number_of_heads_is_refused(graph, toy_model, tm
     run.save(graph, TrainState(1))
     other = toy_model[1].__class__(**{**toy_model[1].values(), 'n_head': 2})
     with pytest.raises(InputError, match='was trained from a model of other sizes'):
-        run_folder.check_start(run.directory, toy_model[0], 'latest', other)
+        run_folder.check_start(run.folder, toy_model[0], 'latest', other)
 
 
 @pytest.mark.parametrize('sizes, message', [
@@ -151,6 +151,6 @@ def test_what_tensorflow_cannot_write_is_told_with_the_remedy_that_fits(graph, t
     for number in paths.REMEDIES:
         with pytest.raises(run_folder.NotSaved) as raised, run.saving(run.path('model-1')):
             raise tf.errors.UnknownError(
-                None, None, f'{run.directory}/model-1.tempstate; {os.strerror(number)}\n\t [[save]]')
+                None, None, f'{run.folder}/model-1.tempstate; {os.strerror(number)}\n\t [[save]]')
         assert raised.value.__cause__.errno == number
         assert str(raised.value).endswith(f'the last: {paths.REMEDIES[number]}')

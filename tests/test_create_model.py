@@ -346,7 +346,7 @@ def refusal(*args, **flags):
 @pytest.mark.parametrize('sizes, message', [
     ({'n_embd': 30}, 'n_embd (30) must be divisible by n_head (4)'),
     ({'n_head': 5}, 'n_embd (32) must be divisible by n_head (5)'),
-    *(({name: value}, f'{name} must be a whole number above 0 and at most ')
+    *(({name: value}, f'{name} must be a whole number from 1 to ')
       for name in ('n_layer', 'n_head', 'n_embd', 'n_ctx') for value in (0, -4)),
 ])
 def test_sizes_that_make_no_model_are_refused_and_leave_nothing(tmp_path, sizes, message):

@@ -241,9 +241,9 @@ class Loaded:
 
 def test_infinity_is_null_in_json(capsys):
     row = [metrics.Metric('perplexity per word', math.inf, 1, 'words')]
-    evaluate.report('perplexity', evaluate.TextFlags(data='x', json=True), Loaded, row)
+    evaluate.report('perplexity', evaluate.SpanFlags(data='x', json=True), Loaded, row)
     assert json.loads(capsys.readouterr().out)['figures'][0]['value'] is None
-    evaluate.report('perplexity', evaluate.TextFlags(data='x'), Loaded, row)
+    evaluate.report('perplexity', evaluate.SpanFlags(data='x'), Loaded, row)
     assert ' inf ' in capsys.readouterr().out
 
 
@@ -276,7 +276,7 @@ def test_a_released_model_is_known_by_its_name_and_sizes(name, column):
     ('lambada', 'last token: accuracy, %', 'LAMBADA (ACC): 45.99'),
     ('cbt', 'accuracy, %', 'CBT-NE (ACC): 83.4')])
 def test_the_papers_values_stand_beside(capsys, command, name, expected):
-    flags = evaluate.TextFlags(data='CBTest/data/cbtest_NE_valid_2500ex.txt')
+    flags = evaluate.SpanFlags(data='CBTest/data/cbtest_NE_valid_2500ex.txt')
     evaluate.report(command, flags, Loaded, [metrics.Metric(name, 1.5, 10, 'things'),
                                              metrics.Metric('another', 2.5, 10, 'things')])
     _, first, second = capsys.readouterr().out.splitlines()

@@ -46,7 +46,7 @@ def test_a_run_directory_is_what_other_code_bases_expect(graph, toy_model, tmp_p
     run = runs.a_run(toy_model, tmp_path)
     run.restore(graph, 'latest', runs.silent)
     run.save(graph, TrainState(7))
-    assert sorted(os.listdir(run.directory)) == [
+    assert sorted(os.listdir(run.folder)) == [
         'checkpoint',
         'counter',
         'encoder.json',
@@ -59,9 +59,9 @@ def test_a_run_directory_is_what_other_code_bases_expect(graph, toy_model, tmp_p
         'training-7.json',
         'vocab.bpe',
     ]
-    assert pathlib.Path(run.directory, 'counter').read_text() == '7\n'
-    latest = tf.train.latest_checkpoint(run.directory)
-    assert latest == f'{run.directory}/model-7'
+    assert pathlib.Path(run.folder, 'counter').read_text() == '7\n'
+    latest = tf.train.latest_checkpoint(run.folder)
+    assert latest == f'{run.folder}/model-7'
     assert dict(tf.train.list_variables(latest)) == {
         f'model/{name}': shape for name, shape in model.weight_shapes(toy_model[1]).items()}
     reader = tf.train.load_checkpoint(latest)
@@ -75,10 +75,10 @@ def test_the_last_five_stay_and_only_the_newest_has_a_training_state(graph, toy_
         if step == 4:
             run = runs.a_run(toy_model, tmp_path)  # another process goes on
             run.restore(graph, 'latest', runs.silent)
-    names = os.listdir(run.directory)
+    names = os.listdir(run.folder)
     assert sorted(name for name in names if name.endswith('.index')) == [
         *(f'model-{step}.index' for step in range(3, 8)), 'training-7.index']
-    state = tf.train.get_checkpoint_state(run.directory)
+    state = tf.train.get_checkpoint_state(run.folder)
     assert [os.path.basename(path) for path in state.all_model_checkpoint_paths] == [
         f'model-{i}' for i in range(3, 8)
     ]
@@ -105,8 +105,8 @@ def test_fresh_starts_at_zero_and_keeps_what_is_there(graph, toy_model, tmp_path
     run.save(graph, TrainState(9))
     assert runs.a_run(toy_model, tmp_path).restore(graph, 'fresh', runs.silent) == TrainState(0)
     runs.assert_same(runs.values(graph), toy_model[2])
-    assert checkpoint.latest(run.directory) == f'{run.directory}/model-0'
-    assert checkpoint.latest(f'{run.directory}/left-9') == f'{run.directory}/left-9/model-9'
+    assert checkpoint.latest(run.folder) == f'{run.folder}/model-0'
+    assert checkpoint.latest(f'{run.folder}/left-9') == f'{run.folder}/left-9/model-9'
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_fresh_starts_at_zero_and_keeps_what_is_there(graph, toy_model, tmp_path
 def test_restore_from_takes_a_directory_a_checkpoint_or_one_of_its_files(graph, toy_model, tmp_path, form):
     old = runs.new_run(toy_model, tmp_path / 'old')
     old.save(graph, TrainState(9, position=5))
-    state = runs.a_run(toy_model, tmp_path).restore(graph, form.format(old.directory), runs.silent)
+    state = runs.a_run(toy_model, tmp_path).restore(graph, form.format(old.folder), runs.silent)
     assert state == TrainState(9, position=5)
 
 
@@ -141,11 +141,11 @@ def test_another_optimizer_starts_anew_and_says_so(graph, toy_model, tmp_path):
 def test_a_save_does_not_make_a_folder_that_was_moved(graph, toy_model, tmp_path):
     run = runs.a_run(toy_model, tmp_path)
     run.restore(graph, 'latest', runs.silent)
-    os.rename(run.directory, f'{run.directory}-moved')
+    os.rename(run.folder, f'{run.folder}-moved')
     for save in (lambda: run.save(graph, TrainState(1)), lambda: run.save_best(graph, 1, 2.0)):
         with pytest.raises(run_folder.NotSaved, match=r'could not be saved \(No such file or directory\)'):
             save()
-    assert not os.path.exists(run.directory)
+    assert not os.path.exists(run.folder)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_save_does_not_make_a_folder_that_was_moved(graph, toy_model, tmp_path
 def test_a_damaged_training_state_is_refused(graph, toy_model, tmp_path, change):
     run = runs.a_run(toy_model, tmp_path)
     run.save(graph, TrainState(7, position=52, loss=6.5, average=[0.1, 1e-300]))
-    path = pathlib.Path(run.directory, 'training-7.json')
+    path = pathlib.Path(run.folder, 'training-7.json')
     path.write_text(change(path.read_text()))
     with pytest.raises(InputError, match=r'training-7\.json .*; remove it to go on with the weights alone'):
         runs.a_run(toy_model, tmp_path).restore(graph, 'latest', runs.silent)
@@ -177,7 +177,7 @@ def test_a_damaged_training_state_is_refused(graph, toy_model, tmp_path, change)
 def test_a_training_state_without_its_tensors_is_refused(graph, toy_model, tmp_path):
     run = runs.a_run(toy_model, tmp_path)
     run.save(graph, TrainState(7))
-    os.unlink(f'{run.directory}/training-7.index')
+    os.unlink(f'{run.folder}/training-7.index')
     with pytest.raises(InputError, match=r'training-7 cannot be read'):
         runs.a_run(toy_model, tmp_path).restore(graph, 'latest', runs.silent)
 
@@ -185,28 +185,28 @@ def test_a_training_state_without_its_tensors_is_refused(graph, toy_model, tmp_p
 def test_a_training_state_of_an_earlier_version_is_read(graph, toy_model, tmp_path):
     run = runs.a_run(toy_model, tmp_path)
     run.save(graph, TrainState(7))
-    pathlib.Path(run.directory, 'training-7.json').write_text('{"step": 7, "position": 3}')
+    pathlib.Path(run.folder, 'training-7.json').write_text('{"step": 7, "position": 3}')
     assert runs.a_run(toy_model, tmp_path).restore(graph, 'latest', runs.silent) == TrainState(7, position=3)
 
 
 def test_where_a_run_begins_is_checked_without_a_graph(graph, toy_model, tmp_path):
     other = toy_model[1].__class__(**{**toy_model[1].values(), 'n_layer': 1000})
     run = runs.a_run(toy_model, tmp_path)
-    check = functools.partial(run_folder.check_start, run.directory, toy_model[0])
+    check = functools.partial(run_folder.check_start, run.folder, toy_model[0])
     check('latest', toy_model[1])
     with pytest.raises(InputError, match=r'model/h2/\S+ is missing'):
         check('latest', other)
     run.save(graph, TrainState(1))
     messages = {
         'latest': 'model-1 was trained from a model of other sizes or .* than .*, or another --run_name',
-        f'{run.directory}/model-1': 'model-1 was trained from',
+        f'{run.folder}/model-1': 'model-1 was trained from',
         'fresh': r'model\.ckpt: .* is missing',
     }
     for restore_from, message in messages.items():
         check(restore_from, toy_model[1])
         with pytest.raises(InputError, match=message):
             check(restore_from, other)
-    os.unlink(f'{run.directory}/hparams.json')  # as other code bases have it
+    os.unlink(f'{run.folder}/hparams.json')  # as other code bases have it
     with pytest.raises(InputError, match=r'model-1: \S+ is missing'):
         check('latest', other)
 
@@ -226,7 +226,7 @@ def test_a_save_that_fails_leaves_the_last_one_whole(graph, toy_model, tmp_path,
     monkeypatch.setattr(target, 'commit' if moment == 'commit' else 'save', fail)
     with pytest.raises(run_folder.NotSaved, match=r'run/model-2 could not be saved \(No space left'):
         run.save(graph, TrainState(2))
-    assert not [name for name in os.listdir(run.directory) if '-2.' in name]
+    assert not [name for name in os.listdir(run.folder) if '-2.' in name]
     assert runs.a_run(toy_model, tmp_path).restore(graph, 'latest', runs.silent) == TrainState(1)
     runs.assert_same(runs.values(graph, tf.global_variables()), expected)
 
@@ -234,10 +234,10 @@ def test_a_save_that_fails_leaves_the_last_one_whole(graph, toy_model, tmp_path,
 def test_the_model_files_beside_a_run_are_those_of_its_model(graph, toy_model, tmp_path):
     run = runs.a_run(toy_model, tmp_path)
     run.save(graph, TrainState(1))
-    pathlib.Path(run.directory, 'hparams.json').write_text('{"of": "another model"}')
+    pathlib.Path(run.folder, 'hparams.json').write_text('{"of": "another model"}')
     run.save(graph, TrainState(2))
     for name in ('hparams.json', 'encoder.json', 'vocab.bpe'):
-        assert pathlib.Path(run.directory, name).read_bytes() == pathlib.Path(toy_model[0], name).read_bytes()
+        assert pathlib.Path(run.folder, name).read_bytes() == pathlib.Path(toy_model[0], name).read_bytes()
 
 
 def test_remains_of_what_was_killed_are_removed_and_nothing_else(graph, toy_model, tmp_path):
@@ -264,18 +264,18 @@ def test_remains_of_what_was_killed_are_removed_and_nothing_else(graph, toy_mode
     folders = ['notes_temp', 'model-2_temp', 'x.tempstate1', 'counter.1.tmp', 'left-1']
     (tmp_path / 'run/.left-4-2.a1b2c3_d/left-4-2').mkdir(parents=True)
     for name in [*remains, *mine]:
-        pathlib.Path(run.directory, name).touch()
+        pathlib.Path(run.folder, name).touch()
     for name in folders:
-        pathlib.Path(run.directory, name).mkdir()
-        pathlib.Path(run.directory, name, 'chapter').write_text('mine')
+        pathlib.Path(run.folder, name).mkdir()
+        pathlib.Path(run.folder, name, 'chapter').write_text('mine')
     for step in range(3, 9):
         run.save(graph, TrainState(step))
         run.save_best(graph, step, 1 / step)
     run.restore(graph, 'latest', runs.silent)
-    names = os.listdir(run.directory)
+    names = os.listdir(run.folder)
     assert not {*remains, '.left-4-2.a1b2c3_d', 'model-1.index'} & set(names)
     assert {*mine, *folders} <= set(names)
-    assert all(pathlib.Path(run.directory, name, 'chapter').read_text() == 'mine' for name in folders)
+    assert all(pathlib.Path(run.folder, name, 'chapter').read_text() == 'mine' for name in folders)
 
 
 FOREIGN_NAMES = [
@@ -311,15 +311,15 @@ def test_no_name_in_a_run_folder_removes_another_file(graph, toy_model, tmp_path
     for path in mine:
         path.parent.mkdir(exist_ok=True)
         path.write_text('mine')
-    with open(f'{run.directory}/{file}', 'ab') as opened:
+    with open(f'{run.folder}/{file}', 'ab') as opened:
         opened.write(''.join(f'{name}\n' if file == 'saving' else f'all_model_checkpoint_paths: "{name}"\n'
                              for name in names).encode(errors='surrogateescape'))
-    run = run_folder.Run(run.directory, toy_model[0])
+    run = run_folder.Run(run.folder, toy_model[0])
     run.restore(graph, 'latest', runs.silent)
-    assert os.path.exists(f'{run.directory}/model-1.index')
+    assert os.path.exists(f'{run.folder}/model-1.index')
     for step in range(2, 8):
         run.save(graph, TrainState(step))
-    assert not os.path.exists(f'{run.directory}/model-1.index')
+    assert not os.path.exists(f'{run.folder}/model-1.index')
     assert all(path.read_text() == 'mine' for path in mine)
 
 
@@ -336,7 +336,7 @@ def test_a_damaged_list_of_checkpoints_does_not_remove_the_newest(graph, toy_mod
     run = runs.a_run(toy_model, tmp_path)
     for step in (1, 2):
         run.save(graph, TrainState(step))
-    path = pathlib.Path(run.directory, 'checkpoint')
+    path = pathlib.Path(run.folder, 'checkpoint')
     path.write_text(path.read_text().replace('all_model', 'all-model'))
     pathlib.Path(run.pending).write_text('model-2\n')  # as after a kill just behind the commit
     assert runs.a_run(toy_model, tmp_path).restore(graph, 'latest', runs.silent).step == 2
@@ -357,21 +357,21 @@ def test_checkpoints_that_a_killed_save_began_or_was_to_remove_are_removed(
     method = getattr(owner, moment)
 
     def killed(*arguments):
-        if os.path.exists(f'{run.directory}/model-6.index'):
+        if os.path.exists(f'{run.folder}/model-6.index'):
             raise Killed
         method(*arguments)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(owner, moment, killed)
         run.save(graph, TrainState(6))
-    assert os.path.exists(f'{run.directory}/model-1.index') and os.path.exists(
-        f'{run.directory}/model-6.index'
+    assert os.path.exists(f'{run.folder}/model-1.index') and os.path.exists(
+        f'{run.folder}/model-6.index'
     )
-    assert os.path.exists(f'{run.directory}/saving')
+    assert os.path.exists(f'{run.folder}/saving')
     runs.a_run(toy_model, tmp_path).restore(graph, 'latest', runs.silent)
     kept = range(1, 6) if moment == 'commit' else range(2, 7)
-    assert sorted(name for name in os.listdir(run.directory) if name.endswith('.index')) == [
+    assert sorted(name for name in os.listdir(run.folder) if name.endswith('.index')) == [
         *(f'model-{step}.index' for step in kept), f'training-{kept[-1]}.index']
-    assert not os.path.exists(f'{run.directory}/saving')
+    assert not os.path.exists(f'{run.folder}/saving')
 
 
 # The best weights
@@ -414,15 +414,15 @@ def test_the_best_weights_are_whole_whenever_a_save_is_killed(
         elif moment == 'pointer':
             patch.setattr(checkpoint.paths, 'replacing', killed_replacing)
         else:
-            patch.setattr(run, 'remove_former_best', lambda: runs.raise_(Killed))
+            patch.setattr(run, 'remove_old_best', lambda: runs.raise_(Killed))
         run.save_best(graph, 3, 0.5)
     runs.assert_same(best_of(run), expected)
     run.save_best(graph, 3, 0.5)
     runs.assert_same(best_of(run), runs.values(graph))
     assert sorted(
-        name for name in os.listdir(run.directory) if 'best' in name and name.endswith('.index')
+        name for name in os.listdir(run.folder) if 'best' in name and name.endswith('.index')
     ) == ['model-best-2.index', 'model-best-3.index']  # the one before stays for who is reading it
-    assert json.loads(pathlib.Path(run.directory, 'model-best.json').read_text())['loss'] == 0.5
+    assert json.loads(pathlib.Path(run.folder, 'model-best.json').read_text())['loss'] == 0.5
 
 
 def test_the_best_weights_are_read_while_they_are_replaced(graph, toy_model, tmp_path):
@@ -438,7 +438,7 @@ def test_the_best_weights_are_read_while_they_are_replaced(graph, toy_model, tmp
     def read():
         while not ended.is_set():
             try:
-                best = checkpoint.resolve_checkpoint(run.directory, toy_model[1], 'model-best')
+                best = checkpoint.resolve_checkpoint(run.folder, toy_model[1], 'model-best')
                 with checkpoint.readable(best) as reader:
                     numbers = {number for v in variables for number in reader.get_tensor(v.op.name).flat}
                 assert len(numbers) == 1
@@ -457,7 +457,7 @@ def test_the_best_weights_are_read_while_they_are_replaced(graph, toy_model, tmp
         ended.set()
         thread.join()
     assert not failures
-    assert len(os.listdir(run.directory)) == 3 + 1 + 2 * 2  # of the model, model-best.json, the last two
+    assert len(os.listdir(run.folder)) == 3 + 1 + 2 * 2  # of the model, model-best.json, the last two
 
 
 def test_what_was_found_as_the_best_is_still_there_after_the_next(graph, toy_model, tmp_path):
@@ -495,18 +495,18 @@ def test_what_reads_changes_nothing(graph, toy_model, tmp_path):
     run.save(graph, TrainState(1))
     run.save_best(graph, 1, 2.0)
     for name in ('best', 'best-new', 'model-best-new'):
-        run.model_saver.save(graph, f'{run.directory}/{name}', write_state=False)
+        run.model_saver.save(graph, f'{run.folder}/{name}', write_state=False)
     os.rename(
-        f'{run.directory}/best-new.data-00000-of-00001', f'{run.directory}/best-new.data-00000-of-00002'
+        f'{run.folder}/best-new.data-00000-of-00001', f'{run.folder}/best-new.data-00000-of-00002'
     )
     for name in ('saving', 'model-2.index.tempstate1', 'counter.9.tmp', 'model-2.index'):
-        pathlib.Path(run.directory, name).write_text('model-2\n')
-    os.unlink(f'{run.directory}/model-best-new.data-00000-of-00001')
+        pathlib.Path(run.folder, name).write_text('model-2\n')
+    os.unlink(f'{run.folder}/model-best-new.data-00000-of-00001')
     before = snapshot(tmp_path)
     for name in ('run', 'run/best', 'run/model-best', 'run/model-best.json', 'run/model-best-1.index'):
         checkpoint.resolve_path(f'{tmp_path}/{name}')
-        checkpoint.resolve_checkpoint(run.directory, toy_model[1], f'{tmp_path}/{name}')
-    run_folder.check_start(run.directory, toy_model[0], 'latest', toy_model[1])
+        checkpoint.resolve_checkpoint(run.folder, toy_model[1], f'{tmp_path}/{name}')
+    run_folder.check_start(run.folder, toy_model[0], 'latest', toy_model[1])
     generator.load('run', str(tmp_path), checkpoint_name='model-best')
     likelihood.Likelihood('run', str(tmp_path), checkpoint_name='best')
     assert snapshot(tmp_path) == before
@@ -515,7 +515,7 @@ def test_what_reads_changes_nothing(graph, toy_model, tmp_path):
 def test_a_damaged_pointer_to_the_best_is_refused(graph, toy_model, tmp_path):
     run = runs.a_run(toy_model, tmp_path)
     run.save_best(graph, 1, 2.0)
-    path = pathlib.Path(run.directory, 'model-best.json')
+    path = pathlib.Path(run.folder, 'model-best.json')
     state = run_state.check_crc(json.loads(path.read_text()))
     odd = {'name': ('../../thesis', 'model-best', 'model-1', 'model-best-1/x', 'model-best-1\n', 1, None),
            'loss': (None, float('nan'), 'x', True), 'step': (-1, 10**30, None)}
@@ -556,17 +556,17 @@ def weights_in(variables):
 def test_going_back_loses_nothing(graph, toy_model, trained, restore_from, step, left):
     run, expected = trained
     lines = []
-    state = run_folder.Run(run.directory, toy_model[0]).restore(
-        graph, restore_from.format(run.directory), lines.append
+    state = run_folder.Run(run.folder, toy_model[0]).restore(
+        graph, restore_from.format(run.folder), lines.append
     )
     assert state == TrainState(step, best=[3.0, 2], validations_since_best=0)
     runs.assert_same(runs.values(graph), weights_in(expected[step]) if step else toy_model[2])
-    folder = f'{run.directory}/left-4'
+    folder = f'{run.folder}/left-4'
     assert f'Left behind in {folder}' in lines[-1] and all(f'model-{n}' in lines[-1] for n in left)
     assert not any('\n' in line for line in lines)
     assert run_folder.named_steps(folder) == left
-    assert run_folder.named_steps(run.directory) == [*(n for n in range(1, 5) if n not in left), step]
-    run = run_folder.Run(run.directory, toy_model[0])
+    assert run_folder.named_steps(run.folder) == [*(n for n in range(1, 5) if n not in left), step]
+    run = run_folder.Run(run.folder, toy_model[0])
     assert run.restore(graph, 'latest', runs.silent).best == [3.0, 2]  # kept by what has gone back
     before = snapshot(folder)
     run.save_best(graph, step + 1, 32.9)
@@ -577,9 +577,9 @@ def test_going_back_loses_nothing(graph, toy_model, trained, restore_from, step,
     for n in left:
         runs.assert_same(runs.stored(f'{folder}/model-{n}'), weights_in(expected[n]))
     checkpoint.resolve_checkpoint(
-        folder, checkpoint.load_sizes_and_vocabulary('left-4', run.directory)[1]
+        folder, checkpoint.load_sizes_and_vocabulary('left-4', run.folder)[1]
     )  # it is a model directory
-    state = run_folder.Run(run.directory, toy_model[0]).restore(graph, folder, lines.append)
+    state = run_folder.Run(run.folder, toy_model[0]).restore(graph, folder, lines.append)
     assert (state.step, state.position) == (4, 40)
     runs.assert_same(runs.values(graph, tf.global_variables()), expected[4])
 
@@ -596,18 +596,18 @@ def test_the_best_of_a_step_replaces_that_of_the_same_step_before_the_run_went_b
 
 def test_the_best_is_kept_where_the_training_state_is_removed(graph, toy_model, trained):
     run, _ = trained
-    os.unlink(f'{run.directory}/training-4.json')
-    assert run_folder.Run(run.directory, toy_model[0]).restore(graph, 'latest', runs.silent).best == [3.0, 2]
+    os.unlink(f'{run.folder}/training-4.json')
+    assert run_folder.Run(run.folder, toy_model[0]).restore(graph, 'latest', runs.silent).best == [3.0, 2]
 
 
 def test_a_later_checkpoint_from_elsewhere_leaves_the_last_behind(graph, toy_model, trained, tmp_path):
     run, expected = trained
     other = runs.new_run(toy_model, tmp_path / 'other')
     train_to(graph, other, 9, best=[0.1, 1], validations_since_best=7)
-    state = run_folder.Run(run.directory, toy_model[0]).restore(graph, other.directory, runs.silent)
+    state = run_folder.Run(run.folder, toy_model[0]).restore(graph, other.folder, runs.silent)
     assert (state.step, state.best, state.validations_since_best) == (9, [3.0, 2], 0)
     assert (
-        runs.new_run(toy_model, tmp_path / 'new').restore(graph, f'{run.directory}/left-4', runs.silent).step
+        runs.new_run(toy_model, tmp_path / 'new').restore(graph, f'{run.folder}/left-4', runs.silent).step
         == 4
     )
     runs.assert_same(runs.values(graph, tf.global_variables()), expected[4])
@@ -615,24 +615,24 @@ def test_a_later_checkpoint_from_elsewhere_leaves_the_last_behind(graph, toy_mod
 
 def test_a_save_overwrites_no_checkpoint_that_nothing_names(graph, toy_model, trained):
     run, _ = trained
-    shutil.copyfile(f'{run.directory}/checkpoint', f'{run.directory}/before')
+    shutil.copyfile(f'{run.folder}/checkpoint', f'{run.folder}/before')
     train_to(graph, run, 5)
-    os.replace(f'{run.directory}/before', f'{run.directory}/checkpoint')
-    stale = runs.stored(f'{run.directory}/model-5')
+    os.replace(f'{run.folder}/before', f'{run.folder}/checkpoint')
+    stale = runs.stored(f'{run.folder}/model-5')
     lines = []
-    run = run_folder.Run(run.directory, toy_model[0])
+    run = run_folder.Run(run.folder, toy_model[0])
     run.restore(graph, 'latest', lines.append)
     train_to(graph, run, 5)
-    runs.assert_same(runs.stored(f'{run.directory}/left-5/model-5'), stale)
+    runs.assert_same(runs.stored(f'{run.folder}/left-5/model-5'), stale)
     assert 'Left behind' in lines[-1]
 
 
 def test_where_files_have_one_name_only_they_are_copied(graph, toy_model, trained, monkeypatch):
     run, expected = trained
     monkeypatch.setattr(os, 'link', lambda *_: runs.raise_(OSError(errno.EPERM, 'Operation not permitted')))
-    run_folder.Run(run.directory, toy_model[0]).restore(graph, 'fresh', runs.silent)
+    run_folder.Run(run.folder, toy_model[0]).restore(graph, 'fresh', runs.silent)
     for step in range(1, 5):
-        runs.assert_same(runs.stored(f'{run.directory}/left-4/model-{step}'), weights_in(expected[step]))
+        runs.assert_same(runs.stored(f'{run.folder}/left-4/model-{step}'), weights_in(expected[step]))
 
 
 def test_going_back_may_be_killed_at_any_file_operation(graph, toy_model, trained, tmp_path, monkeypatch):
@@ -640,11 +640,11 @@ def test_going_back_may_be_killed_at_any_file_operation(graph, toy_model, traine
     again."""
     run, expected = trained
     monkeypatch.setattr(os, 'fsync', lambda _: None)
-    checkpoint.restore(graph, f'{run.directory}/model-3', checkpoint.model_variables())
+    checkpoint.restore(graph, f'{run.folder}/model-3', checkpoint.model_variables())
     kill, dead = 0, True
     while dead:
         kill += 1
-        directory = shutil.copytree(run.directory, tmp_path / f'killed-{kill}')
+        directory = shutil.copytree(run.folder, tmp_path / f'killed-{kill}')
         going_back, operations, dead = (
             run_folder.Run(str(directory), toy_model[0]),
             iter(range(1, kill)),
@@ -665,7 +665,7 @@ def test_going_back_may_be_killed_at_any_file_operation(graph, toy_model, traine
         whole = {home: run_folder.named_steps(str(home)) for home in (directory, *directory.glob('left-4*'))}
         for home, steps in whole.items():
             for step in steps:
-                assert weights_files(f'{home}/model-{step}') == weights_files(f'{run.directory}/model-{step}')
+                assert weights_files(f'{home}/model-{step}') == weights_files(f'{run.folder}/model-{step}')
         assert set().union(*whole.values()) == {1, 2, 3, 4}
         if kill % 5 == 0 or not dead:
             home = next(home for home, steps in whole.items() if steps[-1] == 4)

@@ -36,7 +36,7 @@ def test_a_run_whose_folder_goes_away_ends_at_once_and_makes_no_other(flags, mon
     assert 'be saved' not in capsys.readouterr().err  # nor tried once more
 
 
-@pytest.mark.parametrize('method', ['validation_loss', 'sample', 'try_save'])
+@pytest.mark.parametrize('method', ['val_loss', 'sample', 'try_save'])
 def test_a_folder_that_goes_away_before_a_save_is_not_made_again(flags, monkeypatch, capsys, method):
     directory = os.path.join(flags().checkpoint_dir, 'run1')
     original = getattr(trainer.Trainer, method)

@@ -145,7 +145,7 @@ def test_what_is_ignored_stays_ignored(flags, monkeypatch):
     assert trainer.train(flags()) == 8
 
 
-@pytest.mark.parametrize('method', ['validation_loss', 'sample', 'try_save'])
+@pytest.mark.parametrize('method', ['val_loss', 'sample', 'try_save'])
 def test_what_a_signal_interrupts_is_done_when_the_run_goes_on(flags, monkeypatch, method):
     """Validation, by which the best weights are chosen, and samples: none is left out, none is counted
     twice."""

@@ -27,8 +27,6 @@ from training import trainer
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('usual_signals')]
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
 OPTIONS = [{}, {'accumulate_gradients': 2, 'noise': 0.2, 'memory_saving_gradients': True, 'val_every': 3},
            {'optimizer': 'adafactor', 'precision': 'bfloat16', 'schedule': 'constant', 'warmup_steps': 5}]
 
@@ -202,14 +200,14 @@ def test_kill_9_at_random_moments_changes_nothing(flags, world):
 def test_validation_is_that_of_the_reference_on_the_tokens_held_out(flags, world, capsys):
     made = flags(steps=1, val_every=1, val_batch_count=2, learning_rate=1e-9)
     windows = []
-    batches = trainer.Data.validation_batches
+    batches = trainer.Data.val_batches
 
     def seen(self):
         for inputs, tokens in batches(self):
             windows.extend(tokens)
             yield inputs, tokens
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Data, 'validation_batches', seen)
+        patch.setattr(trainer.Data, 'val_batches', seen)
         trainer.train(made)
     shown = float(re.search(r'validation loss = ([\d.]+)', capsys.readouterr().out)[1])
     weights = tf.train.load_checkpoint(str(world / 'models' / 'toy'))
@@ -224,7 +222,7 @@ def test_validation_is_that_of_the_reference_on_the_tokens_held_out(flags, world
 
 def scripted_validation(monkeypatch, losses):
     """Validation losses as listed, by step."""
-    monkeypatch.setattr(trainer.Trainer, 'validation_loss', lambda self: losses[self.state.step - 1])
+    monkeypatch.setattr(trainer.Trainer, 'val_loss', lambda self: losses[self.state.step - 1])
 
 
 def test_patience_stops_and_the_best_weights_are_kept(flags, monkeypatch, capsys):

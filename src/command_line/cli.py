@@ -1,8 +1,8 @@
-"""Runs a script's function with the flags of the command line; a user's mistake is one line and status 2.
+"""Runs a script's function with the command line's flags; a user's mistake is one line and status 2.
 
 fire only writes the help: it would call the function before it rejects a flag, and guesses types.
 """
-from command_line.startup import fail, load_tensorflow  # first, to tell of a missing package
+from command_line.startup import fail, load_tensorflow  # first, for missing packages
 
 # isort: split
 import contextlib
@@ -22,15 +22,13 @@ from errors import InputError
 from storage import paths
 from version import VERSION
 
-Function = typing.Callable[..., None]
-
 
 def flags_from(fields):
-    """Decorates a function with the signature and help of a dataclass."""
+    """Decorates a function with a dataclass's signature and help."""
     def decorate(function):
-        helps = [f'    {field.name}: {field.metadata["help"]}' for field in dataclasses.fields(fields)]
         summary = inspect.cleandoc(function.__doc__ or fields.__doc__ or '')
-        function.__doc__ = '\n'.join([summary, '', 'Args:', *helps])
+        lines = [f'    {field.name}: {field.metadata["help"]}' for field in dataclasses.fields(fields)]
+        function.__doc__ = '\n'.join([summary, '', 'Args:', *lines])
         function.__signature__ = inspect.signature(fields)
         function.__annotations__ = typing.get_type_hints(fields)
         return function
@@ -38,12 +36,12 @@ def flags_from(fields):
 
 
 def run(main, argv=None):
-    """Calls main(**flags), of a dict of functions the one that the first word names. Types of flags are str,
-    int, float, bool, these with `| None`, and tuple[str, ...], for one that may be repeated."""
+    """Calls main(**flags), of a dict of functions the one of the first word. Types of flags are str, int,
+    float, bool, these with `| None`, and tuple[str, ...], for a repeated one."""
     script, argv = os.path.basename(sys.argv[0]), sys.argv[1:] if argv is None else argv
     if isinstance(main, dict) and argv and argv[0] in main:
         main, script, argv = main[argv[0]], f'{script} {argv[0]}', argv[1:]
-    set_encoding(sys.stdout, 'replace')  # what a terminal cannot show
+    set_encoding(sys.stdout, 'replace')  # what a terminal lacks
     try:
         with handling({'SIGINT': signal.default_int_handler, 'SIGTERM': end, 'SIGHUP': end}):
             if argv[:1] == ['--version']:
@@ -53,13 +51,13 @@ def run(main, argv=None):
             else:
                 main(**flags)
             sys.stdout.flush()
-    except BrokenPipeError:  # as of `| head`
+    except BrokenPipeError:  # `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # 128 + SIGPIPE
     except KeyboardInterrupt:
         sys.exit(130)
     except Ended as error:
-        os.kill(os.getpid(), *error.args)  # sys.exit would wait for a reader of stdout
+        os.kill(os.getpid(), *error.args)  # sys.exit would wait for stdout's reader
     except InputError as error:
         fail(script, error)
     except MemoryError as error:
@@ -85,14 +83,15 @@ def set_encoding(stream, errors):
         stream.reconfigure(encoding=encoding, errors=errors)
 
 
-def parse(main, script, argv):  # -> {flag: value}, or None where help is asked for
+def parse(main, script, argv):  # -> {flag: value}, or None for help
     if isinstance(main, dict):
         if argv and argv[0] in ('--help', '-h'):
             return None
         raise InputError(f'unknown command {"".join(argv[:1])!r}; commands are {", ".join(main)}')
-    parameters, texts, faults, words = inspect.signature(main).parameters, {}, [], list(argv)
-    types = {name: parameter.annotation for name, parameter in parameters.items()}
-    required = [name for name in types if parameters[name].default is inspect.Parameter.empty]
+    flags = inspect.signature(main).parameters.values()
+    types = {flag.name: flag.annotation for flag in flags}
+    required = [flag.name for flag in flags if flag.default is flag.empty]
+    texts, faults, words = {}, [], list(argv)
     while words:
         word = words.pop(0)
         if word in ('--help', '-h'):
@@ -117,22 +116,22 @@ def parse(main, script, argv):  # -> {flag: value}, or None where help is asked 
     return {name: convert(name, types[name], values) for name, values in texts.items()}
 
 
-def split_flag(word, types, words):  # -> name, text (maybe taken off `words`) or None
+def split_flag(word, types, words):  # -> name, text (maybe off `words`) or None
     name, equals, text = word.lstrip('-').partition('=')
     name = name.replace('-', '_')
-    if len(name) == 1:  # as in fire's help: -l for the only flag with this letter
+    if len(name) == 1:  # as in fire's help: -l for the only flag with l
         name = ''.join(flag for flag in types if flag[0] == name) or name
     elif name[:2] == 'no' and types.get(name[2:]) is bool and name not in types and not equals:
         return name[2:], 'false'
     if equals or name not in types:
         return name, text
-    following = words[0] if words else '--'
-    if types[name] is bool and following.lower() not in ('true', 'false'):
+    after = words[0] if words else '--'
+    if types[name] is bool and after.lower() not in ('true', 'false'):
         return name, 'true'
-    return name, words.pop(0) if following[:2] != '--' else None
+    return name, words.pop(0) if after[:2] != '--' else None
 
 
-def convert(name, hint, texts):  # -> the value, of the type `hint`
+def convert(name, hint, texts):  # -> the value, of type `hint`
     if typing.get_origin(hint) is tuple:
         return tuple(texts)
     (text,), (kind, *optional) = texts, typing.get_args(hint) or (hint,)

@@ -1,62 +1,58 @@
-"""Flags that several scripts have, listed once for the scripts and for callers from Python."""
+"""Flags that several scripts share, for them and for callers from Python."""
 import dataclasses
 import typing
+from dataclasses import dataclass
 
-from errors import InputError, require
+from errors import require
 from fast.precision import PRECISIONS, WEIGHT_PRECISIONS
 
-REQUIRED = dataclasses.MISSING  # in place of a default
+REQUIRED = dataclasses.MISSING  # as a default
 TF32 = "tf32: products in TF32 on NVIDIA's GPUs"
-MODEL = 'a name in models_dir or checkpoint_dir, or a path with a / in it'
-TOP_K = 'draw from this many of the likeliest tokens; 0 for all'
+MODEL = 'a name in models_dir or checkpoint_dir, or a path with a /'
+TOP_K = 'draw from so many of the likeliest tokens; 0 for all'
 TOP_P = 'draw from the likeliest tokens of this probability in sum; 0 or 1 for all'
 TEXTS = 'a text file, .npz of encode.py, folder, quoted glob, or several, with commas'
-CHECKPOINT = "such as model-best or model-1000, or any checkpoint's path; None for the newest"
+CHECKPOINT = "model-best, model-N or any checkpoint's path; None for the newest"
 
 
-def flag(default, help: str, least: int | None = None, choices: tuple[str, ...] = ()) -> typing.Any:
-    """A field of a dataclass of flags. By position, only one without a default can be given."""
+def flag(default, help, least: int | None = None, choices=()) -> typing.Any:
+    """A field of a dataclass of flags; by position only without a default."""
     help = f'{", ".join(choices)}; {help}' if choices else help
-    metadata = {'help': help, 'least': least, 'choices': choices}
-    return dataclasses.field(default=default, kw_only=default is not REQUIRED, metadata=metadata)
+    return dataclasses.field(default=default, kw_only=default is not REQUIRED,
+                             metadata={'help': help, 'least': least, 'choices': choices})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Checked:
-    """Flags whose values are checked when they are set."""
-
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), field.metadata['least']
-            choices = field.metadata['choices']
-            self.check(field.name, None in (value, least) or value >= least, f'{least} or more')
-            self.check(field.name, not choices or value in choices, f'one of {", ".join(choices)}')
+            name, value = field.name, getattr(self, field.name)
+            least, choices = field.metadata['least'], field.metadata['choices']
+            self.check(name, None in (value, least) or value >= least, f'{least} or more')
+            self.check(name, not choices or value in choices, f'one of {", ".join(choices)}')
 
-    def check(self, name: str, valid: bool, expected: str):
-        """Raises InputError, which names the flag, unless its value is valid."""
-        if not valid:
-            raise InputError(f'--{name} must be {expected}, not {getattr(self, name)!r}')
+    def check(self, name, valid, expected):
+        require(valid, f'--{name} must be {expected}, not {getattr(self, name)!r}')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ModelFlags(Checked):
-    """A model or run."""
     model_name: str = flag('124M', MODEL)
     models_dir: str = flag('models', 'where models are')
     checkpoint_dir: str = flag('checkpoint', 'where runs are')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class TextFlags(ModelFlags):
     """How text files become tokens of a model."""
     combine: int = flag(50000, 'join small files to chunks of so many characters', 1)
     encoding: str = flag('utf-8', 'of the text files')
-    special_tokens: bool = flag(True, 'in text files, <|endoftext|> and other special tokens are themselves')
+    special_tokens: bool = flag(True, 'in text, <|endoftext|> and other special tokens are themselves')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class TrainFlags(TextFlags):
-    """Fine-tunes a model on text. If the run has a checkpoint, it continues as if it had never stopped."""
+    """Fine-tunes a model on text. A run with a checkpoint continues as if it had never stopped."""
     dataset: str = flag(REQUIRED, TEXTS)
     batch_size: int = flag(1, 'windows of n_ctx tokens in a batch', 1)
     learning_rate: float = flag(2e-5, 'of the optimizer')
@@ -66,25 +62,25 @@ class TrainFlags(TextFlags):
     optimizer: str = flag('adam', 'adafactor has little state', choices=('adam', 'adamw', 'adafactor', 'sgd'))
     precision: str = flag('float32', f'bfloat16: faster, less memory; {TF32}', choices=PRECISIONS)
     xla: bool = flag(False, 'compile the whole update as one kernel; for GPUs')
-    warmup_steps: int = flag(0, 'updates until the learning rate has its full value', 0)
+    warmup_steps: int = flag(0, 'updates until the full learning rate', 0)
     schedule: str = flag('constant', 'of the learning rate', choices=('constant', 'cosine', 'linear'))
     weight_decay: float | None = flag(None, 'of matrices; None: 0.01 with adamw, else 0', 0)
-    clip_norm: float = flag(0.0, 'scale gradients of a greater norm down to it; 0 for never', 0)
-    noise: float = flag(0.0, 'share of input tokens replaced by random ones, against overfitting')
+    clip_norm: float = flag(0.0, 'scale greater gradients down to this norm; 0 for never', 0)
+    noise: float = flag(0.0, 'share of input tokens made random, against overfitting')
     top_k: int = flag(40, f'of samples: {TOP_K}', 0)
     top_p: float = flag(0.0, f'of samples: {TOP_P}')
     restore_from: str = flag('latest', 'latest (of the run, or the model), fresh (the model), or a path')
-    run_name: str = flag('run1', 'names the folders of the run in checkpoint_dir and samples_dir')
+    run_name: str = flag('run1', 'names its folders in checkpoint_dir and samples_dir')
     samples_dir: str = flag('samples', 'where samples are written')
     sample_every: int = flag(100, 'updates between samples; 0 for none', 0)
     sample_length: int | None = flag(None, 'tokens in a sample; None for n_ctx - 1', 1)
     sample_num: int = flag(1, 'samples at a time', 0)
-    save_every: int = flag(1000, 'updates between checkpoints; there is one at the end, too', 0)
-    steps: int | None = flag(None, "updates in all, with the run's earlier sessions; None for no end", 0)
+    save_every: int = flag(1000, 'updates between checkpoints; the end has one, too', 0)
+    steps: int | None = flag(None, "updates in all, with earlier sessions; None for no end", 0)
     seed: int | None = flag(None, 'of data order, noise and samples; None for a new one, kept on resume', 0)
-    val_dataset: str | None = flag(None, 'as dataset; None: val_every holds out the last 5% of the dataset')
+    val_dataset: str | None = flag(None, 'as dataset; None: val_every holds out its last 5%')
     val_batch_size: int = flag(2, 'windows in a validation batch', 1)
-    val_batch_count: int = flag(40, 'validation batches; always the same windows', 1)
+    val_batch_count: int = flag(40, 'validation batches, always the same', 1)
     val_every: int = flag(0, 'updates between validations; model-best is of the best; 0 for none', 0)
     patience: int = flag(0, 'stop after so many validations without a lower loss; 0 for never', 0)
 
@@ -97,14 +93,14 @@ class TrainFlags(TextFlags):
         require(not self.patience or self.val_every, '--patience needs --val_every')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class HorovodFlags(TrainFlags):
     """Fine-tunes a model on text in N processes: batches of B are as batches of N·B with train.py."""
     compression: str = flag('none', 'of gradients for sending', choices=('none', 'float16', 'bfloat16'))
-    timeout: int = flag(120, 'seconds until all processes end because one does not answer; 0 for never', 0)
+    timeout: int = flag(120, 'seconds until all processes end if one does not answer; 0 for never', 0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class SamplingFlags(ModelFlags):
     """Draws samples of a model."""
     seed: int | None = flag(None, 'the same gives the same samples; None for new ones', 0)
@@ -117,10 +113,10 @@ class SamplingFlags(ModelFlags):
     checkpoint: str | None = flag(None, CHECKPOINT)
     precision: str = flag('float32', f'the last two: less memory, faster on a CPU; {TF32}',
                           choices=WEIGHT_PRECISIONS)
-    repetition_penalty: float = flag(1, 'above 1, tokens that were there become less likely')
-    truncate: str | None = flag(None, "end a sample before this text, which often is '<|endoftext|>'")
-    stop: tuple[str, ...] = flag((), 'the same; may be given several times')
-    output: str | None = flag(None, 'a file for the samples, instead of the terminal')
+    repetition_penalty: float = flag(1, 'above 1, earlier tokens become less likely')
+    truncate: str | None = flag(None, "end a sample before this text, often '<|endoftext|>'")
+    stop: tuple[str, ...] = flag((), 'the same; may be repeated')
+    output: str | None = flag(None, 'a file for the samples, not the terminal')
 
     def __post_init__(self):
         super().__post_init__()
@@ -128,16 +124,16 @@ class SamplingFlags(ModelFlags):
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """The texts that end a sample: stop, which may be a single text, and truncate."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        return stop if self.truncate is None else (*stop, self.truncate)
+        """The texts that end a sample: stop, which may be one text, and truncate."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        return tuple(stop) if self.truncate is None else (*stop, self.truncate)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ExportFlags:
     """Writes a model, or a training run's, in another format."""
     model_or_run: str = flag(REQUIRED, MODEL)
-    out: str = flag(REQUIRED, 'the new folder, which must not exist yet')
+    out: str = flag(REQUIRED, 'a folder, which must not exist yet')
     models_dir: str = flag('models', 'where models are')
     checkpoint_dir: str = flag('checkpoint', 'where runs are')
     checkpoint: str | None = flag(None, CHECKPOINT)

@@ -1,26 +1,26 @@
-"""Handlers, within a block of the main thread, of the signals that ask a process to end."""
+"""Handlers, within a block of the main thread, of signals that ask a process to end."""
 import contextlib
 import os
 import signal
 import socket
 import threading
 
-SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP')  # the last is not known on Windows
+SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP')  # Windows lacks the last
 
 
 @contextlib.contextmanager
-def handling(handlers):  # {name of a signal: function(number, frame), or SIG_DFL}
-    """Sets handlers of signals within the block. An ignored signal (SIGHUP under nohup) stays so."""
-    previous = {}
+def handling(handlers):  # {signal's name: function(number, frame) or SIG_DFL}
+    """Sets handlers within the block. An ignored signal (SIGHUP under nohup) stays so."""
+    old = {}
     with contextlib.suppress(ValueError):  # in another thread
         for name, handler in handlers.items():
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-                previous[number] = signal.signal(number, handler)
+                old[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in previous.items():
+        for number, handler in old.items():
             signal.signal(number, handler)
 
 
@@ -37,7 +37,7 @@ def default_signal_handlers(first=None):
 
 @contextlib.contextmanager
 def watching(function):
-    """Calls function(number) in a thread as soon as a signal comes. Its handler may have to wait for C++."""
+    """Calls function(number) in a thread when a signal comes. Its handler may have to wait for C++."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -45,15 +45,15 @@ def watching(function):
     def watch():
         while number := reader.recv(1):
             function(number[0])
-    reader, writer = socket.socketpair()  # no pipe: it cannot be set non-blocking on Windows
+    reader, writer = socket.socketpair()  # Windows has no non-blocking pipes
     with reader, writer:
         writer.setblocking(False)
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
-        previous = signal.set_wakeup_fd(writer.fileno())
+        old = signal.set_wakeup_fd(writer.fileno())
         try:
             yield
         finally:
-            signal.set_wakeup_fd(previous)
+            signal.set_wakeup_fd(old)
             writer.close()
             thread.join()

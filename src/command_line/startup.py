@@ -1,4 +1,4 @@
-"""The start of a script: missing packages are told, Ctrl-C ends imports, TensorFlow loads quietly."""
+"""A script's start: missing packages are told, Ctrl-C ends imports, TensorFlow loads quietly."""
 import glob
 import logging
 import os
@@ -18,40 +18,41 @@ NO_GPU = ("TensorFlow finds no GPU: see nvidia-smi; pip install 'tensorflow[and-
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def is_script():  # and no program that imports the project
+def is_script():  # not a program that imports the project
     main = pathlib.Path(getattr(sys.modules['__main__'], '__file__', None) or '/')
     return main.resolve().parent in (PROJECT, PROJECT / 'src')
 
 
-def fail(script, error):  # ends the process with status 2, after one line on stderr
+def fail(script, error):  # ends with status 2, after a line on stderr
     print(f'{script}: error: {" ".join(str(error).split())}', file=sys.stderr)
     sys.exit(2)
 
 
-def report_error(kind, error, traceback):  # a missing package of requirements.txt in one line
+def report_error(kind, error, traceback):  # a missing package in one line
     packages = re.findall(r'^[\w-]+', (PROJECT / 'requirements.txt').read_text('utf-8'), re.MULTILINE)
     if isinstance(error, ModuleNotFoundError) and error.name in packages:
-        fail(os.path.basename(sys.argv[0]), f'{sys.executable} has no package {error.name}; run: pip install '
-                                            f'-r {os.path.relpath(PROJECT)}/requirements.txt')
+        fail(os.path.basename(sys.argv[0]), f'{sys.executable} has no package {error.name}; run: '
+             f'pip install -r {os.path.relpath(PROJECT)}/requirements.txt')
     sys.__excepthook__(kind, error, traceback)
 
 
-if is_script():  # Ctrl-C would print a traceback of the imports that follow
+if is_script():  # Ctrl-C would print a traceback of later imports
     sys.excepthook = report_error
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def load_tensorflow(computes=True):
-    """Imports TensorFlow. Its USUAL lines are shown only if a script that computes misses a visible GPU."""
+    """Imports TensorFlow; shows USUAL lines only if a script that computes misses a visible GPU."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')
     logging.getLogger('tensorflow').addFilter(lambda record: 'deprecated' not in record.getMessage())
     with interrupts.default_signal_handlers():
         lines = capture_stderr(devices)
-    misses_gpu = computes and gpu_is_visible() and not devices('GPU')
-    for line in [*lines, NO_GPU] if misses_gpu else lines:
-        if misses_gpu or not USUAL.search(line):
-            print(line, end='', file=sys.stderr)
+    if computes and gpu_is_visible() and not devices('GPU'):
+        lines.append(NO_GPU)
+    else:
+        lines = [line for line in lines if not USUAL.search(line)]
+    sys.stderr.writelines(lines)
 
 
 def devices(kind=None):
@@ -65,7 +66,7 @@ def gpu_is_visible():  # of NVIDIA; TensorFlow for Windows uses none
         or (sys.platform == 'linux' and shutil.which('nvidia-smi')))
 
 
-def capture_stderr(function):  # -> lines that it or its C++ writes to stderr
+def capture_stderr(function):  # -> lines of it or its C++
     terminal = os.dup(2)
     with tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace') as file:
         os.dup2(file.fileno(), 2)

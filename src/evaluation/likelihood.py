@@ -1,9 +1,8 @@
-"""A model loaded once, and the log-probability of each token after those before it.
+"""A model loaded once, and log-probabilities of tokens after those before them.
 
-R rows of T tokens, of which S are scored. There are few shapes, since each is compiled: batch_size rows of
-context tokens, or more rows of a half, a quarter, … of it.
+R rows of T tokens, of which S are scored. Shapes are few, since each is compiled: batch_size rows of context
+tokens, or more rows of a half, a quarter, … of it.
 """
-import collections
 import functools
 import sys
 
@@ -19,11 +18,11 @@ from fast.session import device, session_config
 from storage import checkpoint
 
 MIN_SIZE = 16  # tokens in a row
-BATCHES_AHEAD = 16  # that are read while a batch is not full
+BATCHES_AHEAD = 16  # read while one is not full
 
 
 class Likelihood:
-    """A model or run in a session. The arguments are flags of evaluate.py. Raises InputError."""
+    """A model or run in a session. The arguments are evaluate.py's flags. Raises InputError."""
 
     def __init__(self, model_name, models_dir='models', checkpoint_name=None, *, precision='float32',
                  batch_size=None, context=None):
@@ -43,46 +42,45 @@ class Likelihood:
         """Yields of each of metrics.spans the tokens and log-probabilities, float64 [S], in nats; with
         predictions also the likeliest ids, int32 [S], and the first logits, float32 [1, n_vocab]."""
         print(f'Device: {device()}', file=sys.stderr)
-        waiting, done, first = collections.defaultdict(list), {}, 0
+        waiting, done, first = {}, {}, 0
         for number, (ids, scored) in enumerate(tqdm(spans, desc='evaluating', disable=None)):
             T, S = self.size(len(ids) - 1), self.size(scored)
-            waiting[self.batch_size * self.context // T, T, S].append((number, ids, scored))
+            shape = self.batch_size * self.context // T, T, S, predictions
+            waiting.setdefault(shape, []).append((number, ids, scored))
             for shape, batch in list(waiting.items()):
                 if len(batch) == shape[0] or number - batch[0][0] >= BATCHES_AHEAD * shape[0]:
-                    done.update(self.run(shape, waiting.pop(shape), predictions))
+                    done.update(self.run(shape, waiting.pop(shape)))
             while first in done:
                 yield done.pop(first)
                 first += 1
         for shape, batch in waiting.items():
-            done.update(self.run(shape, batch, predictions))
-        yield from (done[number] for number in sorted(done))
+            done.update(self.run(shape, batch))
+        yield from map(done.get, sorted(done))
 
-    def size(self, n):  # -> the context, or the smallest half, quarter, … that holds n tokens
+    def size(self, n):  # -> the context, or its smallest half, quarter, … of n or more
         size = self.context
         while size // 2 >= max(n, MIN_SIZE):
             size //= 2
         return size
 
-    def run(self, shape, batch, predictions):  # (R, T, S), [(number, ids, scored)] -> {number: results}
-        R, T, S = shape
+    def run(self, shape, batch):  # arguments of `build`, [(number, ids, scored)] -> {number: results}
+        R, T, S, _ = shape
         tokens, positions = np.zeros([R, T + 1], np.int32), np.ones([R, S], np.int32)
         for row, (_, ids, scored) in enumerate(batch):
             n = len(ids)
-            tokens[row, :n], positions[row, :scored] = ids, np.arange(n - scored, n)
-        outputs = self.function(R, T, S, predictions)(tokens, positions)
+            tokens[row, :n], positions[row, :scored] = ids, range(n - scored, n)
+        outputs = self.function(*shape)(tokens, positions)
         return {number: (ids, *(output[row, :scored] for output in outputs))
                 for row, (number, ids, scored) in enumerate(batch)}
 
-    def build(self, R, T, S, predictions):  # -> function of tokens [R, T + 1], those that are scored [R, S]
+    def build(self, R, T, S, predictions):  # -> function of tokens [R, T + 1], scored positions [R, S]
         with self.session.graph.as_default():
-            inputs = [tf.placeholder(tf.int32, shape) for shape in ([R, T + 1], [R, S])]
-            tokens, positions = inputs
+            tokens, positions = (tf.placeholder(tf.int32, shape) for shape in ([R, T + 1], [R, S]))
             h, _ = model.transformer(self.hparams, self.weights, tokens[:, :-1])
             logits = model.output(self.weights, tf.gather(h, positions - 1, batch_dims=1))
             labels = tf.gather(tokens, positions, batch_dims=1)
             losses = model.cross_entropy(tf.reshape(logits, [R * S, -1]), tf.reshape(labels, [R * S]))
             outputs = [-tf.cast(tf.reshape(losses, [R, S]), tf.float64)]
             if predictions:
-                best = tf.argmax(logits, axis=-1, output_type=tf.int32)
-                outputs += [best, tf.cast(logits[:, :1], tf.float32)]
-        return self.session.make_callable(outputs, inputs)
+                outputs += [tf.argmax(logits, -1, output_type=tf.int32), tf.cast(logits[:, :1], tf.float32)]
+        return self.session.make_callable(outputs, [tokens, positions])

@@ -1,4 +1,4 @@
-"""Perplexities, accuracies and log-probabilities of texts, as docs/evaluation.md defines them.
+"""Perplexities, accuracies and log-probabilities; docs/evaluation.md defines them.
 
 model: a likelihood.Likelihood. stride, boundary: flags of evaluate.py. InputError if nothing can be scored.
 """
@@ -16,7 +16,7 @@ from errors import require
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A value, computed from a count of units."""
+    """A value, from a count of units."""
     name: str
     value: float
     count: int
@@ -24,8 +24,8 @@ class Metric:
 
 
 def spans(tokens, context: int, stride: int, first: int = 1) -> Iterator[tuple]:
-    """Yields spans, pairs of tokens and how many of them, the last, are scored: tokens[first:], each once, by
-    `stride` after the first span. All spans but those at the start have context + 1 tokens."""
+    """Yields pairs of tokens and how many of the last are scored: tokens[first:], each once, by `stride`
+    after the first span. All spans but those at the start have context + 1 tokens."""
     end, last = first - 1, len(tokens) - 1
     while end < last:
         scored = min(last - end, max(stride, context - end))
@@ -34,7 +34,7 @@ def spans(tokens, context: int, stride: int, first: int = 1) -> Iterator[tuple]:
 
 
 def check_stride(context: int, stride: int | None) -> int:
-    """The stride, by default half of the context. Raises InputError."""
+    """The stride, by default half the context. Raises InputError."""
     stride = max(1, context // 2) if stride is None else stride
     require(1 <= stride <= context, f'--stride must be from 1 to the context, {context}, not {stride}')
     return stride
@@ -46,17 +46,17 @@ def prefix(enc, boundary):  # -> ids before a text
     return [] if boundary == 'none' else [enc.eot]
 
 
-def exp(x):  # or infinity: a model may be arbitrarily bad
+def exp(x):  # or infinity, of a hopeless model
     return math.exp(x) if x < 700 else math.inf
 
 
 def perplexity(model, documents, stride=None, boundary='endoftext', lines=False) -> list[Metric]:
-    """Of pairs: a published text, and the model's text or ids. lines: also count each line end as a word."""
+    """Of pairs: a published text, and the model's text or ids. lines: also count line ends as words."""
     stride, start = check_stride(model.context, stride), np.array(prefix(model.enc, boundary), np.int32)
-    texts, words, line_ends, n_bytes = [], 0, 0, 0
+    texts, words, n_lines, n_bytes = [], 0, 0, 0
     for published, text in documents:
         words += len(published.split())
-        line_ends += published.count('\n')
+        n_lines += published.count('\n')
         n_bytes += len(published.encode())
         ids = np.array(model.enc.encode(text) if isinstance(text, str) else text, np.int32)
         if len(ids):
@@ -68,18 +68,17 @@ def perplexity(model, documents, stride=None, boundary='endoftext', lines=False)
     n_tokens = sum(scored for _, scored in rows)
     nats = -sum(float(values.sum()) for _, values in model.score(rows))
     counts = [('token', n_tokens, 'tokens'), ('word', words, 'words'),
-              ('word and line end', words + line_ends if lines else 0, 'words and line ends')]
+              ('word and line end', words + n_lines if lines else 0, 'words and line ends')]
     return [Metric('loss per token, nats', nats / n_tokens, n_tokens, 'tokens'),
             *(Metric(f'perplexity per {name}', exp(nats / n), n, unit) for name, n, unit in counts if n),
             Metric('bits per byte', nats / math.log(2) / n_bytes, n_bytes, 'bytes')]
 
 
-def ending(model, start, context, text):  # -> a span that scores the text
+def ending(model, start, context, text):  # -> a span
     ids = model.enc.encode(text)
     require(len(ids) <= model.context,
             f'the ending {text.strip()[:40]!r} has {len(ids)} tokens; --context is {model.context}')
-    tokens = [*start, *model.enc.encode(context), *ids][-model.context - 1:]
-    return np.array(tokens, np.int32), len(ids)
+    return np.array([*start, *model.enc.encode(context), *ids][-model.context - 1:], np.int32), len(ids)
 
 
 def stop_words():  # of the closed classes of English
@@ -87,12 +86,12 @@ def stop_words():  # of the closed classes of English
 
 
 def lambada(model, passages, boundary='none') -> list[Metric]:
-    """Of pairs (context, last word): accuracy and perplexity of the word, and of its last token."""
+    """Of pairs (context, last word): accuracy and perplexity of the word and its last token."""
     enc, start = model.enc, prefix(model.enc, boundary)
     rows = [ending(model, start, context, word) for context, word in passages]
     require(rows, 'the data holds no passage')
     words = {f' {word}' for word in stop_words()}
-    stop_tokens = [id for id in enc.decoder if enc.decode([id]).lower() in words]
+    stops = [id for id in enc.decoder if enc.decode([id]).lower() in words]
     results = collections.defaultdict(list)  # name -> pairs: is the prediction right, loss in nats
     for tokens, values, best, logits in model.score(rows, predictions=True):
         word, losses, logits = tokens[-len(values):], -values, logits[0].astype(np.float64)
@@ -100,15 +99,15 @@ def lambada(model, passages, boundary='none') -> list[Metric]:
         for suffix in ('', ', no stop word'):
             results[f'last word{suffix}'].append((right.all(), losses.sum()))
             results[f'last token{suffix}'].append((right[-1], losses[-1]))
-            logits[stop_tokens] = -np.inf
+            logits[stops] = -np.inf
             right[0] = logits.argmax() == word[0]
             losses[0] = np.logaddexp.reduce(logits) - logits[word[0]]
     metrics = []
     for name, pairs in results.items():
         right, losses = np.array(pairs).T
         metrics.append(Metric(f'{name}: accuracy, %', 100 * right.mean(), len(pairs), 'passages'))
-        if len(possible := losses[np.isfinite(losses)]):  # of words that the filter leaves
-            metrics.append(Metric(f'{name}: perplexity', exp(possible.mean()), len(possible), 'passages'))
+        if len(finite := losses[np.isfinite(losses)]):  # what the filter leaves
+            metrics.append(Metric(f'{name}: perplexity', exp(finite.mean()), len(finite), 'passages'))
     return metrics
 
 
@@ -116,8 +115,8 @@ def cbt(model, questions, boundary='none') -> list[Metric]:
     """The share of test_sets.cbt_questions whose answer is the likeliest ending."""
     start, questions, right = prefix(model.enc, boundary), list(questions), 0
     require(questions, 'the data holds no question')
-    scores = model.score([ending(model, start, context, text)
-                          for context, endings, _ in questions for text in endings])
+    rows = [ending(model, start, context, text) for context, endings, _ in questions for text in endings]
+    scores = model.score(rows)
     for _, endings, answer in questions:
         totals = [values.sum() for _, values in itertools.islice(scores, len(endings))]
         right += int(np.argmax(totals) == answer)

@@ -1,7 +1,7 @@
-"""Published test sets: how their files are read and detokenized ("the boat 's length was 1 @,@ 000 ft .").
+"""Published test sets, read and detokenized ("the boat 's length was 1 @,@ 000 ft .").
 
-The detokenizers are invertible, as in the paper (Radford et al. 2019, section 3.1), so that probabilities
-stay: tuples of steps, bijections on lines. step(line, natural) makes a line natural, or undoes that.
+Detokenizers are invertible, as in the paper (Radford et al. 2019, section 3.1), so that probabilities
+stay: tuples of steps, bijections on lines. step(line, natural) makes one natural, or undoes that.
 """
 import contextlib
 import io
@@ -18,12 +18,12 @@ import load_dataset
 from errors import InputError, require
 from storage import paths
 
-SEEN = 6  # characters on both sides of a place that a rule sees
+SEEN = 6  # characters on both sides that a rule sees
 ENWIK8_BYTES, ENWIK8_TEST = 100_000_000, 5_000_000  # text8, too
 
 
-def swap(before, spellings, after=''):  # -> a step; `before` and `after` match around the spellings
-    others = spellings | {second: first for first, second in spellings.items()}
+def swap(before, pairs, after=''):  # -> a step; `before` and `after` match around the spellings
+    others = pairs | {second: first for first, second in pairs.items()}
     pattern = re.compile(f'{before}(?:{"|".join(map(re.escape, others))}){after}')
 
     def step(line, natural):
@@ -38,39 +38,39 @@ def frame(line, natural):  # ' words ' <-> 'words', ' ' <-> ''; a line with othe
 
 
 def quote(line, natural):  # '"' <-> '``' at the first, third, … mark of the line, "''" at the others
-    spellings = itertools.cycle(('``', "''"))
+    marks = itertools.cycle(('``', "''"))
 
-    def exchanged(match):
-        spelling = next(spellings)
-        return {'"': spelling, spelling: '"'}.get(match[0], match[0])
+    def swapped(match):
+        mark = next(marks)
+        return {'"': mark, mark: '"'}.get(match[0], match[0])
     # A mark beside another stays, so that their number does.
-    return re.sub(r"""(?<![`'"])(?:``|''|")(?![`'"])""", exchanged, line)
+    return re.sub(r"""(?<![`'"])(?:``|''|")(?![`'"])""", swapped, line)
 
 
 def spacing(*rules):
-    """A step that removes a space, or puts a missing one, where a rule matches between two characters. Both
-    ways go from right to left, and see the same: the tokenised text after a place, and the text before it
-    without spaces, with “ and ”, in turn, for each ", and ~ for these."""
+    """A step that removes a space, or adds a missing one, where a rule matches between characters. Both ways
+    go from right to left and see the same: tokenised text after a place, and text before it without spaces,
+    with “ and ” in turn for ", and ~ for these."""
     rule = regex.compile('|'.join(rules))
 
     def step(line, natural):
         words = line.rstrip(' ')  # spaces at the end would cost n² steps
         places, after = re.findall('( *)([^ ])', words), line[len(words):]
         marks, parts, seen = itertools.cycle('“”'), [after], re.sub('[“”]', '~', words.replace(' ', ''))
-        seen = ''.join(next(marks) if character == '"' else character for character in seen)
+        seen = re.sub('"', lambda _: next(marks), seen)
         for i in reversed(range(len(places))):
-            space, character = places[i]
+            space, char = places[i]
             new, after, before = space, (seen[i] + after)[:SEEN], seen[max(0, i - SEEN):i]
-            is_word = character != 'n' and (before[-1:] + character).isalnum()  # then only n't could match
+            is_word = char != 'n' and (before[-1:] + char).isalnum()  # then only n't could match
             if i and len(space) < 2 and not is_word and rule.match(before + after, len(before)):
                 new = '' if space else ' '
-            parts += [character, new]
+            parts += [char, new]
             after = ((space if natural else new) + after)[:SEEN]
         return ''.join(reversed(parts))
     return step
 
 
-# Rules: where tokenizers put a space that people do not write
+# Rules: where tokenizers put a space that people do not
 DIGIT, LETTER = r'[\d\p{nt=Digit}]', r'[\p{L}\p{N}]'
 WORD_END = f'(?!{LETTER}|_)'
 APOSTROPHES = rf"(?='(?i:s|ll|ve|re|d|m){WORD_END})|(?='(?: |\Z))(?<=s)"  # the boat's, the boats'
@@ -86,16 +86,17 @@ NEWS = rf"{ENGLISH}|(?<!@)(?='[tT]{WORD_END})"  # "don 't" in WikiText, too; the
 
 NEWS_STEPS = (spacing(NEWS),)
 PENN_STEPS = (frame, spacing(PENN), swap(r'(?<!\\)', {'\\/': '/'}))
-WIKITEXT_STEPS = (frame, spacing('(?<==)(?==)', NEWS),  # '= = Title = =' is '== Title =='
-                  swap(r'(?<=[\w>])', {' @-@ ': '-'}, r'(?=[\w<])'),
-                  swap(r'(?<=[\d>])', {' @,@ ': ',', ' @.@ ': '.'}, r'(?=[\d<])'))
+WIKITEXT_STEPS = (
+    frame, spacing('(?<==)(?==)', NEWS),  # '= = Title = =' is '== Title =='
+    swap(r'(?<=[\w>])', {' @-@ ': '-'}, r'(?=[\w<])'),
+    swap(r'(?<=[\d>])', {' @,@ ': ',', ' @.@ ': '.'}, r'(?=[\d<])'))
 BOOK_STEPS = (quote, swap(r'(?<!\S)', {'-LRB-': '(', '-RRB-': ')'}, r'(?!\S)'), spacing(PENN, ENGLISH))
 
 
 def detokenize(text: str, steps: tuple, natural: bool = True) -> str:
-    """The natural text of a tokenised one or, if natural is false, the other way round."""
+    """The natural text of a tokenised one or, unless `natural`, the reverse."""
     lines = text.split('\n')
-    end = [] if lines[-1].strip(' ') else [lines.pop()]  # nothing but spaces at the end is no line
+    end = [] if lines[-1].strip(' ') else [lines.pop()]  # spaces alone at the end are no line
     for step in steps if natural else reversed(steps):
         lines = [step(line, natural) for line in lines]
     return '\n'.join(lines + end)
@@ -103,7 +104,7 @@ def detokenize(text: str, steps: tuple, natural: bool = True) -> str:
 
 WIKITEXT = ('wikitext-2-v1.zip; see huggingface.co/datasets/Salesforce/wikitext', 'wiki.test.tokens',
             WIKITEXT_STEPS)
-TEXTS: dict[str, tuple[str, str, tuple]] = {  # source; file that is read of a folder; steps, none: of bytes
+TEXTS: dict[str, tuple[str, str, tuple]] = {  # source; file of a folder; steps, none: of bytes
     'wikitext2': WIKITEXT, 'wikitext103': WIKITEXT,
     'ptb': ('www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz', 'ptb.test.txt', PENN_STEPS),
     '1bw': ('www.statmt.org/lm-benchmark', 'news.en.heldout-00000-of-00050', NEWS_STEPS),
@@ -114,7 +115,7 @@ LAMBADA = ('openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl (na
 CBT = 'CBTest.tgz, cbtest_CN_valid_2500ex.txt or …_NE_…; see huggingface.co/datasets/cam-cst/cbt'
 
 
-def files_of(data, source, name=''):  # -> the files of --data; of a folder, if a name is given, that file
+def files_of(data, source, name=''):  # -> files of --data; of a folder, if there is a name, that one
     if name and os.path.isdir(paths.expand(data)):
         data = os.path.join(data, name)
     try:
@@ -123,11 +124,11 @@ def files_of(data, source, name=''):  # -> the files of --data; of a folder, if 
         raise InputError(f'--data: {error}. The test set is in {source}') from None
 
 
-def read_lines(path, bytewise=False):  # -> lines, which end with \n alone; of enwik8, text8 the test part
+def read_lines(path, bytewise=False):  # -> lines, ending with \n alone; of enwik8, text8 the test part
     data = paths.read_small(path, paths.TEXT_FILE, or_pipe=True)
     paths.check_text(data, f'{path}: ')
     if bytewise and len(data) == ENWIK8_BYTES:
-        data = data[-ENWIK8_TEST:].lstrip(bytes(range(0x80, 0xC0)))  # the end of a character that was cut
+        data = data[-ENWIK8_TEST:].lstrip(bytes(range(0x80, 0xC0)))  # of a character that was cut
     try:
         return io.StringIO(data.decode().removeprefix(paths.BYTE_ORDER_MARK))
     except UnicodeDecodeError as error:
@@ -135,7 +136,7 @@ def read_lines(path, bytewise=False):  # -> lines, which end with \n alone; of e
 
 
 def documents(name: str, data: str) -> Iterator[tuple[str, str]]:
-    """The documents of a test set, as published and detokenized."""
+    """Those of a test set, as published and detokenized."""
     source, file, steps = TEXTS[name]
     for path in files_of(data, source, file):
         lines = read_lines(path, bytewise=not steps)
@@ -144,7 +145,7 @@ def documents(name: str, data: str) -> Iterator[tuple[str, str]]:
 
 
 def text_documents(enc, files: list[str], encoding='utf-8', special_tokens=True) -> Iterator[tuple]:
-    """The documents of files that training reads, as text and ids."""
+    """Those of files that training reads, as text and ids."""
     for parts in load_dataset.iter_chunks(enc, files, 1, encoding, special_tokens):
         chunk = np.concatenate(list(parts))
         for ids in np.split(chunk, np.flatnonzero(chunk == enc.eot)):
@@ -154,7 +155,7 @@ def text_documents(enc, files: list[str], encoding='utf-8', special_tokens=True)
 
 
 def records(files: list[str]) -> Iterator[tuple[str, dict]]:
-    """The place and object of each line of a .jsonl or .json; {'text': line} for other files."""
+    """Place and object of each line of a .jsonl or .json; {'text': line} of other files."""
     for path in files:
         for number, line in enumerate(read_lines(path), 1):
             place, record = f'{path} line {number}', {}
@@ -180,7 +181,7 @@ def lambada_passages(data: str, tokenised: bool = False) -> Iterator[tuple[str, 
 
 
 def cbt_questions(data: str) -> Iterator[tuple[str, list[str], int]]:
-    """Detokenized: the text before the gap; the choices, each with the text after it; the answer's index."""
+    """Detokenized: text before the gap; choices, each with the text after it; the answer's index."""
     pattern = ''.join(f'{number} (.*)\n' for number in range(1, 21)) + (
         r'21 ([^\t]*XXXXX[^\t]*)\t([^\t]*)\t[^\t]*\t([^\t|]*\|[^\t]*)')
     for path in files_of(data, CBT):

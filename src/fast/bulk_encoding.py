@@ -1,7 +1,7 @@
-"""Encoding of many texts by gigatoken: the ids of encoder.py at some 15 times its speed.
+"""Encodes many texts by gigatoken: encoder.py's ids at some 15 times its speed.
 
 It is young: it must give the ids of SELF_CHECK, and each batch must decode to its texts. Otherwise,
-and where it is missing, encoder.py does its work.
+or where it is missing, encoder.py works.
 """
 import contextlib
 import functools
@@ -14,13 +14,13 @@ import unicodedata
 import numpy as np
 
 MIN_CHARS = 1 << 20  # for fewer, loading gigatoken takes too long
-MAX_TEXT_BYTES = 1 << 27  # then a new tokenizer: it remembers words, in 0.8 GB
+MAX_TEXT_BYTES = 1 << 27  # of a tokenizer, which remembers words, in 0.8 GB
 SELF_CHECK = ("I'll we've you'RE 'tis  x=1;//**\t\t<|endoftext|>\r\n\n  f(a):\n\tл’été\x1c \x85\xa0\u3000½"
               "😀👩\u200d👧 你好，世界。नमस्ते e\u0301\u180e\u200b 123 ①²٣" + 'ab' * 99 + ' ' * 99 + '\0')
 
 
 class BulkEncoder:
-    """Encodes as an Encoder does, in RAYON_NUM_THREADS threads."""
+    """Encodes as an Encoder, in RAYON_NUM_THREADS threads."""
 
     def __init__(self, enc):
         self.enc, self.tokenizer, self.n_bytes = enc, None, math.inf
@@ -31,12 +31,12 @@ class BulkEncoder:
         if self.tokenizer is None or not texts:
             return self.encode_slowly(texts)
         import awkward
-        data = [text.encode() if has_known_characters(text) else b'' for text in texts]
+        data = [text.encode() if is_known(text) else b'' for text in texts]
         self.n_bytes += sum(map(len, data))
         batch = self.tokenizer.encode_batch(data)
         ids, ends = np.asarray(awkward.flatten(batch)), np.cumsum(np.asarray(awkward.num(batch)))
         if self.tokenizer.decode(ids) != b''.join(data):
-            print('warning: gigatoken changed a text; encoder.py encodes it instead', file=sys.stderr)
+            print('warning: gigatoken changed a text; encoder.py encodes it', file=sys.stderr)
             return self.encode_slowly(texts)
         rows = zip(np.split(ids, ends[:-1]), texts, strict=True)
         return [row if len(row) else self.encode_slowly([text])[0] for row, text in rows]
@@ -49,12 +49,12 @@ def load_tokenizer(enc):  # -> gigatoken.Tokenizer, or None
     if enc.n_vocab > 1 << 20 or not importlib.util.find_spec('gigatoken'):  # all ids take memory
         return None
     splitter = {'type': 'ByteLevel', 'add_prefix_space': False, 'use_regex': True}
-    # Without a list of added_tokens, <|endoftext|> is text like any other.
+    # Without added_tokens, <|endoftext|> is text like any other.
     model = {'type': 'BPE', 'vocab': enc.encoder, 'merges': list(enc.bpe_ranks)}
     with contextlib.suppress(Exception):  # it documents no exceptions
         import gigatoken
         tokenizer = gigatoken.Tokenizer.from_json(json.dumps({'pre_tokenizer': splitter, 'model': model}))
-        special = {id: enc.token_bytes[id] for id in enc.special.values()}  # these may be spelt otherwise
+        special = {id: enc.token_bytes[id] for id in enc.special.values()}  # maybe spelt otherwise
         same_bytes = {**tokenizer.vocab, **special} == enc.token_bytes
         if same_bytes and tokenizer.encode(SELF_CHECK).tolist() == enc.encode(SELF_CHECK):
             return tokenizer
@@ -62,11 +62,11 @@ def load_tokenizer(enc):  # -> gigatoken.Tokenizer, or None
     return None
 
 
-def has_known_characters(text):  # to this Python; gigatoken and regex may differ on newer letters
+def is_known(text):  # to this Python; gigatoken and regex may differ on newer ones
     codes = np.frombuffer(text.encode('utf-32-le'), '<u4')
     return text.isascii() or known_codes().take(codes, mode='clip').all()
 
 
 @functools.cache
-def known_codes():  # -> bool [n]; the last, for all above the letters of Unicode 15.1, is False
+def known_codes():  # -> bool [n]; the last, False, for all above Unicode 15.1
     return np.array([unicodedata.category(chr(code)) != 'Cn' for code in range(0x323B0)] + [False])

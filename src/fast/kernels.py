@@ -15,7 +15,6 @@ def fused(function=None, *, gradient=None):
     if function is None:
         return functools.partial(fused, gradient=gradient)
     name = f'Fused{function.__module__}.{function.__qualname__}'
-    n_kept = len(inspect.signature(gradient).parameters) - 1 if gradient else 0
 
     def recomputed(dy, *args):
         return tf.gradients(function(*args), args, dy)
@@ -25,7 +24,8 @@ def fused(function=None, *, gradient=None):
     def registered(op, dy, *_):
         if gradient is None:
             return [None, *backward(dy, *op.inputs[1:])]
-        return [None, backward(dy, *op.inputs[:n_kept])] + [None] * (len(op.inputs) - 2)
+        used = op.inputs[:len(inspect.signature(gradient).parameters) - 1]
+        return [None, backward(dy, *used)] + [None] * (len(op.inputs) - 2)
 
     def call(*args):
         sizes = [x.shape[1:].num_elements() for x in args]
@@ -33,12 +33,11 @@ def fused(function=None, *, gradient=None):
             return function(*args)
         result = forward(*args)
         with tf.get_default_graph().gradient_override_map({'IdentityN': name}):
-            return tf.identity_n([result, *args])[0]  # nothing flows back through the result itself
+            return tf.identity_n([result, *args])[0]  # no gradient through the result itself
     return call
 
 
-def kernel(function):
-    """Compiles a function of nests of tensors, for sampling, for each set of large shapes."""
+def kernel(function):  # of nests of tensors -> compiled, for sampling, for each set of large shapes
     in_xla = compiled(function)
 
     def call(*args):
@@ -55,17 +54,17 @@ def compiled(function):
 
 
 def in_kernel():  # whether the default graph is a kernel's
-    return bool(tf.get_collection('kernel'))
+    return tf.get_collection('kernel')
 
 
 def disable_xla():  # for later operations of the default graph
     tf.add_to_collection('disable_xla', True)
 
 
-def is_plain(size):  # whether a function of so many numbers is not to be compiled
-    # A loop of TensorFlow 1 cannot hold compiled functions.
-    in_old_loop = tf.get_default_graph()._get_control_flow_context() is not None
-    return (size < MIN_FUSED_ELEMENTS or in_kernel() or tf.get_collection('disable_xla') or in_old_loop
+def is_plain(size):  # whether not to compile a function of so many numbers
+    return (size < MIN_FUSED_ELEMENTS or in_kernel() or tf.get_collection('disable_xla')
+            # A loop of TensorFlow 1 cannot hold compiled functions.
+            or tf.get_default_graph()._get_control_flow_context()
             or tf.config.list_physical_devices('GPU'))
 
 
@@ -73,36 +72,38 @@ def optimization_barrier(x):  # -> x; loops after it do not repeat the operation
     return xla.optimization_barrier(x)[0] if in_kernel() else x
 
 
-def materialized(x):  # finite -> the same; loops that read it do not compute it again
-    return x / (1 + 0 * x)  # XLA copies no division into loops, and cannot see that this is x
+def materialized(x):  # finite -> the same; loops do not compute it again
+    return x / (1 + 0 * x)  # XLA copies no division into loops, nor sees that this is x
 
 
-def in_query_blocks(attention):  # of causal attention: a block sees no keys after it
-    def call(q, k, v):
-        T = q.shape.as_list()[2]
-        if T is None:
-            return attention(q, k, v)
-        results = []
-        for start in range(0, T, ATTENTION_BLOCK):
-            end = min(start + ATTENTION_BLOCK, T)
-            # tf.slice, as x[:, :, start:end] has a slow gradient.
-            block = tf.slice(q, [0, 0, start, 0], [-1, -1, end - start, -1])
-            seen = [tf.slice(x, [0, 0, 0, 0], [-1, -1, end, -1]) for x in (k, v)]
-            results.append(attention(block, *seen))
-        return tf.concat(results, axis=2)
-    return call
+def in_blocks(attention, q, k, v):  # of queries; a causal one sees no keys after it
+    T = q.shape.as_list()[2]
+    if T is None:
+        return attention(q, k, v)
+    results = []
+    for start in range(0, T, ATTENTION_BLOCK):
+        end = min(start + ATTENTION_BLOCK, T)
+        # tf.slice, as x[:, :, start:end] has a slow gradient.
+        block = tf.slice(q, [0, 0, start, 0], [-1, -1, end - start, -1])
+        seen = [tf.slice(x, [0] * 4, [-1, -1, end, -1]) for x in (k, v)]
+        results.append(attention(block, *seen))
+    return tf.concat(results, 2)
+
+
+def float32(x):  # -> x in this type
+    return tf.cast(x, tf.float32)
 
 
 # Gradients from results, in one pass over memory
 
-def softmax_gradient(dp, p):  # [..., S], [..., S] -> [..., S]
-    dtype, p, dp = p.dtype, tf.cast(p, tf.float32), tf.cast(dp, tf.float32)
-    return tf.cast(p * (dp - tf.reduce_sum(p * dp, axis=-1, keepdims=True)), dtype)
+def softmax_grad(dp, p):  # [..., S], [..., S] -> [..., S]
+    dtype, p, dp = p.dtype, float32(p), float32(dp)
+    return tf.cast(p * (dp - tf.reduce_sum(p * dp, -1, keepdims=True)), dtype)
 
 
-def cross_entropy_gradient(dy, losses, logits, labels):  # [N], [N], [N, V], [N] -> [N, V]
+def cross_entropy_grad(dy, losses, logits, labels):  # [N], [N], [N, V], [N] -> [N, V]
     # Probabilities, for the label minus 1; 0 without a label.
-    x, label = tf.cast(logits, tf.float32), tf.maximum(labels, 0)
+    x, label = float32(logits), tf.maximum(labels, 0)
     log_sum = losses + tf.gather(x, label, batch_dims=1)  # of the logits' exponentials
     gradients = tf.exp(x - log_sum[:, None]) - tf.one_hot(label, logits.shape[-1])
     return tf.cast(tf.where_v2(labels[:, None] >= 0, gradients * dy[:, None], 0.0), logits.dtype)

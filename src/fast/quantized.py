@@ -3,7 +3,7 @@ import typing
 
 import tensorflow.compat.v1 as tf
 
-from fast.kernels import in_kernel, materialized, optimization_barrier
+from fast.kernels import float32, in_kernel, materialized, optimization_barrier
 
 
 class QuantizedMatrix(typing.NamedTuple):
@@ -19,7 +19,7 @@ def quantize(name, weight, dtype):  # -> weight, or QuantizedMatrix
     matrix = weight if name == 'wte' else tf.transpose(weight[0])
     if dtype != tf.int8:
         return QuantizedMatrix(tf.cast(matrix, dtype), tf.ones([matrix.shape[0]]))
-    largest = tf.reduce_max(tf.abs(matrix), axis=1)
+    largest = tf.reduce_max(tf.abs(matrix), 1)
     scale = tf.where_v2(largest > 0, largest / 127, 1.0)
     return QuantizedMatrix(tf.cast(tf.round(matrix / scale[:, None]), tf.int8), scale)
 
@@ -32,21 +32,21 @@ def with_precision(w, dtype):  # -> w with products' factors in dtype
 def lookup(matrix, rows):  # [N, E], int32 [...] -> [..., E]
     if not isinstance(matrix, QuantizedMatrix):
         return tf.gather(matrix, rows)
-    return tf.cast(tf.gather(matrix.values, rows), tf.float32) * tf.gather(matrix.scale, rows)[..., None]
+    return float32(tf.gather(matrix.values, rows)) * tf.gather(matrix.scale, rows)[..., None]
 
 
 def matmul(x, w, transposed=False):  # [N, n_in], [n_in, n_out] (transposed: [n_out, n_in]) -> [N, n_out]
-    """Of w's type; float32 if w is a QuantizedMatrix, which is always transposed."""
+    """Of w's type; float32 if w is QuantizedMatrix, which is always transposed."""
     if not isinstance(w, QuantizedMatrix):
         return product(tf.cast(x, w.dtype), w, transpose_b=transposed)
     x = tf.cast(x, tf.bfloat16)
     if not in_kernel():
-        result = tf.cast(tf.matmul(x, tf.cast(w.values, tf.bfloat16), transpose_b=True), tf.float32)
-    elif x.shape[0] == 1:  # compiled into a loop that reads the values as they are stored
-        row = materialized(tf.cast(x, tf.float32))
-        result = optimization_barrier(tf.matmul(row, tf.cast(w.values, tf.float32), transpose_b=True))
+        result = float32(tf.matmul(x, tf.cast(w.values, tf.bfloat16), transpose_b=True))
+    elif x.shape[0] == 1:  # becomes a loop that reads values as stored
+        row, values = materialized(float32(x)), float32(w.values)
+        result = optimization_barrier(tf.matmul(row, values, transpose_b=True))
     elif w.values.dtype == tf.int8:
-        result = int8_matmul(tf.cast(x, tf.float32), w.values)
+        result = int8_matmul(float32(x), w.values)
     else:
         result = product(x, w.values, transpose_b=True, output_type=tf.float32)
     return result * w.scale
@@ -58,10 +58,10 @@ def product(x, y, **options):
 
 def int8_matmul(x, values):  # float32 [N, n_in], int8 [n_out, n_in] -> float32 [N, n_out]
     """x as a coarse and a fine number of int8: docs/decisions/int8-activations.md."""
-    largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
+    largest = tf.reduce_max(tf.abs(x), -1, keepdims=True)
     step = tf.where_v2(largest > 0, largest / 127 ** 2, 1.0)
     steps = tf.round(x / step)
     high = tf.round(steps / 127)
-    parts = tf.cast(tf.concat([high, steps - 127 * high], axis=0), tf.int8)
+    parts = tf.cast(tf.concat([high, steps - 127 * high], 0), tf.int8)
     high, low = tf.split(product(parts, values, transpose_b=True, output_type=tf.int32), 2)
-    return (127 * tf.cast(high, tf.float32) + tf.cast(low, tf.float32)) * step
+    return (127 * float32(high) + float32(low)) * step

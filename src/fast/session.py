@@ -6,8 +6,7 @@ def cores() -> int:  # that this process may use
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def device(gpu: int = 0) -> str:
-    """The device of sessions in words: this GPU, or the CPU if there is none."""
+def device(gpu: int = 0) -> str:  # of sessions, in words: this GPU, or the CPU if there is none
     import tensorflow.compat.v1 as tf
     gpus = tf.config.list_physical_devices('GPU')
     if not gpus:
@@ -16,6 +15,6 @@ def device(gpu: int = 0) -> str:
     return f'GPU {gpu}, {name}'
 
 
-def session_config():  # -> tf.ConfigProto that takes a GPU's memory as it is needed
+def session_config():  # -> tf.ConfigProto: takes a GPU's memory as needed
     import tensorflow.compat.v1 as tf
-    return tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True))
+    return tf.ConfigProto(gpu_options={'allow_growth': True})

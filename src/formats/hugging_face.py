@@ -1,4 +1,4 @@
-"""Models in the format of Hugging Face's transformers; docs/formats.md says what is read and refused."""
+"""Models in Hugging Face's format; docs/formats.md says what is read and refused."""
 import contextlib
 import itertools
 import json
@@ -16,8 +16,8 @@ from hparams import HParams
 from storage import checkpoint, new_model, paths, vocabulary_files
 
 WEIGHTS, VOCABULARY = 'model.safetensors', ('vocab.json', 'merges.txt')
-SIZES = {'n_vocab': 'vocab_size', 'n_ctx': 'n_positions'}  # of other names there
-ARCHITECTURE = {  # field of config.json: values that model.py computes, the default first
+SIZES = {'n_vocab': 'vocab_size', 'n_ctx': 'n_positions'}  # by other names
+ARCHITECTURE = {  # field of config.json: what model.py computes, the default first
     'model_type': ('gpt2',), 'activation_function': ('gelu_new', 'gelu_pytorch_tanh'),
     'layer_norm_epsilon': (1e-5,), 'scale_attn_weights': (True,), 'scale_attn_by_inverse_layer_idx': (False,),
     'add_cross_attention': (False,), 'quantization_config': (None,)}
@@ -26,10 +26,10 @@ UNSUPPORTED = (  # fields of tokenizers and tokens
     'lstrip', 'rstrip', 'single_word')
 TOKENS = ('bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token', 'cls_token', 'mask_token',
           'additional_special_tokens', 'extra_special_tokens', 'added_tokens_decoder')
-ROOT = 'transformer.'  # before all names but the output layer's
+ROOT = 'transformer.'  # before all names but lm_head
 MASKS = re.compile(r'h\.\d+\.attn\.(masked_)?bias')  # of older versions
 REMEDY = 'copy it from where the model came from'
-NO_TEXT = '<|unused{}|>'  # of ids without a text: converters want a token for each row
+NO_TEXT = '<|unused{}|>'  # of ids without text: converters want a token a row
 
 
 def tensor_name(name):  # h0/attn/c_attn/w -> h.0.attn.c_attn.weight
@@ -39,35 +39,34 @@ def tensor_name(name):  # h0/attn/c_attn/w -> h.0.attn.c_attn.weight
 
 def write(folder, source, checkpoint_name=None):
     """Writes a checkpoint of a model or run into an empty folder; returns its path. Raises InputError."""
-    _, hparams, enc = checkpoint.load_sizes_and_vocabulary(source)
-    prefix = checkpoint.resolve_checkpoint(source, hparams, checkpoint_name)
-    unused = [id for id in range(hparams.n_vocab) if id not in enc.decoder]
-    vocabulary = {**enc.encoder, **{NO_TEXT.format(id): id for id in unused}}
-    vocabulary_files.write_vocabulary(folder, vocabulary, enc.bpe_ranks, names=VOCABULARY)
-    ids = {'bos_token_id': enc.eot, 'eos_token_id': enc.eot}
-    end = None if enc.eot is None else enc.decoder[enc.eot]
-    special = {id: {'content': text, 'special': True} for text, id in enc.special.items()}
+    _, hp, enc = checkpoint.load_sizes_and_vocabulary(source)
+    prefix = checkpoint.resolve_checkpoint(source, hp, checkpoint_name)
+    unused = [id for id in range(hp.n_vocab) if id not in enc.decoder]
+    vocab = {**enc.encoder, **{NO_TEXT.format(id): id for id in unused}}
+    vocabulary_files.write_vocabulary(folder, vocab, enc.bpe_ranks, names=VOCABULARY)
+    ids, end = {'bos_token_id': enc.eot, 'eos_token_id': enc.eot}, enc.decoder.get(enc.eot)
     paths.write_json(f'{folder}/config.json', {  # converters look for n_ctx and torch_dtype
         **{field: values[0] for field, values in ARCHITECTURE.items() if values[0] is not None},
-        **{SIZES.get(name, name): size for name, size in hparams.values().items()}, **ids,
-        'architectures': ['GPT2LMHeadModel'], 'n_ctx': hparams.n_ctx, 'n_inner': None,
+        **{SIZES.get(name, name): size for name, size in hp.values().items()}, **ids,
+        'architectures': ['GPT2LMHeadModel'], 'n_ctx': hp.n_ctx, 'n_inner': None,
         'tie_word_embeddings': True, 'torch_dtype': 'float32'})
-    ids = {**ids, 'suppress_tokens': unused} if unused else ids
+    if unused:
+        ids['suppress_tokens'] = unused
     paths.write_json(f'{folder}/generation_config.json', ids)
     paths.write_json(f'{folder}/tokenizer_config.json', {
-        'tokenizer_class': 'GPT2Tokenizer', 'model_max_length': hparams.n_ctx,
+        'tokenizer_class': 'GPT2Tokenizer', 'model_max_length': hp.n_ctx,
         'clean_up_tokenization_spaces': False, 'bos_token': end, 'eos_token': end, 'unk_token': end,
-        'added_tokens_decoder': special})
-    shapes = model.weight_shapes(hparams)
+        'added_tokens_decoder': {id: {'content': text, 'special': True} for text, id in enc.special.items()}})
+    shapes = model.weight_shapes(hp)
+    named = {ROOT + tensor_name(name): shape[-2:] for name, shape in shapes.items()}
     with checkpoint.readable(prefix) as reader:
-        write_safetensors(f'{folder}/{WEIGHTS}',
-                          {ROOT + tensor_name(name): shape[-2:] for name, shape in shapes.items()},
-                          (reader.get_tensor(f'model/{name}') for name in shapes))
+        values = (reader.get_tensor(f'model/{name}') for name in shapes)
+        write_safetensors(f'{folder}/{WEIGHTS}', named, values)
     return prefix
 
 
 def write_safetensors(path, shapes, values):
-    """Writes float32 arrays of {name: shape}, one in memory at a time; the library wants all at once."""
+    """Writes float32 arrays of {name: shape}, one in memory at a time, not all as the library does."""
     header: dict[str, dict] = {'__metadata__': {'format': 'pt'}}  # transformers asks for it
     end = 0
     for name, shape in shapes.items():
@@ -82,34 +81,34 @@ def write_safetensors(path, shapes, values):
 
 
 def read(source, folder):
-    """Makes a model in an empty folder from the folder `source`; returns its HParams. Raises InputError."""
+    """Makes a model of the folder `source` in an empty one; returns its HParams. Raises InputError."""
     source = paths.expand(source)
-    hparams, config = read_config(f'{source}/config.json')
-    vocabulary, merges, added, names = read_vocabulary(source)
-    vocabulary = {text: id for text, id in {**added, **vocabulary}.items() if text != NO_TEXT.format(id)}
-    special = read_special_tokens(source, vocabulary, merges, added, config.get('eos_token_id'))
-    n_vocab = Encoder(vocabulary, merges, names=names, special=special).n_vocab
-    require(n_vocab <= hparams.n_vocab,
-            f'{names[0]} has ids up to {n_vocab - 1}, but vocab_size in config.json is {hparams.n_vocab}')
-    weights = find_weights(source, hparams, config.get('tie_word_embeddings', True))
-    vocabulary_files.write_vocabulary(folder, vocabulary, merges, special)
-    new_model.write(folder, hparams, ((name, read_tensor(*weights[name]).reshape(shape))
-                                      for name, shape in model.weight_shapes(hparams).items()))
-    return hparams
+    hp, config = read_config(f'{source}/config.json')
+    vocab, merges, added, names = read_vocabulary(source)
+    vocab = {text: id for text, id in {**added, **vocab}.items() if text != NO_TEXT.format(id)}
+    special = read_special_tokens(source, vocab, merges, added, config.get('eos_token_id'))
+    n_vocab = Encoder(vocab, merges, names=names, special=special).n_vocab
+    require(n_vocab <= hp.n_vocab,
+            f'{names[0]} has ids up to {n_vocab - 1}, but vocab_size in config.json is {hp.n_vocab}')
+    weights = find_weights(source, hp, config.get('tie_word_embeddings', True))
+    vocabulary_files.write_vocabulary(folder, vocab, merges, special)
+    arrays = ((name, read_tensor(*weights[name]).reshape(shape))
+              for name, shape in model.weight_shapes(hp).items())
+    new_model.write(folder, hp, arrays)
+    return hp
 
 
 def read_config(path):  # -> HParams, dict
-    config = paths.read_json(path, REMEDY)
+    config, hp = paths.read_json(path, REMEDY), HParams()
     try:
-        sizes: dict = {name: config.get(SIZES.get(name, name)) for name in HParams().values()}
-        hparams = HParams().override_from_dict(sizes)
+        hp.override_from_dict({name: config.get(SIZES.get(name, name)) for name in hp.values()})
     except InputError as error:
         raise InputError(f'{path}: {error}') from None
     config.setdefault('model_type')  # None is refused
-    for field, allowed in {**ARCHITECTURE, 'n_inner': (None, 4 * hparams.n_embd)}.items():
+    for field, allowed in {**ARCHITECTURE, 'n_inner': (None, 4 * hp.n_embd)}.items():
         value = config.get(field, allowed[0])
         require(value in allowed, f'{path}: {field} must be one of {allowed}, not {str(value)[:80]}')
-    return hparams, config
+    return hp, config
 
 
 def check_fields(path, fields):
@@ -120,7 +119,7 @@ def check_fields(path, fields):
 def read_vocabulary(source):  # -> {symbol: id}, pairs of symbols, {added text: id}, two files' names
     tokenizer, *names = (f'{source}/{name}' for name in ('tokenizer.json', *VOCABULARY))
     if os.path.exists(tokenizer):
-        return *read_tokenizer(tokenizer), [tokenizer, tokenizer]
+        return *read_tokenizer(tokenizer), [tokenizer] * 2
     path = f'{source}/added_tokens.json'  # of older versions
     added = paths.read_json(path, REMEDY) if os.path.exists(path) else {}
     return paths.read_json(names[0], REMEDY), vocabulary_files.read_merges(names[1]), added, names
@@ -131,34 +130,33 @@ def read_tokenizer(path):  # -> {symbol: id}, pairs of symbols, {added text: id}
     with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):  # of other structures
         bpe, splitter = values['model'], values['pre_tokenizer']
         pairs = [pair.split(' ') if isinstance(pair, str) else pair for pair in bpe['merges']]
-        merges, vocabulary = [(str(first), str(second)) for first, second in pairs], {**bpe['vocab']}
+        merges, vocab = [(str(first), str(second)) for first, second in pairs], {**bpe['vocab']}
         added = [(token, token['id']) for token in values.get('added_tokens') or []]
         kind = bpe['type'], splitter['type'], splitter.get('use_regex', True)
     require(kind == ('BPE', 'ByteLevel', True), f'{path} is not the byte-level BPE of GPT-2')
     check_fields(path, {**values, **bpe, **splitter})
-    return vocabulary, merges, {text: id for token, id in added for text in token_texts(path, token)}
+    return vocab, merges, {text: id for token, id in added for text in texts_of(path, token)}
 
 
-def read_special_tokens(source, vocabulary, merges, added, end_id):  # -> SpecialTokens; None for GPT-2's own
+def read_special_tokens(source, vocab, merges, added, end_id):  # -> SpecialTokens; None for GPT-2's own
     """end_id: eos_token_id of config.json. If merges spell its token, GPT-2's 50256 was left there."""
-    named = {'added': token_texts(source, [*added]), **{field: [EOT] for field in TOKENS[:3]}}
+    named = {'added': texts_of(source, [*added]), **{field: [EOT] for field in TOKENS[:3]}}
     files = f'{source}/special_tokens_map.json', f'{source}/tokenizer_config.json'
     for path in filter(os.path.exists, files):
         fields = paths.read_json(path, REMEDY)
         check_fields(path, fields)
-        named |= {field: token_texts(path, fields[field]) for field in TOKENS if field in fields}
-    texts = dict.fromkeys(itertools.chain(*named.values()))
-    tokens = [text for text in texts if text in vocabulary]
+        named |= {field: texts_of(path, fields[field]) for field in TOKENS if field in fields}
+    tokens = [*dict.fromkeys(text for text in itertools.chain(*named.values()) if text in vocab)]
     spelt = {*bytes_to_unicode().values(), *map(''.join, merges)}
-    can_end = {*tokens, *(vocabulary.keys() - spelt)}
-    ends = [text for text, id in vocabulary.items() if id == end_id] + [*named['eos_token'], EOT]
+    can_end = {*tokens, *(vocab.keys() - spelt)}
+    ends = [text for text, id in vocab.items() if id == end_id] + [*named['eos_token'], EOT]
     end = next((text for text in ends if text in can_end), None)
     if end and end not in tokens:
         tokens.append(end)
     return None if tokens in ([EOT], []) else SpecialTokens(tokens, end)
 
 
-def token_texts(path, tokens):  # a text, an object with a text, None, or a list or object of these -> texts
+def texts_of(path, tokens):  # a text, an object with one, None, or a list or object of these -> texts
     if isinstance(tokens, dict) and 'content' not in tokens:
         tokens = [*tokens.values()]
     texts = []
@@ -172,8 +170,8 @@ def token_texts(path, tokens):  # a text, an object with a text, None, or a list
     return texts
 
 
-def find_weights(source, hparams, tied):  # -> {name of weight_shapes: (slice of the library, is transposed)}
-    tensors, shapes, weights = open_tensors(source), model.weight_shapes(hparams), {}
+def find_weights(source, hp, tied):  # -> {name: (PySafeSlice, is it transposed)}
+    tensors, shapes, weights = open_tensors(source), model.weight_shapes(hp), {}
     roots = [name.removesuffix('wte.weight') for name in tensors if f'.{name}'.endswith('.wte.weight')]
     root = min(roots, default='')
     names = {name: root + tensor_name(name) for name in shapes}
@@ -182,24 +180,24 @@ def find_weights(source, hparams, tied):  # -> {name of weight_shapes: (slice of
         names['head'], shapes['head'] = head, shapes['wte']
     wrong = [name for name in tensors.keys() ^ names.values() if not MASKS.fullmatch(name.removeprefix(root))]
     require(not wrong, f'{source} has {len(wrong)} tensors too many or too few, such as '
-                       f'{min(wrong, default="")[:80]!r}')
-    # Linear layers of torch are [n_out, n_in]. c_attn, which is never square, tells the layout of all.
-    transposed = tensors[names['h0/attn/c_attn/w']].get_shape() == [3 * hparams.n_embd, hparams.n_embd]
+            f'{min(wrong, default="")[:80]!r}')
+    # torch has [n_out, n_in]. c_attn, never square, tells the layout of all.
+    as_torch = tensors[names['h0/attn/c_attn/w']].get_shape() == [3 * hp.n_embd, hp.n_embd]
     for name, shape in shapes.items():
-        tensor, is_transposed = tensors[names[name]], transposed and name.endswith('/w')
-        dtype, actual, expected = tensor.get_dtype(), tensor.get_shape(), shape[-2:]
-        expected = expected[::-1] if is_transposed else expected
+        tensor, transposed = tensors[names[name]], as_torch and name.endswith('/w')
+        dtype, actual = tensor.get_dtype(), tensor.get_shape()
+        expected = shape[-2:][::-1] if transposed else shape[-2:]
         require(dtype in ('F32', 'F16', 'BF16') and actual == expected, f'{source}: {names[name]} is {dtype} '
                 f'{str(actual)[:80]}, but must be F32, F16 or BF16 {expected}')
-        weights[name] = tensor, is_transposed
+        weights[name] = tensor, transposed
     require('head' not in weights or np.array_equal(weights['head'][0][:], weights['wte'][0][:]),
             f'{source}: {head} must be the same as {names["wte"]}')
     return weights
 
 
 def open_tensors(source):  # -> {name: PySafeSlice}, which keep the files open
-    path, index, tensors = f'{source}/{WEIGHTS}', f'{source}/{WEIGHTS}.index.json', {}
-    files = [path]
+    path, tensors = f'{source}/{WEIGHTS}', {}
+    files, index = [path], f'{path}.index.json'
     if os.path.exists(index) and not os.path.exists(path):
         names = paths.read_json(index, REMEDY).get('weight_map')
         if not isinstance(names, dict):
@@ -208,7 +206,7 @@ def open_tensors(source):  # -> {name: PySafeSlice}, which keep the files open
         files = [paths.child(source, name, f'{index}: the file') for name in names]
     for path in files:
         require(os.path.isfile(path), f'no {path}; copy it, or save it so: a .bin may run any program')
-        try:  # the library checks the header against the size of the file
+        try:  # the library checks the header against the file's size
             file = safetensors.safe_open(path, 'np')
             tensors |= {name: file.get_slice(name) for name in list(file.keys())}
         except safetensors.SafetensorError as error:
@@ -216,5 +214,5 @@ def open_tensors(source):  # -> {name: PySafeSlice}, which keep the files open
     return tensors
 
 
-def read_tensor(tensor, is_transposed):  # PySafeSlice -> float32 array
-    return np.ascontiguousarray(tensor[:].T if is_transposed else tensor[:], np.float32)
+def read_tensor(tensor, transposed):  # PySafeSlice -> float32 array
+    return np.ascontiguousarray(tensor[:].T if transposed else tensor[:], np.float32)

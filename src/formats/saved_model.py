@@ -12,15 +12,15 @@ from storage import checkpoint, new_model, paths
 
 def write(folder, source, checkpoint_name=None):
     """Writes a checkpoint of a model or run into an empty folder; returns its path. Raises InputError."""
-    _, hparams, enc = checkpoint.load_sizes_and_vocabulary(source)
-    prefix = checkpoint.resolve_checkpoint(source, hparams, checkpoint_name)
+    _, hp, enc = checkpoint.load_sizes_and_vocabulary(source)
+    prefix = checkpoint.resolve_checkpoint(source, hp, checkpoint_name)
     with tf.Graph().as_default(), tf.Session(config=new_model.without_gpu()) as session:
-        disable_xla()  # in TensorFlow Serving it is off unless it is asked for
-        both = signatures(hparams, enc)
+        disable_xla()  # off in TensorFlow Serving unless asked for
+        both = signatures(hp, enc)
         checkpoint.restore(session, prefix, checkpoint.model_variables())
         builder = tf.saved_model.Builder(folder)
         with checkpoint.writing(folder):
-            builder.add_meta_graph_and_variables(  # without attributes that older versions do not know
+            builder.add_meta_graph_and_variables(  # without attributes unknown to older versions
                 session, [tf.saved_model.tag_constants.SERVING], both, strip_default_attrs=True)
             builder.save()
     extra = f'{folder}/assets.extra'  # for clients
@@ -30,16 +30,16 @@ def write(folder, source, checkpoint_name=None):
     return prefix
 
 
-def signatures(hparams, enc):
+def signatures(hp, enc):
     """docs/formats.md tells what they take and give."""
     tokens = tf.placeholder(tf.int32, [None, None], 'tokens')
-    with tf.control_dependencies(sample.check_context(tokens, 0, hparams)):
-        w, cache = model.weights(hparams), sample.empty_cache(hparams, tf.shape(tokens)[0], 0)
-        logits, _ = sample.prefill(hparams, w, tokens, sample.row_starts(tokens), cache)
+    with tf.control_dependencies(sample.check_context(tokens, 0, hp)):
+        w, cache = model.weights(hp), sample.empty_cache(hp, tf.shape(tokens)[0], 0)
+        logits, _ = sample.prefill(hp, w, tokens, sample.row_starts(tokens), cache)
     types = {'length': tf.int32, 'temperature': tf.float32, 'top_k': tf.int32, 'top_p': tf.float32,
              'seed': tf.int64}
     numbers = {name: tf.placeholder(dtype, [], name) for name, dtype in types.items()}
-    drawn = sample.sample_sequence(hparams=hparams, context=tokens, vocabulary=enc.decoder, **numbers)
+    drawn = sample.sample_sequence(hparams=hp, context=tokens, vocabulary=enc.decoder, **numbers)
     signature = tf.saved_model.predict_signature_def
     return {'logits': signature({'tokens': tokens}, {'logits': logits}),
             'generate': signature({'tokens': tokens, **numbers}, {'tokens': drawn})}

@@ -31,7 +31,7 @@ class Continuation:
         if ends:
             self.text, self.finished, self.stop = self.text[:sum(min(ends))], True, ()
 
-    def read_new(self):  # -> the text since the last call, without what may begin a stop string
+    def read_new(self):  # -> text since the last call, without what may begin a stop string
         begun = (n for stop in self.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
         end = len(self.text) - max(begun, default=0)
         start, self.n_read = self.n_read, max(self.n_read, end)

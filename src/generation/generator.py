@@ -1,4 +1,4 @@
-"""A model loaded once and sampled many times, a token at a time; docs/sampling.md has an example."""
+"""A model loaded once and sampled many times; docs/sampling.md has an example."""
 import functools
 import secrets
 
@@ -15,13 +15,13 @@ from fast.session import session_config
 from generation.continuation import Continuation
 from storage import checkpoint
 
-MIN_CACHE = 128  # positions; doubled when full, so that attention reads at most twice what is filled
+MIN_CACHE = 128  # positions; doubled when full: attention reads at most twice what is filled
 PREFILL_TOKENS, MIN_PREFILL_TOKENS = 512, 64  # at a time, for memory: of all rows, at least of one
-CONTROLS = {'temperature': 1, 'top_k': 0, 'top_p': 1, 'repetition_penalty': 1}  # their defaults
+CONTROLS = {'temperature': 1, 'top_k': 0, 'top_p': 1, 'repetition_penalty': 1}  # defaults
 
 
 def load(model_name='124M', models_dir='models', checkpoint_name=None, precision='float32'):
-    """The Generator of a model or run, in a session of its own. Raises InputError."""
+    """A Generator of a model or run, in a new session. Raises InputError."""
     folder, hparams, enc = checkpoint.load_sizes_and_vocabulary(model_name, models_dir)
     prefix = checkpoint.resolve_checkpoint(folder, hparams, checkpoint_name)
     dtype, w, sources = set_precision(precision), {}, {}
@@ -29,19 +29,19 @@ def load(model_name='124M', models_dir='models', checkpoint_name=None, precision
     with session.graph.as_default():
         for name, shape in model.weight_shapes(hparams).items():
             value = tf.placeholder(tf.float32, shape)
-            variables = tf.nest.map_structure(local_variable, quantize(name, value, dtype))
+            variables = tf.nest.map_structure(variable, quantize(name, value, dtype))
             sources[f'model/{name}'] = value, [v.initializer for v in tf.nest.flatten(variables)]
             w[name] = tf.nest.map_structure(tf.convert_to_tensor, variables)
         checkpoint.load(session, prefix, sources)
         return Generator(session, hparams, enc, w)
 
 
-def local_variable(value, shape=None):  # in no collection, and so in no checkpoint
+def variable(value, shape=None):  # in no collection, so in no checkpoint
     return tf.Variable(value, trainable=False, use_resource=True, collections=[], shape=shape)
 
 
 class Generator:
-    """Draws samples of B rows; its cache is variables, which a kernel changes in place.
+    """Draws samples of B rows; its cache is variables, changed in place by a kernel.
     enc: an Encoder, whose ids alone are drawn. w: {name: tensor or QuantizedMatrix}."""
 
     def __init__(self, session, hparams, enc, w):
@@ -49,28 +49,28 @@ class Generator:
         self.active_stream, self.function = None, functools.cache(self.build)
         H, D = hparams.n_head, hparams.n_embd // hparams.n_head
         with session.graph.as_default():
-            keys, length = tf.placeholder(tf.int64, [None, 2]), tf.placeholder(tf.int32, [])
+            keys = tf.placeholder(tf.int64, [None, 2])
+            length, rows, positions = (tf.placeholder(tf.int32, []) for _ in range(3))
             random = sample.random_numbers(keys, tf.shape(keys)[0], length)
             self.random_numbers = session.make_callable(random, [keys, length])
-            empty, shape = tf.zeros([0, H, 0, D]), [None, H, None, D]
-            self.cache = [local_variable(empty, shape) for _ in range(2 * hparams.n_layer)]  # keys, values, …
-            rows, positions = tf.placeholder(tf.int32, []), tf.placeholder(tf.int32, [])
+            self.cache = [variable(tf.zeros([0, H, 0, D]), [None, H, None, D])
+                          for _ in range(2 * hparams.n_layer)]  # keys, values, …
             added = [[0, rows], [0, 0], [0, positions], [0, 0]]
-            grow = [v.assign(tf.pad(v.read_value(), added), read_value=False) for v in self.cache]
-            # Grouped before a session has them: TensorFlow warns of operations that are changed later.
-            clear, grow = tf.group(*[v.initializer for v in self.cache]), tf.group(*grow)
+            # Grouped before a session has them: TensorFlow warns of operations changed later.
+            grow = tf.group(*[v.assign(tf.pad(v.read_value(), added), read_value=False) for v in self.cache])
+            clear = tf.group(*[v.initializer for v in self.cache])
             self.clear = session.make_callable(clear)
             self.grow = session.make_callable(grow, [rows, positions])
 
     def write(self, presents, n_past):  # -> n_past, once they are in the cache
-        # After an assignment to a slice, TensorFlow would copy the variable each time that it is read.
+        # After a slice is assigned, TensorFlow would copy the variable at each read.
         old = list(map(tf.convert_to_tensor, self.cache))
         pairs = zip(self.cache, sample.write_cache(old, tf.nest.flatten(presents), n_past), strict=True)
         with tf.control_dependencies([v.assign(new, read_value=False) for v, new in pairs]):
             return tf.identity(n_past)
 
     def build(self, B, T, size):
-        """A function to next tokens and log-probabilities, its inputs' names. T, size: None in a prefill."""
+        """A function of a dict to next tokens and log-probabilities. T, size: None in a prefill."""
         ints = {'tokens': [B, T], 'history': [B, None], 'start': [B], 'n_past': [], 'top_k': []}
         x = {name: tf.placeholder(tf.int32, shape) for name, shape in ints.items()}
         x |= {name: tf.placeholder(tf.float32, []) for name in ('temperature', 'top_p', 'repetition_penalty')}
@@ -79,19 +79,20 @@ class Generator:
         cache = list(zip(buffers[::2], buffers[1::2], strict=True))
         decode, write = (sample.step, kernel(self.write)) if T else (sample.prefill, self.write)
         logits, presents = decode(self.hparams, self.w, x['tokens'], x['start'], cache, x['n_past'])
-        penalized = sample.apply_repetition_penalty(logits, x['history'], x['repetition_penalty'])
-        drawn = sample.sample_token(penalized, x['uniform'], temperature=x['temperature'], top_k=x['top_k'],
-                                    top_p=x['top_p'], vocabulary=self.enc.decoder)
+        drawn = sample.sample_token(
+            sample.apply_repetition_penalty(logits, x['history'], x['repetition_penalty']), x['uniform'],
+            temperature=x['temperature'], top_k=x['top_k'], top_p=x['top_p'], vocabulary=self.enc.decoder)
         logprobs = tf.gather(tf.nn.log_softmax(logits), drawn, batch_dims=1)
         with tf.control_dependencies([write(presents, x['n_past'])]):
             results = [tf.identity(drawn), logprobs]
-        return self.session.make_callable(results, list(x.values())), list(x)
+        function = self.session.make_callable(results, list(x.values()))
+        return lambda values: function(*(values[name] for name in x))
 
     def stream(self, contexts, seeds, *, length, **controls):
-        """Yields `length` times the rows' next tokens, int32 [B], and the model's log-probabilities of them.
+        """Yields `length` times the rows' next tokens, int32 [B], and the model's log-probabilities.
 
-        contexts: lists of ids; the last n_ctx are used. seeds: lists of one or two numbers; [s, i] draws as
-        row i of sample_sequence with the seed s, [s] as [s, 0]. Raises InputError for values out of range.
+        contexts: lists of ids; the last n_ctx are used. seeds: lists of one or two numbers: [s, i] draws as
+        row i of sample_sequence with seed s, [s] as [s, 0]. Raises InputError for values out of range.
         """
         controls, n_ctx = {**CONTROLS, **controls}, self.hparams.n_ctx
         sample.check_controls(length=length, **controls)
@@ -138,19 +139,19 @@ class Generator:
         values = {**values, 'tokens': tokens, 'n_past': self.n_past, 'start': self.start}
         self.n_past = n
         with self.session.graph.as_default():
-            function, names = self.function(B, T, T and self.cache_size)
-        return function(*(values[name] for name in names))
+            function = self.function(B, T, T and self.cache_size)
+        return function(values)
 
     def free_cache(self):  # and end the stream
         self.clear()
         self.active_stream = None
 
-    def complete(self, contexts, seeds, **options):  # -> the last that continuations yields
+    def complete(self, contexts, seeds, **options):  # -> the last of continuations
         *_, rows = self.continuations(contexts, seeds, **options)
         return rows
 
     def continuations(self, contexts, seeds, *, stop=(), **options):
-        """Yields one list of Continuations, after each token and at the end. options: see stream."""
+        """Yields one list of Continuations, after each token and at the end; options of stream."""
         rows = [Continuation(self.enc, stop) for _ in contexts]
         for results in self.stream(contexts, seeds, **options):
             for row, token, logprob in zip(rows, *results, strict=True):

@@ -1,4 +1,4 @@
-"""Samples of a model, printed as the original prints them, and files of prompts."""
+"""Samples, printed as the original prints them, and files of prompts."""
 import codecs
 import collections
 import contextlib
@@ -40,9 +40,9 @@ class SampleWriter:
                        file=sys.stderr)
         return tokens
 
-    def draw(self, contexts, numbers):  # of the samples -> as Generator.continuations
+    def draw(self, contexts, numbers):  # -> as Generator.continuations
         seed = generator.new_seed() if self.seed is None else self.seed
-        if self.device:  # told once, when nothing can be refused any more
+        if self.device:  # told once, when nothing more is refused
             tqdm.write(f'Device: {self.device}', file=sys.stderr)
             self.device = ''
         return self.model.continuations(contexts, [[seed, number] for number in numbers], **self.options)
@@ -63,7 +63,7 @@ class SampleWriter:
                 print(heading + row.text, file=file, flush=True)
 
     def complete(self, prompts_file, output, logprobs):
-        """Writes nsamples JSON lines for each prompt of a file, without those that `output` has."""
+        """Writes nsamples JSON lines for each prompt of a file, but those that `output` has."""
         path = output and output_path(output)
         if path and os.path.exists(path) and os.path.samefile(path, paths.expand(prompts_file)):
             raise InputError(f'--output {output} is the file of the prompts; name another')
@@ -73,7 +73,7 @@ class SampleWriter:
         with resumed_output(path, [prompt for _, prompt, _ in tasks]) as (file, n_done), tqdm(
                 total=len(tasks), initial=n_done, unit='sample', dynamic_ncols=True,
                 mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
-            # Batches are those of an undisturbed run: in bfloat16 and int8 the samples depend on them.
+            # In the batches of an undisturbed run: in bfloat16 and int8 samples depend on them.
             for first in range(n_done - n_done % self.batch_size, len(tasks), self.batch_size):
                 batch, n_old = tasks[first:first + self.batch_size], max(0, n_done - first)
                 contexts = [self.context(prompt, f'{prompts_file}, line {line}: ')
@@ -107,12 +107,12 @@ def read_prompts(path):  # -> [(number of the line, prompt)]
     paths.check_text(data, f'{path}: ')
     lines = data.removeprefix(codecs.BOM_UTF8).removesuffix(b'\n').split(b'\n')
     require(lines != [b''], f'{path} holds no prompt; write one a line')
-    as_objects = path.endswith('.jsonl') or prompt_of(lines[0]) is not None
-    expected, prompts = 'a JSON object with a text as "prompt"' if as_objects else 'a prompt', []
+    is_json = path.endswith('.jsonl') or prompt_of(lines[0]) is not None
+    expected, prompts = 'a JSON object with a text as "prompt"' if is_json else 'a prompt', []
     for number, line in enumerate(lines, 1):
         try:
             text = line.decode()
-            prompt = prompt_of(text) if as_objects else text.rstrip('\r')
+            prompt = prompt_of(text) if is_json else text.rstrip('\r')
             require(prompt, f'expected {expected}, not {text[:60]!r}')
             encoder.check_surrogates(prompt)
         except ValueError as error:  # also if it is not UTF-8
@@ -121,7 +121,7 @@ def read_prompts(path):  # -> [(number of the line, prompt)]
     return prompts
 
 
-def prompt_of(line):  # -> str; None if it is no JSON object with a prompt
+def prompt_of(line):  # -> str; None if no JSON object has one
     with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(line)
         if isinstance(value, dict) and isinstance(value.get('prompt'), str):
@@ -131,7 +131,7 @@ def prompt_of(line):  # -> str; None if it is no JSON object with a prompt
 
 @contextlib.contextmanager
 def resumed_output(path, prompts):
-    """A file for JSON lines, and how many answers to these prompts it has. A cut-off last line is removed."""
+    """A file for JSON lines, and how many answers to these prompts it has. A cut-off last line goes."""
     if path is None or paths.stream(path) is not None:
         with contextlib.nullcontext(sys.stdout) if path is None else paths.output(path) as file:
             yield file, 0

@@ -1,1 +1,1 @@
-"""Files and folders: paths, checkpoints, run folders, encoded data."""
+"""Files: paths, checkpoints, run folders, encoded data."""

@@ -1,6 +1,6 @@
-"""Finding, checking and loading checkpoints by prefix, which is their path without suffix.
+"""Finds, checks and loads checkpoints by prefix: their path without suffix.
 
-Their folder may be forged: no name there leads out of it.
+Their folder may be forged: no name in it leads out.
 """
 import contextlib
 import errno
@@ -24,12 +24,12 @@ def listed(folder):  # names in its file `checkpoint`, the newest last
     text = paths.read_small(path).decode('utf-8-sig', 'replace')
     names = re.findall(r'^(?:all_)?model_checkpoint_paths?: "(.+)"\s*$', text, re.MULTILINE)
     require(names, f'{path} does not name a checkpoint')
-    newest, *others = (re.split(r'[/\\]|^\w:', name)[-1] for name in names)  # as folders are moved
+    newest, *others = (re.split(r'[/\\]|^\w:', name)[-1] for name in names)  # folders are moved
     return [*(name for name in others if name != newest), newest]
 
 
 def latest(folder) -> str | None:
-    """The newest prefix in a folder's file `checkpoint`; None without that file."""
+    """The newest prefix in a folder's file `checkpoint`; None without it."""
     if not (names := listed(folder)):
         return None
     prefix = os.path.join(folder, names[-1])
@@ -39,7 +39,7 @@ def latest(folder) -> str | None:
 
 
 def resolve_path(path) -> str:
-    """The prefix at a path of a folder, of a checkpoint, or of one of its files."""
+    """The prefix at the path of a folder, a checkpoint, or one of its files."""
     path = paths.for_tensorflow(paths.expand(path))
     if os.path.isdir(path):
         return require(latest(path), f'{path} holds no file named checkpoint; give a {path}/model-…')
@@ -62,7 +62,7 @@ def read_best(folder):  # -> run_state.Best, or None without its checkpoint
 
 def resolve_checkpoint(folder, hparams, name=None) -> str:
     """The newest prefix of a model or run, or that of a name there or a path with a /. Raises InputError
-    unless it has these sizes; call this before a graph is built."""
+    unless it has these sizes; call it before a graph is built."""
     if name and not os.path.dirname(name):
         name = os.path.join(folder, name)
     prefix = resolve_path(name or folder)
@@ -71,7 +71,7 @@ def resolve_checkpoint(folder, hparams, name=None) -> str:
 
 
 def load_sizes_and_vocabulary(model_name, models_dir='models'):
-    """The folder of a model or run, its HParams and Encoder. Raises InputError unless they fit."""
+    """Folder, HParams and Encoder of a model or run. Raises InputError unless they fit."""
     folder = paths.find_model(model_name, models_dir)
     hparams, enc = load_hparams(f'{folder}/hparams.json'), encoder.get_encoder(folder)
     require(enc.n_vocab <= hparams.n_vocab,
@@ -79,12 +79,11 @@ def load_sizes_and_vocabulary(model_name, models_dir='models'):
     return folder, hparams, enc
 
 
-def model_variables():  # without an optimizer's variables in this scope, which are not trainable
+def model_variables():  # an optimizer's in this scope are not trainable
     return tf.trainable_variables('model/')
 
 
-def check_sizes(prefix, hparams):
-    """Raises InputError unless a checkpoint has these sizes."""
+def check_sizes(prefix, hparams):  # raises InputError
     with readable(prefix) as reader:
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     for name, shape in model.weight_shapes(hparams).items():
@@ -98,7 +97,7 @@ def check_sizes(prefix, hparams):
 
 @contextlib.contextmanager
 def readable(prefix):
-    """Gives a reader; InputError for damage, and for a pipe, on which TensorFlow would wait."""
+    """Gives a reader; InputError for damage, and for a pipe, where TensorFlow would wait."""
     prefix = files_prefix(prefix)
     files = glob.glob(f'{glob.escape(prefix)}.[di]*')  # data and index
     require(all(map(os.path.isfile, files)), f'{prefix} has files that are not regular')
@@ -114,10 +113,10 @@ def restore(session, prefix, variables):  # feeds initializers; sizes fit
 
 
 def load(session, prefix, sources):
-    """Runs operations, fed with saved tensors. sources: {name: (tensor to feed, operations)}."""
+    """Runs operations on saved tensors. sources: {name: (tensor to feed, operations)}."""
     names = list(sources)
-    with readable(prefix) as reader:  # Saver.restore prints lines of its own about damage
-        while names:  # one by one is slow; all would be in memory twice
+    with readable(prefix) as reader:  # Saver.restore prints lines about damage
+        while names:  # one by one is slow, all take memory twice
             part, names = names[:24], names[24:]
             feed = {sources[name][0]: reader.get_tensor(name) for name in part}
             session.run([sources[name][1] for name in part], feed)
@@ -125,16 +124,16 @@ def load(session, prefix, sources):
 
 @contextlib.contextmanager
 def writing(path):
-    """Raises OSError where TensorFlow cannot write at or below a path."""
+    """Raises OSError if TensorFlow cannot write at or below a path."""
     try:
         yield
-    except tf.errors.OpError as error:  # the reason stands somewhere in many lines
+    except tf.errors.OpError as error:  # its reason is somewhere in many lines
         numbers = {os.strerror(number): number for number in paths.REMEDIES}
         reason = next((text for text in numbers if f'; {text}' in str(error)), str(error).partition('\n')[0])
         raise OSError(numbers.get(reason, errno.EIO), reason, path) from error
 
 
-def commit(folder, names):  # writes the file `checkpoint`; the newest stands last
+def commit(folder, names):  # writes the file `checkpoint`; the newest last
     with paths.replacing(f'{folder}/checkpoint') as file:
         file.write(f'model_checkpoint_path: "{names[-1]}"\n')
         file.writelines(f'all_model_checkpoint_paths: "{name}"\n' for name in names)

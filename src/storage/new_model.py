@@ -1,6 +1,5 @@
-"""Writing the checkpoint of a new model, or of given weights."""
+"""Writes the checkpoint of a new model or given weights."""
 import contextlib
-import os
 
 import tensorflow.compat.v1 as tf
 
@@ -10,13 +9,13 @@ from storage import checkpoint, paths
 SHARD_BYTES = 1 << 26  # of small weights written together
 
 
-def without_gpu():  # for sessions that only read and write files; others may use the GPU
+def without_gpu():  # for sessions that only read and write files
     return tf.ConfigProto(device_count={'GPU': 0})
 
 
 @contextlib.contextmanager
-def new_checkpoint(folder, hparams, seed=None):  # -> a session with the model's variables, Saver, prefix
-    prefix = os.path.join(folder, 'model.ckpt')  # as released
+def new_checkpoint(folder, hparams, seed=None):  # -> session of the variables, Saver, prefix
+    prefix = f'{folder}/model.ckpt'  # as released
     with tf.Graph().as_default(), tf.Session(config=without_gpu()) as session, checkpoint.writing(prefix):
         tf.set_random_seed(seed)
         model.weights(hparams)
@@ -25,26 +24,27 @@ def new_checkpoint(folder, hparams, seed=None):  # -> a session with the model's
     checkpoint.commit(folder, ['model.ckpt'])
 
 
-def create(folder, hparams, seed=None):  # writes hparams.json and a checkpoint of random weights
+def create(folder, hparams, seed=None):  # hparams.json and a checkpoint of random weights
     with new_checkpoint(folder, hparams, seed) as (session, saver, prefix):
         session.run(tf.global_variables_initializer())
         saver.save(session, prefix, write_state=False)
 
 
 def write(folder, hparams, weights):
-    """The same of weights (name of weight_shapes, float32 array). Memory holds the largest or SHARD_BYTES."""
+    """The same of weights (name of weight_shapes, float32 array). Memory has the largest or SHARD_BYTES."""
     prefixes = []
     with new_checkpoint(folder, hparams) as (session, saver, prefix):
         saver.export_meta_graph(f'{prefix}.meta')
         for shard in shards(weights):
             prefixes.append(f'{prefix}-{len(prefixes)}')
             inputs = [tf.placeholder(tf.float32, value.shape) for value in shard.values()]
-            saved = tf.raw_ops.SaveV2(prefix=prefixes[-1], tensor_names=[f'model/{name}' for name in shard],
-                                      shape_and_slices=[''] * len(shard), tensors=inputs)
+            names, slices = [f'model/{name}' for name in shard], [''] * len(shard)
+            saved = tf.raw_ops.SaveV2(
+                prefix=prefixes[-1], tensor_names=names, shape_and_slices=slices, tensors=inputs)
             session.run(saved, dict(zip(inputs, shard.values(), strict=True)))
             del shard  # while the next is read
-        session.run(tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=prefixes, destination_prefix=prefix,
-                                                  delete_old_dirs=False))
+        session.run(tf.raw_ops.MergeV2Checkpoints(
+            checkpoint_prefixes=prefixes, destination_prefix=prefix, delete_old_dirs=False))
 
 
 def shards(weights):  # -> dicts of {name: array}, of SHARD_BYTES or a single array

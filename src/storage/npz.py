@@ -1,4 +1,4 @@
-"""Encoded data: a .npz (a zip of .npy files) of 1-D arrays of token ids, which need not fit in memory."""
+"""Encoded data: a .npz (a zip of .npy files) of 1-D arrays of token ids, maybe larger than memory."""
 import contextlib
 import mmap
 import os
@@ -15,18 +15,18 @@ from errors import InputError, require
 from storage import paths
 
 STEP = 1 << 18  # tokens or bytes
-SPOOL_BYTES = 1 << 26  # of a chunk in memory; more goes to a temporary file
+SPOOL_BYTES = 1 << 26  # of a chunk in memory; more in a temporary file
 CHECKED_BYTES = 1 << 30  # takes a second or so
-# Of a 1-D array's .npy. NumPy's own reader takes four times as long.
+# Of a 1-D .npy. NumPy's reader takes four times as long.
 HEADER = re.compile(rb"\x93NUMPY\x01\0..\{'descr': '([<>|][iu][1248])', 'fortran_order': False, "
                     rb"'shape': \((\d{1,18}),\), \} *\n", re.DOTALL)
 
 
-def token_dtype(n_vocab) -> np.dtype:  # of the ids in a file
+def token_dtype(n_vocab) -> np.dtype:  # of ids in a file
     return np.dtype(np.uint16 if n_vocab <= 1 << 16 else np.int32)
 
 
-def vocabulary_of(path) -> str | None:  # its fingerprint, if the .npz has one
+def vocabulary_of(path) -> str | None:  # its fingerprint, if a .npz has one
     with paths.open_regular(path) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - 64))
         comment = re.search(rb'vocabulary (\w+)$', file.read())
@@ -35,43 +35,43 @@ def vocabulary_of(path) -> str | None:  # its fingerprint, if the .npz has one
 
 def npz_arrays(path):
     """Yields the arrays of a .npz, mapped, or read as uint16 or int32. Raises InputError unless they are 1-D,
-    of ids from 0 on, and whole by their checksums (of mapped arrays, CHECKED_BYTES are checked)."""
+    of ids from 0 on, and whole by their checksums (CHECKED_BYTES of mapped arrays)."""
     with paths.open_regular(path) as file:
         place, unchecked = path, CHECKED_BYTES
         try:
             archive = zipfile.ZipFile(file)
-            # One map, as a process may have some 65,000; no np.memmap, whose views take long to make.
-            content = np.memmap(file, np.uint8, 'r').view(np.ndarray)
+            # One map: a process may have some 65,000. No np.memmap: its views take long.
+            data = np.memmap(file, np.uint8, 'r').view(np.ndarray)
             claimed = sum(info.file_size for info in archive.infolist())
-            require(claimed <= max(1 << 26, 100 * len(content)),  # a log of like lines inflates 38 times
+            require(claimed <= max(1 << 26, 100 * len(data)),  # a log of like lines: 38 times
                     f'claims to hold {claimed:,} bytes, more than 100 times its size')
             for number, info in enumerate(archive.infolist()):
                 place = f'{path}, array {info.filename.removesuffix(".npy")[:80]!r}'
-                require(not info.comment, 'has a comment, which may hide other arrays')
-                array = mapped_array(content, info, info.file_size <= unchecked)
+                require(not info.comment, 'has a comment, which may hide arrays')
+                array = mapped_array(data, info, info.file_size <= unchecked)
                 yield read_array(archive, info) if array is None else array
                 unchecked -= info.file_size
                 if number % 100 == 0 or info.file_size > STEP:
-                    release([content])
-        except Exception as error:  # zipfile does not document what it raises
+                    release([data])
+        except Exception as error:  # zipfile documents none
             reason = ' '.join(str(error).split())[:300] or type(error).__name__
-            raise InputError(f'{place}: {reason}; make the file anew with encode.py') from None
+            raise InputError(f'{place}: {reason}; make it anew with encode.py') from None
 
 
-def mapped_array(content, info, is_checked):  # uint8 [file size], ZipInfo, bool -> 1-D array, a view
+def mapped_array(data, info, is_checked):  # uint8 [file size], ZipInfo, bool -> 1-D view
     if info.compress_type != zipfile.ZIP_STORED:
         return None
-    start = info.header_offset + 30  # behind a header that ends with the lengths of name and extra field
-    name_length, extra_length = content[start - 4:start].view('<u2').tolist()
-    name = content[start:start + name_length].tobytes().decode('utf-8' if info.flag_bits & 0x800 else 'cp437')
+    start = info.header_offset + 30  # the header ends with lengths of name and extra field
+    n_name, n_extra = data[start - 4:start].view('<u2').tolist()
+    name = data[start:start + n_name].tobytes().decode('utf-8' if info.flag_bits & 0x800 else 'cp437')
     require(name == info.orig_filename, 'has two names that differ')
     require(not info.flag_bits & 1, 'is encrypted')
-    start += name_length + extra_length
-    member = content[start:start + info.file_size]
+    start += n_name + n_extra
+    member = data[start:start + info.file_size]
     require(len(member) == info.file_size == info.compress_size, 'is cut short')
     require(not is_checked or zlib.crc32(member) == info.CRC, 'is damaged: its checksum is another')
-    if not (match := HEADER.match(member[:256].tobytes())):
-        return None  # another header than NumPy writes
+    if not (match := HEADER.match(member[:256].tobytes())):  # not as NumPy writes
+        return None
     array = member[match.end():].view(match[1].decode())
     require(len(array) == int(match[2]), f'holds {len(array)} ids, not those of its header')
     low = array.min(initial=0) if is_checked and array.dtype.kind == 'i' else 0
@@ -82,7 +82,7 @@ def mapped_array(content, info, is_checked):  # uint8 [file size], ZipInfo, bool
 def read_array(archive, info):  # ZipFile, ZipInfo -> 1-D array, uint16 or int32
     require(info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), 'is compressed as by no NumPy')
     with archive.open(info) as file:
-        array = np.lib.format.read_array(file, allow_pickle=False)  # in parts, into the array
+        array = np.lib.format.read_array(file, allow_pickle=False)  # in parts
         require(not file.read(1), 'is longer than its header says')
     require(array.ndim == 1 and array.dtype.kind in 'iu', f'holds {array.dtype} of shape {array.shape}')
     low, high = array.min(initial=0), array.max(initial=0)
@@ -90,8 +90,8 @@ def read_array(archive, info):  # ZipFile, ZipInfo -> 1-D array, uint16 or int32
     return array.astype(token_dtype(int(high) + 1))
 
 
-def release(chunks):  # gives memory of mapped chunks, which stay usable, back to the system
-    owners: set = set()
+def release(chunks):  # frees the memory of mapped chunks, which stay usable
+    owners = set()
     for owner in chunks:
         while isinstance(owner, np.ndarray):
             owner = owner.base
@@ -103,9 +103,9 @@ def release(chunks):  # gives memory of mapped chunks, which stay usable, back t
 
 
 def write_npz(path, chunks, n_vocab, compress=False, vocabulary=None):
-    """Writes chunks (1-D arrays, or iterators over parts of one); returns how many tokens and chunks.
+    """Writes chunks (1-D arrays, or iterators over parts of one); returns numbers of tokens and chunks.
     vocabulary: its fingerprint. Raises InputError for ids from n_vocab on."""
-    dtype, n_tokens, n_chunks = token_dtype(n_vocab), 0, 0
+    dtype, lengths = token_dtype(n_vocab), []
     method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
     with paths.output(path, 'wb') as file, zipfile.ZipFile(file, 'w', method) as archive:
         archive.comment = f'vocabulary {vocabulary}'.encode() if vocabulary else b''
@@ -113,13 +113,13 @@ def write_npz(path, chunks, n_vocab, compress=False, vocabulary=None):
             parts = [chunk] if isinstance(chunk, np.ndarray) else chunk
             with tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=os.path.dirname(path) or '.') as spool:
                 length = spool_tokens(spool, parts, dtype, n_vocab)
-                with archive.open(f'arr_{n_chunks}.npy', 'w', force_zip64=True) as member:  # undated
+                with archive.open(f'arr_{len(lengths)}.npy', 'w', force_zip64=True) as member:  # undated
                     header = {'descr': dtype.str, 'fortran_order': False, 'shape': (length,)}
                     np.lib.format.write_array_header_1_0(member, header)
                     spool.seek(0)
                     shutil.copyfileobj(spool, member, STEP)
-            n_tokens, n_chunks = n_tokens + length, n_chunks + 1
-    return n_tokens, n_chunks
+            lengths.append(length)
+    return sum(lengths), len(lengths)
 
 
 def spool_tokens(spool, parts, dtype, n_vocab):  # -> number of tokens

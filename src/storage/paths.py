@@ -1,4 +1,4 @@
-"""Paths of models and runs; files and folders that get their name when they are whole."""
+"""Paths of models and runs; files and folders that get their name when whole."""
 import contextlib
 import errno
 import json
@@ -11,44 +11,44 @@ import tempfile
 
 from errors import InputError, require
 
-DESCRIPTION_FILES = ('hparams.json', 'encoder.json', 'vocab.bpe', 'special_tokens.json')
-MODEL_FILES = ('checkpoint', *DESCRIPTION_FILES[:3], 'model.ckpt.data-00000-of-00001', 'model.ckpt.index',
+DESCRIPTIONS = ('hparams.json', 'encoder.json', 'vocab.bpe', 'special_tokens.json')
+MODEL_FILES = ('checkpoint', *DESCRIPTIONS[:3], 'model.ckpt.data-00000-of-00001', 'model.ckpt.index',
                'model.ckpt.meta')
 RELEASED_MODELS = ('124M', '355M', '774M', '1558M')
 ALIASES = {'117M': '124M', '345M': '355M'}  # former names
-REMEDIES = {  # for a file that cannot be written
+REMEDIES = {  # of a failed write
     errno.EACCES: 'permit this user to write', errno.EPERM: 'permit this user to write',
     errno.EROFS: 'mount it for writing', errno.ENOENT: 'make the folder', errno.EIO: 'check the disk',
     errno.ENOTDIR: 'move that file away', errno.ENOSPC: 'make room', errno.EDQUOT: 'make room',
     errno.EFBIG: 'permit larger files'}
 SMALL_FILE, TEXT_FILE = 1 << 26, 1 << 30  # bytes; encoder.json has 2^20, enwik9 10^9
 BYTE_ORDER_MARK = '\ufeff'
-BINARY = (  # first bytes of archives, documents, tables and pictures
+BINARY = (  # first bytes of binary files
     b'\x1f\x8b', b'BZh91AY&SY', b'\xfd7zXZ\0', b'(\xb5/\xfd', b"7z\xbc\xaf'\x1c", b'Rar!\x1a\7', b'PK\3\4',
     b'%PDF-', b'\xd0\xcf\x11\xe0', b'PAR1\x15', b'SQLite format 3\0', b'\x89PNG\r\n', b'\xff\xd8\xff')
 
 
-def expand(path):  # with ~ and $VARIABLES replaced
+def expand(path):  # ~ and $VARIABLES
     return os.path.expanduser(os.path.expandvars(path))
 
 
 def child(parent, name, flag):
-    """The path of a name in a folder. Raises InputError if it leads out of there."""
-    is_plain = name not in ('', '.', '..') and not set(name) & set('/\\\0')
-    require(is_plain, f'{flag} {name[:80]!r} is not a plain folder name')
+    """The path of a name in a folder. Raises InputError if it leads out."""
+    require(name not in ('', '.', '..') and not set(name) & set('/\\\0'),
+            f'{flag} {name[:80]!r} is not a plain folder name')
     return os.path.join(expand(parent) or '.', name)
 
 
 def for_tensorflow(path):
-    """The path, if TensorFlow, to which it is a pattern in UTF-8, can read it; else raises InputError."""
+    """The path. Raises InputError if TensorFlow, to which it is a pattern in UTF-8, cannot read it."""
     if match := re.search(r'[*?[\\\ud800-\udfff]', path.replace(os.sep, '/')):
-        raise InputError(f'{path[:200]!r} has the character {match[0]!r}, '
-                         'which TensorFlow cannot read; rename it')
+        raise InputError(
+            f'{path[:200]!r} has the character {match[0]!r}, which TensorFlow cannot read; rename it')
     return path
 
 
 def find_model(name, models_dir='models', checkpoint_dir='checkpoint', quiet=False) -> str:
-    """The folder of a model (124M and 117M are one), run, or path with a /. Raises InputError."""
+    """The folder of a model (124M and 117M are one), run, or path with a /."""
     if os.path.dirname(name):
         path = expand(name).rstrip('/' + os.sep)
         require(os.path.isdir(path), f'no folder {name}; give a name, or the path of a folder')
@@ -63,8 +63,8 @@ def find_model(name, models_dir='models', checkpoint_dir='checkpoint', quiet=Fal
     return for_tensorflow(folders[0])
 
 
-def descriptions(folder):  # paths of DESCRIPTION_FILES, of the last only if it is there
-    files = [os.path.join(folder, name) for name in DESCRIPTION_FILES]
+def descriptions(folder):  # paths of DESCRIPTIONS, the last only if there
+    files = [f'{folder}/{name}' for name in DESCRIPTIONS]
     return files if os.path.lexists(files[-1]) else files[:-1]
 
 
@@ -73,23 +73,23 @@ def run_dir(run_name, checkpoint_dir='checkpoint'):  # which need not exist yet
 
 
 def open_regular(path, or_pipe=False):
-    """Opens a file. Raises InputError for a device, and for a pipe unless or_pipe."""
-    mode = os.stat(path).st_mode  # before open, which waits for a pipe's writer
+    """Opens a file. Raises InputError for a device, or a pipe unless or_pipe."""
+    mode = os.stat(path).st_mode  # open would wait for a pipe's writer
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or (stat.S_ISFIFO(mode) and not or_pipe):
         raise InputError(f'{path} is a pipe or a device; give a file')
     return open(path, 'rb')
 
 
 def read_small(path, limit=SMALL_FILE, or_pipe=False) -> bytes:
-    """The bytes of a file. Raises InputError for more than `limit`, and as open_regular does."""
+    """The bytes of a file. Raises InputError for more than `limit`, and as open_regular."""
     with open_regular(path, or_pipe) as file:
         data = file.read(limit + 1)
-    require(len(data) <= limit, f'{path} has more than {limit:,} bytes; give the right file')
+    require(len(data) <= limit, f'{path} has more than {limit:,} bytes; give another')
     return data
 
 
 def read_json(path, remedy, limit=SMALL_FILE) -> dict:
-    """The object of a JSON file, which may begin with a byte-order mark. Raises InputError."""
+    """The object of a JSON file, which may begin with a byte-order mark."""
     require(os.path.exists(path), f'no {path}; {remedy}')
     data = read_small(path, limit)
     try:
@@ -100,12 +100,12 @@ def read_json(path, remedy, limit=SMALL_FILE) -> dict:
     return values
 
 
-def check_text(data, place):  # raises InputError for the first bytes of another file
+def check_text(data, place):  # raises InputError for known binary files
     require(not data.startswith(BINARY), f'{place}this is a packed or binary file, not text; convert it')
 
 
 @contextlib.contextmanager
-def naming(path, temporary):  # makes an OSError with no path or a temporary one name the user's
+def naming(path, temporary):  # an OSError with no path or a temporary one gets the user's
     try:
         yield
     except OSError as error:
@@ -137,20 +137,20 @@ def replacing(path, mode='w'):
 
 
 def open_to_write(target, mode):  # a path, or a descriptor, which stays open
-    encoding, newline = (None, None) if 'b' in mode else ('utf-8', '\n')  # the same bytes on every system
+    encoding, newline = (None, None) if 'b' in mode else ('utf-8', '\n')  # the same on all systems
     return open(target, mode, encoding=encoding, newline=newline, closefd=isinstance(target, str))
 
 
 @contextlib.contextmanager
 def output(path, mode='w'):
-    """Opens a user's file: a `stream` directly, others as `replacing` does, at the end of links."""
+    """Opens a user's file: a `stream` directly, others by `replacing`, at the end of links."""
     target, end = stream(path), os.path.realpath(path)
     with naming(path, end), replacing(end, mode) if target is None else open_to_write(target, mode) as file:
         yield file
 
 
 def stream(path) -> str | int | None:
-    """The path of a device or pipe, the descriptor of an open file like /dev/stdout, or None for a file."""
+    """A device's or pipe's path, the descriptor of an open file like /dev/stdout, or None for a file."""
     while os.path.exists(path):
         folder, name = os.path.split(path)
         if os.path.realpath(folder) == os.path.realpath('/dev/fd'):
@@ -161,11 +161,11 @@ def stream(path) -> str | int | None:
     return None
 
 
-def remedy(error):  # for a file that could not be written
+def remedy(error):  # for a file that cannot be written
     return REMEDIES.get(error.errno or errno.EIO, 'check the disk')
 
 
-def missing(folder):  # the folders that are to be made, itself first
+def missing(folder):  # folders to be made, itself first
     path = pathlib.Path(os.path.abspath(folder))
     return [str(part) for part in (path, *path.parents) if not os.path.lexists(part)]
 
@@ -173,33 +173,29 @@ def missing(folder):  # the folders that are to be made, itself first
 def check_writable(folder, flag):
     """Raises InputError if no file can be made in a folder, or above a missing one."""
     new = missing(folder)
-    existing = os.path.dirname(new[-1]) if new else folder
+    folder = os.path.dirname(new[-1]) if new else folder
     try:
-        tempfile.TemporaryFile(dir=existing).close()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise InputError(f'{flag}: no file can be written in {existing} ({error.strerror}); {remedy(error)}, '
+        raise InputError(f'{flag}: no file can be written in {folder} ({error.strerror}); {remedy(error)}, '
                          f'or give another {flag}') from None
-
-
-def check_new(folder):  # raises InputError if it exists
-    require(not os.path.lexists(folder), f'{folder} exists already; choose another name')
 
 
 @contextlib.contextmanager
 def making(folder):
-    """Gives a new folder, which becomes `folder` at the end. Raises InputError if that exists."""
-    check_new(folder)
+    """Gives a folder, which becomes `folder` at the end. Raises InputError if that exists."""
+    require(not os.path.lexists(folder), f'{folder} exists already; choose another name')
     parent, name = os.path.split(os.path.abspath(folder))
-    beside = os.path.dirname(missing(folder)[-1])  # folders above are made at the end, too
+    beside = os.path.dirname(missing(folder)[-1])  # those between are made last
     with tempfile.TemporaryDirectory(dir=beside, prefix=f'.{name}.') as temporary, naming(folder, temporary):
-        whole = os.path.join(temporary, name)
+        whole = f'{temporary}/{name}'
         os.mkdir(whole)
         yield whole
         os.makedirs(parent, exist_ok=True)
         os.rename(whole, folder)
 
 
-def synchronize(path):  # a file or folder, to the disk; Windows opens no folder
+def synchronize(path):  # to the disk; Windows opens no folder
     is_file = os.path.isfile(path)
     if is_file or sys.platform != 'win32':
         descriptor = os.open(path, os.O_RDWR if is_file else os.O_RDONLY)

@@ -1,7 +1,7 @@
-"""The folder of a training run: saving, and going on from the last save. docs/formats.md lists its files.
+"""A training run's folder: saving, and going on from the last save. docs/formats.md lists its files.
 
-The file `saving` names the checkpoints that a save writes and removes; `checkpoint` commits it. The next save
-completes or undoes one that was killed.
+The file `saving` names checkpoints that a save writes and removes; `checkpoint` commits it. The next save
+completes or undoes a killed one.
 """
 import contextlib
 import filecmp
@@ -50,26 +50,34 @@ def check_start(run, model, restore_from, hparams):
 
 
 class Run:
-    """Saves and resumes a run, in the folder that Lock has made. Make it after the graph's variables."""
+    """Saves and resumes a run in the folder that Lock made. Make it after the graph's variables."""
 
-    def __init__(self, directory, model):
-        self.directory, self.model, self.say = directory, model, print
-        self.model_variables = checkpoint.model_variables()
-        names = {v.op.name for v in self.model_variables}
+    def __init__(self, folder, model):
+        self.folder, self.model, self.say = folder, model, print
+        self.weights = checkpoint.model_variables()
+        names = {v.op.name for v in self.weights}
         self.state_variables = [v for v in tf.global_variables() if v.op.name not in names]
-        self.model_saver = tf.train.Saver(self.model_variables, max_to_keep=0)
+        self.model_saver = tf.train.Saver(self.weights, max_to_keep=0)
         self.state_saver = self.state_variables and tf.train.Saver(self.state_variables, max_to_keep=0)
         self.pending, self.best = self.path('saving'), self.path(BEST)
         self.saved_step: int | None = None
 
+    def matching(self, pattern):  # -> paths
+        return [self.path(name) for name in os.listdir(self.folder) if re.fullmatch(pattern, name)]
+
+    def remove(self, pattern):  # files, and folders of paths.making, where possible
+        for path in self.matching(pattern):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if os.path.basename(path).startswith('.left-') else os.unlink(path)
+
     def path(self, name):
-        return os.path.join(self.directory, name)
+        return f'{self.folder}/{name}'
 
     def restore(self, session, restore_from, say) -> TrainState:
-        """Loads the checkpoint of --restore_from and its state. say: takes a line for the user."""
-        self.say, last = say, checkpoint.latest(self.directory)
+        """Loads the checkpoint of --restore_from and its state. say: takes lines for the user."""
+        self.say, last = say, checkpoint.latest(self.folder)
         self.clear_up()
-        prefix, trained = find_source(self.directory, self.model, restore_from)
+        prefix, trained = find_source(self.folder, self.model, restore_from)
         if last and os.path.realpath(prefix) == os.path.realpath(last):
             prefix = last
         training = state_prefix(prefix)
@@ -77,7 +85,7 @@ class Run:
         state = saved or TrainState(number(checkpoint.files_prefix(prefix)) if trained else 0)
         if not saved or prefix != last:  # the best stays this run's
             state.best, state.validations_since_best = self.best_so_far(last), 0
-        checkpoint.restore(session, prefix, self.model_variables)
+        checkpoint.restore(session, prefix, self.weights)
         say(f'Loaded {prefix}')
         if saved and self.state_variables:
             with checkpoint.readable(training) as reader:
@@ -89,42 +97,41 @@ class Run:
         elif state.step and not saved:
             say(f'{prefix} has no training state beside it: the optimizer and the data start anew')
         self.saved_step = state.step
-        if last and prefix != last:  # later saves shall overwrite no committed checkpoint
+        if last and prefix != last:  # later saves overwrite no committed checkpoint
             self.save(session, state, left=number(last))
         return state
 
     def best_so_far(self, last):  # -> [loss, step] or None
-        if last and (best := checkpoint.read_best(self.directory)):
+        if last and (best := checkpoint.read_best(self.folder)):
             return [best.loss, best.step]
-        # Before version 0.3, the last training state alone had the loss.
+        # Before version 0.3, only the last training state had it.
         has_best = last and os.path.exists(f'{self.best}.index')
         state = run_state.read(f'{state_prefix(last)}.json', TrainState) if has_best else None
         return state and state.best
 
     @contextlib.contextmanager
     def saving(self, prefix):
-        """Where a write fails, clears up, as the disk may be full, and raises NotSaved."""
+        """If a write fails, clears up, as the disk may be full, and raises NotSaved."""
         try:
             with checkpoint.writing(prefix):
                 yield
         except OSError as error:
             with contextlib.suppress(OSError, InputError):
                 self.clear_up()
-                self.remove_former_best()
+                self.remove_old_best()
             raise NotSaved(f'{prefix} could not be saved ({error.strerror or error}); the same command goes '
                            f'on from the last: {paths.remedy(error)}') from error
 
     def save(self, session, state, left=None):
-        """Writes a checkpoint; moves those from this step on, and of `left`, into a folder left-N."""
-        step, folder = state.step, self.directory
+        """Writes a checkpoint; moves those from this step on, and `left`, into a folder left-N."""
+        step = state.step
         with self.saving(self.path(f'model-{step}')):
             self.clear_up()
-            present = sorted(steps(os.listdir(folder), r'\.index'))
-            behind = [other for other in present if other >= step or other == left]
-            if behind:
+            present = sorted(steps(os.listdir(self.folder), r'\.index'))
+            if behind := [other for other in present if other >= step or other == left]:
                 self.leave(behind)
             self.copy_model_files()
-            kept = [other for other in named_steps(folder) if other in present and other not in behind]
+            kept = [other for other in named_steps(self.folder) if other in present and other not in behind]
             kept.append(step)
             with paths.replacing(self.pending) as file:
                 file.writelines(f'model-{other}\n' for other in [step, *behind, *kept[:-KEPT]])
@@ -134,87 +141,76 @@ class Run:
             self.write(self.model_saver, session, f'model-{step}', meta=True)
             with paths.replacing(self.path('counter')) as file:
                 file.write(f'{step}\n')
-            checkpoint.commit(folder, [f'model-{other}' for other in kept[-KEPT:]])
+            checkpoint.commit(self.folder, [f'model-{other}' for other in kept[-KEPT:]])
         self.saved_step = step
         with contextlib.suppress(OSError):  # the next save tries again
             self.clear_up()
 
     def write(self, saver, session, name, meta=False):
         saver.save(session, self.path(name), write_state=False, write_meta_graph=meta)
-        for path in matching(self.directory, name + PART):
+        for path in self.matching(name + PART):
             paths.synchronize(path)
 
     def leave(self, behind):
-        """Links checkpoints and their states into a new folder; the commit of the save removes them here."""
+        """Links checkpoints and states into a new folder; the save's commit removes them here."""
         newest = self.path(f'left-{behind[-1]}')
         folders = [newest, *(f'{newest}-{count}' for count in range(2, 1000))]
         folder = next(path for path in folders if not os.path.lexists(path))
         names = [f'model-{step}' for step in behind]
         with paths.making(folder) as new:
-            for source in [*filter(os.path.isfile, paths.descriptions(self.directory)),
-                           *matching(self.directory, '|'.join(map(files_of, behind)))]:
-                target = os.path.join(new, os.path.basename(source))
+            for source in [*filter(os.path.isfile, paths.descriptions(self.folder)),
+                           *self.matching('|'.join(map(files_of, behind)))]:
+                target = f'{new}/{os.path.basename(source)}'
                 try:
-                    os.link(os.path.realpath(source), target)  # it may be replaced, but does not change
+                    os.link(os.path.realpath(source), target)  # it may be replaced, not changed
                 except OSError:
                     copy(source, target)
             checkpoint.commit(new, names)
-        paths.synchronize(self.directory)
+        paths.synchronize(self.folder)
         self.say(f'Left behind in {folder}, from where --restore_from goes on: {", ".join(names)}')
 
     def save_best(self, session, step, loss):
         """Writes model-best, unless it has a loss as low from before the run went back."""
-        former = checkpoint.read_best(self.directory)
-        if former and former.loss <= loss:
+        old = checkpoint.read_best(self.folder)
+        if old and old.loss <= loss:
             return
         name = f'{BEST}-{step}'
-        if former and former.name == name:
+        if old and old.name == name:
             name = f'{BEST}-0{step}'  # the same step, before the run went back
         with self.saving(self.best):
             self.copy_model_files()
-            self.remove_former_best()
+            self.remove_old_best()
             self.write(self.model_saver, session, name)
             run_state.write(f'{self.best}.json', Best(step, loss, name))
-            paths.synchronize(self.directory)
+            paths.synchronize(self.folder)
 
-    def remove_former_best(self):  # all but the one that model-best.json names
+    def remove_old_best(self):  # all but that of model-best.json
         best = os.path.basename(checkpoint.files_prefix(self.best))
-        remove(self.directory, rf'(?!{best}\.){BEST}(-[0-9]+|-new)?{PART}')
+        self.remove(rf'(?!{best}\.){BEST}(-[0-9]+|-new)?{PART}')
 
-    def clear_up(self):  # completes the last save, or undoes it, and removes temporary files
-        folder = self.directory
-        remove(folder, REMAINS)
+    def clear_up(self):  # completes or undoes the last save, removes temporary files
+        self.remove(REMAINS)
         if os.path.exists(self.pending):
-            kept = named_steps(folder)
+            kept = named_steps(self.folder)
             for step in steps(paths.read_small(self.pending).decode(errors='replace').splitlines()):
                 if step not in kept:
-                    remove(folder, files_of(step))
+                    self.remove(files_of(step))
             for step in kept[:-1]:
-                remove(folder, rf'training-{step}({PART}|\.json)')
-            remove(folder, 'saving')
+                self.remove(rf'training-{step}({PART}|\.json)')
+            self.remove('saving')
 
-    def copy_model_files(self):  # sizes and vocabulary, which make the run's folder a model's
-        described = paths.descriptions(self.model)
-        for source in described:
+    def copy_model_files(self):  # sizes and vocabulary make the run's folder a model's
+        sources = paths.descriptions(self.model)
+        for source in sources:
             target = self.path(os.path.basename(source))
             if not (os.path.exists(target) and filecmp.cmp(source, target, shallow=False)):
                 copy(source, target)
-        for path in paths.descriptions(self.directory)[len(described):]:  # of another model
+        for path in paths.descriptions(self.folder)[len(sources):]:  # another model's
             os.unlink(path)
 
 
-def files_of(step):  # a pattern, of its weights and training state
+def files_of(step):  # a pattern, of weights and training state
     return rf'(model|training)-{step}{PART}|training-{step}\.json'
-
-
-def matching(folder, pattern):  # -> paths
-    return [os.path.join(folder, name) for name in os.listdir(folder) if re.fullmatch(pattern, name)]
-
-
-def remove(folder, pattern):  # files, and folders of paths.making, where that is possible
-    for path in matching(folder, pattern):
-        with contextlib.suppress(OSError):
-            shutil.rmtree(path) if os.path.basename(path).startswith('.left-') else os.unlink(path)
 
 
 def copy(source, target):
@@ -222,16 +218,16 @@ def copy(source, target):
         shutil.copyfileobj(original, file)
 
 
-def steps(names, suffix=''):  # of the checkpoints among any names
-    matches = [re.fullmatch(f'model-(0|[1-9][0-9]{{,14}}){suffix}', name) for name in names]
+def steps(names, suffix=''):  # of checkpoints among names
+    matches = (re.fullmatch(f'model-(0|[1-9][0-9]{{,14}}){suffix}', name) for name in names)
     return [int(match[1]) for match in matches if match]
 
 
-def named_steps(folder):  # of the checkpoints in its file `checkpoint`, the newest last
+def named_steps(folder):  # the newest last
     return steps(checkpoint.listed(folder))
 
 
-def number(prefix):  # -> the step in the name of a checkpoint; 0 without
+def number(prefix):  # -> the step in a checkpoint's name; 0 without
     match = re.search('-([0-9]{1,15})$', prefix)
     return int(match[1]) if match else 0
 

@@ -9,31 +9,31 @@ from storage import paths
 
 
 class Lock:
-    """Keeps other processes from a run's folder, where the system can lock one."""
+    """Keeps other processes from a run's folder, if the system can lock it."""
 
-    def __init__(self, directory):
-        self.directory = directory
+    def __init__(self, folder):
+        self.folder = folder
         self.descriptor: int | None = None  # of the folder
-        self.new: list[str] = []  # folders that lock makes, the innermost first
+        self.new = []  # folders that lock made, the innermost first
 
-    def lock(self):  # makes and locks the folder, or raises InputError
-        paths.check_writable(self.directory, '--checkpoint_dir')
-        new = paths.missing(self.directory)
-        os.makedirs(self.directory, exist_ok=True)
+    def lock(self):  # makes and locks the folder; raises InputError
+        paths.check_writable(self.folder, '--checkpoint_dir')
+        new = paths.missing(self.folder)
+        os.makedirs(self.folder, exist_ok=True)
         if sys.platform != 'win32':
             import fcntl
-            self.descriptor = os.open(self.directory, os.O_RDONLY)
+            self.descriptor = os.open(self.folder, os.O_RDONLY)
             try:
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self.unlock()
-                message = f'another process is training {self.directory}; give another --run_name'
+                message = f'another process is training {self.folder}; give another --run_name'
                 raise InputError(message) from None
-            except OSError:  # of a file system without locks
+            except OSError:  # a file system without locks
                 pass
         self.new = new
 
-    def unlock(self):  # and removes a new folder that is still empty
+    def unlock(self):  # and removes new folders that are empty
         if not self.gone():
             with contextlib.suppress(OSError):  # the first that is not empty
                 for folder in self.new:
@@ -42,16 +42,16 @@ class Lock:
             os.close(self.descriptor)
             self.descriptor = None
 
-    def gone(self):  # -> a line for the user, if the locked folder is not at its path any more
+    def gone(self):  # -> a line for the user if the folder is not at its path
         if self.descriptor is None:
             return None
         try:
-            is_there = os.path.samestat(os.fstat(self.descriptor), os.stat(self.directory))
+            is_there = os.path.samestat(os.fstat(self.descriptor), os.stat(self.folder))
         except OSError as error:
-            is_there = error.errno not in (errno.ENOENT, errno.ENOTDIR)  # else it is not known
+            is_there = error.errno not in (errno.ENOENT, errno.ENOTDIR)  # else unknown
         return None if is_there else (
-            f'{self.directory} was removed or moved while it was trained; put it back, and train again')
+            f'{self.folder} was removed or moved while it was trained; put it back, and train again')
 
-    def check(self):  # raises InputError where the folder is gone
+    def check(self):
         if line := self.gone():
             raise InputError(line)

@@ -1,4 +1,4 @@
-"""The JSON files of a run: dataclasses under a checksum, with types and ranges that are checked."""
+"""A run's JSON files: dataclasses under a checksum, with checked types and ranges."""
 import dataclasses
 import json
 import os
@@ -10,13 +10,13 @@ from errors import InputError
 from storage import paths
 
 BEST = 'model-best'
-FORMER_NAMES = {'worse': 'validations_since_best', 'acted': 'actions_done'}  # of fields
+OLD_NAMES = {'worse': 'validations_since_best', 'acted': 'actions_done'}  # of fields
 REMEDY = 'remove it to go on with the weights alone'
 
 
 @dataclasses.dataclass
 class TrainState:
-    """training-N.json: all that a run needs to go on, besides tensors."""
+    """training-N.json: all that a run needs to go on, but tensors."""
     step: int  # updates applied
     position: int = 0  # windows drawn by all ranks
     seed: int | None = None
@@ -26,7 +26,7 @@ class TrainState:
     best: list | None = None  # the lowest validation loss, its step
     validations_since_best: int = 0
     actions_done: int = 3  # at this step: Trainer.act
-    flags: dict = dataclasses.field(default_factory=dict)  # for people to read
+    flags: dict = dataclasses.field(default_factory=dict)  # for people
 
 
 @dataclasses.dataclass
@@ -51,11 +51,11 @@ def is_valid(name, value):
     return type(value) is int and 0 <= value and (name == 'seed' or value < 10**15)
 
 
-def with_crc(values):  # dict -> the same with its checksum
+def with_crc(values):  # dict -> the same with checksum
     return {'crc32': zlib.crc32(json.dumps(values).encode()), **values}
 
 
-def check_crc(values):  # the reverse; older files, which begin with the step, have none
+def check_crc(values):  # the reverse; older files begin with the step and have none
     content = {name: value for name, value in values.items() if name != 'crc32'}
     if list(values)[:1] != ['step'] and values != with_crc(content):
         raise ValueError('its checksum is another')
@@ -72,7 +72,7 @@ def read(path, kind):
         return None
     values = paths.read_json(path, REMEDY)
     try:
-        content = {FORMER_NAMES.get(name, name): value for name, value in check_crc(values).items()}
+        content = {OLD_NAMES.get(name, name): value for name, value in check_crc(values).items()}
         fields = {field.name: field.default for field in dataclasses.fields(kind)}
         known = {name: content[name] for name in fields if name in content}  # other versions have others
         for name, value in known.items():

@@ -1,4 +1,4 @@
-"""The files of a vocabulary: encoder.json, vocab.bpe and, in some models, special_tokens.json."""
+"""A vocabulary's files: encoder.json, vocab.bpe and, in some models, special_tokens.json."""
 import os
 import typing
 
@@ -10,20 +10,19 @@ REMEDY = 'fetch or copy it again'
 
 
 class SpecialTokens(typing.NamedTuple):
-    """Symbols of encoder.json, and the one of them that ends a text."""
+    """Symbols of encoder.json, and the one that ends a text."""
     tokens: list[str]
     end: str | None
 
 
 def load_vocabulary(folder):
-    """{symbol: id}, merges and SpecialTokens or None of a folder; Encoder checks whether they fit."""
-    vocabulary, merges = (f'{folder}/{name}' for name in VOCABULARY_FILES)
+    """{symbol: id}, merges and SpecialTokens or None of a folder; Encoder checks them."""
     special = read_special_tokens(f'{folder}/special_tokens.json')
-    return paths.read_json(vocabulary, REMEDY), read_merges(merges), special
+    return paths.read_json(f'{folder}/encoder.json', REMEDY), read_merges(f'{folder}/vocab.bpe'), special
 
 
 def read_merges(path):
-    """The pairs of a vocab.bpe: two symbols a line, a space between, below a line #version…"""
+    """The pairs of a vocab.bpe: two symbols a line, a space between, below #version…"""
     require(os.path.exists(path), f'no {path}; {REMEDY}')
     try:
         text = paths.read_small(path).decode('utf-8-sig')
@@ -50,8 +49,8 @@ def read_special_tokens(path):  # -> SpecialTokens, or None without the file
 
 
 def check_vocabulary(encoder, name):
-    """Raises InputError unless the ids of {symbol: id} are valid and all different. name: of the file."""
-    owners: dict[int, str] = {}
+    """Raises InputError unless the ids of {symbol: id} are valid and differ. name: of the file."""
+    owners = {}
     for symbol, id in encoder.items():
         if type(id) is not int or not 0 <= id < 2**31 or owners.setdefault(id, symbol) != symbol:
             raise InputError(f'{name} gives {symbol[:80]!r} the id {str(id)[:40]!r}, expected a whole number '
@@ -59,7 +58,7 @@ def check_vocabulary(encoder, name):
 
 
 def write_vocabulary(folder, encoder, merges, special=None, names=VOCABULARY_FILES):
-    """Writes the files that load_vocabulary reads, as the released ones are."""
+    """Writes the files of load_vocabulary, as the released ones are."""
     paths.write_json(f'{folder}/{names[0]}', encoder)
     if special:
         paths.write_json(f'{folder}/special_tokens.json', special._asdict())

@@ -1,4 +1,4 @@
-"""Batches of training windows, read ahead, and the fixed windows of validation."""
+"""Batches of training windows, read ahead, and the fixed ones of validation."""
 import concurrent.futures
 
 import numpy as np
@@ -16,17 +16,16 @@ class Data:
         sources = [flags.dataset]
         if flags.val_every and flags.val_dataset:
             sources.append(flags.val_dataset)
-        if worker.size > 1:  # text is encoded once, for all ranks
+        if worker.size > 1:  # text is encoded once
             folder = paths.run_dir(flags.run_name, flags.checkpoint_dir)
             sources = worker.run_on_rank0(lambda: encode_to_npz(enc, sources, folder, *self.options))
-        worker.check_same({'the dataset': worker.run_everywhere(lambda: self.load(*sources))})
+        worker.check_same({'the dataset': worker.run_on_all(lambda: self.load(*sources))})
 
     def load(self, path, val_path=None):  # -> its fingerprint
-        self.training, self.validation = self.chunks(path), []
+        self.training = self.chunks(path)
+        self.validation = self.chunks(val_path) if val_path else []
         self.whole_size = sum(map(len, self.training))
-        if val_path:
-            self.validation = self.chunks(val_path)
-        elif self.flags.val_every:
+        if self.flags.val_every and not val_path:
             self.training, self.validation = hold_out(self.training, 0.05)
         self.size = sum(map(len, self.training))
         return fingerprint(self.enc, self.training + self.validation)
@@ -37,19 +36,18 @@ class Data:
         require(size >= 16, f'{path} has {size} tokens, but at least 16 are needed')
         return chunks
 
-    def start(self, seed, position):
-        """Begins to read ahead. Checks that the tokens are the model's."""
+    def start(self, seed, position):  # to read ahead; checks that tokens are the model's
         self.sampler = Sampler(self.training, seed, self.worker.rank, self.worker.size)
         self.sampler.position = self.position = position
         self.reader = concurrent.futures.ThreadPoolExecutor(1)
-        self.upcoming = self.reader.submit(self.read_batch)
-        self.upcoming.result()
+        self.ahead = self.reader.submit(self.read_batch)
+        self.ahead.result()
         if self.flags.val_every:
-            next(self.validation_batches())
+            next(self.val_batches())
 
     def next_batch(self):  # -> int32 [batch_size, n_ctx] x 2: input, tokens or PADDING
-        batch, self.position = self.upcoming.result()
-        self.upcoming = self.reader.submit(self.read_batch)
+        batch, self.position = self.ahead.result()
+        self.ahead = self.reader.submit(self.read_batch)
         return batch
 
     def read_batch(self):
@@ -67,14 +65,13 @@ class Data:
     def batch(self, sampler, size):
         tokens = np.stack([sampler.sample(self.hparams.n_ctx) for _ in range(size)])
         n_vocab = self.hparams.n_vocab
-        require(tokens.max() < n_vocab, f'the dataset holds token {tokens.max()}, but n_vocab is {n_vocab}; '
-                                        'encode it for this model')
+        require(tokens.max() < n_vocab,
+                f'the dataset holds token {tokens.max()}, but n_vocab is {n_vocab}; encode it for this model')
         return np.maximum(tokens, 0), tokens
 
-    def validation_batches(self):
-        """Yields this rank's share of the same batches, or None where others have one more."""
-        flags, sampler = self.flags, Sampler(self.validation, seed=1)
-        for first in range(0, flags.val_batch_count, self.worker.size):
-            number = first + self.worker.rank
-            sampler.position = number * flags.val_batch_size
-            yield self.batch(sampler, flags.val_batch_size) if number < flags.val_batch_count else None
+    def val_batches(self):  # this rank's share of the same, or None where others have one more
+        count, size = self.flags.val_batch_count, self.flags.val_batch_size
+        sampler = Sampler(self.validation, seed=1)
+        for number in range(self.worker.rank, count + self.worker.rank, self.worker.size):
+            sampler.position = number * size
+            yield self.batch(sampler, size) if number < count else None

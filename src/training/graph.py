@@ -1,28 +1,24 @@
-"""The graph of an update, from a batch of tokens to the optimizer's operations."""
-import tensorflow as tf2
+"""The graph of an update, from tokens to the optimizer's operations."""
 import tensorflow.compat.v1 as tf
 
-import memory_saving_gradients
 import model
-from fast import session as sessions
+from fast import session
 from fast.precision import set_precision
 from fast.quantized import with_precision
-from storage import checkpoint
+from memory_saving_gradients import gradients
 from training.optimizer import update_operations
 
 
 class Graph:
-    """Placeholders: batch (input, labels), rate. Operations: reset, update, apply of update_operations;
-    losses (in an update, update_losses): sum and number; finite: are all weights?"""
+    """Placeholders: batch (input, labels), rate. Operations: those of update_operations; losses (in an
+    update, update_losses): sum and number; finite: are all weights?"""
 
     def __init__(self, flags, hparams, reduce):
         self.flags, self.hparams = flags, hparams
         self.batch = tuple(tf.placeholder(tf.int32, [None, hparams.n_ctx]) for _ in range(2))
         self.rate = tf.placeholder(tf.float32, [], 'learning_rate')
         self.weights, self.dtype = model.weights(hparams), set_precision(flags.precision)
-        variables = checkpoint.model_variables()
-        if flags.only_train_transformer_layers:
-            variables = [v for v in variables if v.op.name.startswith('model/h')]
+        variables = tf.trainable_variables('model/h' if flags.only_train_transformer_layers else 'model/')
         self.trained = [v.op.name.removeprefix('model/') for v in variables]
         inputs = *self.batch, self.weights
         *self.update_losses, grads = self.compiled(self.losses_and_gradients)(*inputs)
@@ -32,7 +28,7 @@ class Graph:
         self.finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(w)) for w in self.weights.values()])
 
     def compiled(self, function):
-        return tf2.function(function, jit_compile=True, autograph=False) if self.flags.xla else function
+        return tf.function(function, jit_compile=True, autograph=False) if self.flags.xla else function
 
     def losses_of(self, inputs, tokens, w):
         w = with_precision(w, self.dtype)
@@ -41,15 +37,14 @@ class Graph:
 
     def losses_and_gradients(self, inputs, tokens, w):
         total, count = self.losses_of(inputs, tokens, w)
-        # All tokens count the same; their mean would favour batches with padding.
+        # All tokens count the same; means would favour padded batches.
         loss = total / tf.cast(tf.size(tokens[:, 1:]), tf.float32)
-        return total, count, memory_saving_gradients.gradients(
+        return total, count, gradients(
             loss, [w[name] for name in self.trained], recompute=self.flags.memory_saving_gradients)
 
 
-def session_config(worker):
-    """With the worker's GPU and threads."""
-    config = sessions.session_config()
+def session_config(worker):  # with its GPU and threads
+    config = session.session_config()
     if worker.gpu is not None:
         config.gpu_options.visible_device_list = str(worker.gpu)
     config.intra_op_parallelism_threads = worker.threads

@@ -1,16 +1,15 @@
-"""The log of training: a progress bar on stderr, lines on stdout, TensorBoard events."""
-import contextlib
+"""The log of training: a bar on stderr, lines on stdout, TensorBoard events."""
 import sys
 import time
+from contextlib import contextmanager, suppress
 
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 
-def say(line, file=None):
-    """Prints a line past the progress bar, while anybody reads it."""
+def say(line, file=None):  # past the bar, while anybody reads it
     file = file or sys.stdout
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         tqdm.write(line, file)
         file.flush()
 
@@ -19,9 +18,8 @@ def warn(line):  # on stderr
     say(' '.join(line.split()), sys.stderr)
 
 
-@contextlib.contextmanager
-def warning_of(errors, prefix):
-    """Warns of errors of the block, and yields the list of them."""
+@contextmanager
+def warning_of(errors, prefix):  # in the block; yields their list
     caught = []
     try:
         yield caught
@@ -32,12 +30,12 @@ def warning_of(errors, prefix):
 
 class Bar(tqdm):
     def display(self, *args, **kwargs):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             super().display(*args, **kwargs)
 
 
 class Log:
-    """The log of rank 0; on other ranks it writes nothing."""
+    """Of rank 0; others write nothing."""
 
     def __init__(self, flags, worker, folder, step, n_ctx):
         self.tokens = flags.batch_size * flags.accumulate_gradients * n_ctx * worker.size  # of an update
@@ -48,11 +46,11 @@ class Log:
         if worker.rank == 0:
             with self.writing_events():
                 self.events = tf.summary.FileWriter(folder)
-                # Hides what an interrupted session logged after its last save.
-                self.events.add_session_log(tf.SessionLog(status=tf.SessionLog.START), step)
+                # Hides what was logged after the last save.
+                self.events.add_session_log(tf.SessionLog(status='START'), step)
         self.text(step, 'flags', '\n'.join(f'    --{name} {value}' for name, value in vars(flags).items()))
 
-    @contextlib.contextmanager
+    @contextmanager
     def writing_events(self):  # until they cannot be written
         with warning_of((OSError, tf.errors.OpError), 'TensorBoard events could not be written') as errors:
             yield
@@ -83,15 +81,14 @@ class Log:
         self.scalars(step, **values, tokens_per_second=speed, peak_memory_gb=peak_memory() / 1e9)
 
     def close(self):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             self.bar.close()
         with self.writing_events():
             if self.events:
                 self.events.close()
 
 
-def peak_memory() -> float:
-    """In bytes; NaN on Windows, where Python does not tell."""
+def peak_memory() -> float:  # bytes; NaN on Windows, where Python cannot tell
     if sys.platform == 'win32':
         return float('nan')
     import resource

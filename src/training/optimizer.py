@@ -1,4 +1,4 @@
-"""From gradients to the operations of one update, and the learning rate of each."""
+"""From gradients to the operations of an update, and its learning rate."""
 import math
 
 import tensorflow.compat.v1 as tf
@@ -9,8 +9,8 @@ from accumulate import AccumulatingOptimizer, zeros
 class Adafactor:
     """Shazeer & Stern 2018: algorithm 4 without momentum, with the decay of section 7.2."""
 
-    def __init__(self, learning_rate):
-        self.learning_rate = learning_rate
+    def __init__(self, rate):
+        self.rate = rate
 
     def apply_gradients(self, grads_and_vars):
         updates = zeros([], 'updates')
@@ -24,53 +24,53 @@ class Adafactor:
             return mean.assign((1 - newest) * mean + newest * (squares + 1e-30)).read_value()
         squares = tf.square(grad)
         if is_matrix(v):
-            rows = moving_mean('rows', tf.reduce_mean(squares, axis=-1, keepdims=True))
-            columns = moving_mean('columns', tf.reduce_mean(squares, axis=-2, keepdims=True))
-            rows /= tf.reduce_mean(rows, axis=-2, keepdims=True)
+            rows = moving_mean('rows', tf.reduce_mean(squares, -1, keepdims=True))
+            columns = moving_mean('columns', tf.reduce_mean(squares, -2, keepdims=True))
+            rows /= tf.reduce_mean(rows, -2, keepdims=True)
             update = grad * tf.rsqrt(rows) * tf.rsqrt(columns)
         else:
             update = grad * tf.rsqrt(moving_mean('squares', squares))
         rms = tf.sqrt(2 * tf.nn.l2_loss(update) / v.shape.num_elements())
-        return v.assign_sub(update * (self.learning_rate / tf.maximum(1.0, rms)), read_value=False)
+        return v.assign_sub(update * (self.rate / tf.maximum(1.0, rms)), read_value=False)
 
 
 OPTIMIZERS = {'adam': tf.train.AdamOptimizer, 'adamw': tf.train.AdamOptimizer, 'adafactor': Adafactor,
               'sgd': tf.train.GradientDescentOptimizer}
 
 
-def update_operations(grads, variables, flags, learning_rate, reduce=None):  # -> reset, update, apply
-    """Run reset, update for each batch, and apply, which is None without sums. The last gives the norm of the
-    mean gradient before clipping. Weight decay is that of Loshchilov & Hutter 2019, of matrices alone."""
+def update_operations(grads, variables, flags, rate, reduce=None):  # -> reset, update, apply
+    """Run reset, update for each batch, and apply, which is None without sums. The last gives the mean
+    gradient's norm before clipping. Weight decay: Loshchilov & Hutter 2019, of matrices alone."""
     pairs = zip(grads, variables, strict=True)
     grads, variables = zip(*(pair for pair in pairs if pair[0] is not None), strict=True)
-    opt, accumulates, scale = OPTIMIZERS[flags.optimizer](learning_rate), flags.accumulate_gradients > 1, 1.0
-    if accumulates:
+    opt, sums, scale = OPTIMIZERS[flags.optimizer](rate), None, 1.0
+    if flags.accumulate_gradients > 1:
         sums = AccumulatingOptimizer(opt, variables)
         reset, batch = sums.reset(), sums.add(grads)
         grads, scale = [total.read_value() for total in sums.sums], 1 / sums.count
     if reduce:
         grads = reduce(grads)
-    # Without clipping, nothing waits for the norm: each gradient is applied, and freed, at once.
+    # Unless clipping waits for the norm, each gradient is applied, and freed, at once.
     norm = scale * tf.linalg.global_norm(grads)
     if flags.clip_norm:
         scale *= tf.minimum(1.0, flags.clip_norm / norm)
-    if accumulates or flags.clip_norm:
+    if sums or flags.clip_norm:
         grads = [grad * scale for grad in grads]
-    if accumulates:  # in place of the sums, or all would be copied
+    if sums:  # in place of sums, or all would be copied
         grads = [total.assign(grad).read_value() for total, grad in zip(sums.sums, grads, strict=True)]
     decay = 0.01 * (flags.optimizer == 'adamw') if flags.weight_decay is None else flags.weight_decay
     pairs = list(zip(grads, variables, strict=True))
     if decay:
-        pairs = [(after_decay(grad, v, 1 - learning_rate * decay), v) for grad, v in pairs]
+        pairs = [(after_decay(grad, v, 1 - rate * decay), v) for grad, v in pairs]
     with tf.control_dependencies([opt.apply_gradients(pairs)]):
         norm = tf.identity(norm)
-    return (reset, batch, norm) if accumulates else (tf.no_op(), norm, None)
+    return (reset, batch, norm) if sums else (tf.no_op(), norm, None)
 
 
 def after_decay(grad, v, factor):  # -> grad, once a matrix is multiplied by factor
     if not is_matrix(v):
         return grad
-    with tf.control_dependencies([grad]):  # the forward pass has read the old value
+    with tf.control_dependencies([grad]):  # the forward pass has read v
         decay = v.assign(v.read_value() * factor, read_value=False)
     with tf.control_dependencies([decay]):
         return tf.identity(grad)

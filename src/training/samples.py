@@ -7,16 +7,15 @@ from training import log
 
 
 def draw(generator, flags, seed, first):  # -> texts
-    seeds = [[seed, number] for number in range(first, min(first + flags.batch_size, flags.sample_num))]
-    length = flags.sample_length or generator.hparams.n_ctx - 1
-    rows = generator.complete([[generator.enc.eot]] * len(seeds), seeds, length=length, top_k=flags.top_k,
-                              top_p=flags.top_p)
+    seeds = [[seed, number] for number in range(flags.sample_num)[first:first + flags.batch_size]]
+    rows = generator.complete(
+        [[generator.enc.eot]] * len(seeds), seeds, top_k=flags.top_k, top_p=flags.top_p,
+        length=flags.sample_length or generator.hparams.n_ctx - 1)
     return [f'======== SAMPLE {number} ========\n{row.text}\n' for number, row in enumerate(rows, first + 1)]
 
 
-def write(folder, step, text):
-    """Writes the file samples-<step>, or warns."""
-    path = os.path.join(folder, f'samples-{step}')
+def write(folder, step, text):  # the file samples-<step>, or warns
+    path = f'{folder}/samples-{step}'
     with log.warning_of(OSError, 'The samples could not be written'):
         os.makedirs(folder, exist_ok=True)
         with paths.replacing(path) as file:

@@ -1,9 +1,9 @@
-"""Signals that end training after the update or batch, with a save."""
+"""Signals that end training after a batch, with a save."""
 import contextlib
 import os
 import signal
 
-from command_line import interrupts
+from command_line.interrupts import SIGNALS, handling, watching
 
 
 class Stopped(Exception):
@@ -11,13 +11,12 @@ class Stopped(Exception):
 
 
 class Signals:
-    """Notes the first signal, for the loop to see. A second Ctrl-C ends the process at once."""
+    """Notes the first signal for the loop. A second Ctrl-C ends the process at once."""
     received, answered = 0, False
 
     @contextlib.contextmanager
     def noted(self):
-        handlers = dict.fromkeys(interrupts.SIGNALS, self.note)
-        with interrupts.handling(handlers), interrupts.watching(self.answer):
+        with handling(dict.fromkeys(SIGNALS, self.note)), watching(self.answer):
             yield
 
     def note(self, number, frame):

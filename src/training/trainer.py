@@ -33,8 +33,8 @@ class Trainer:
         worker.run_on_rank0(self.lock.lock)
 
     def prepare(self):
-        flags, worker, folder = self.flags, self.worker, self.lock.directory
-        path, hparams, enc = worker.run_everywhere(self.load_model)
+        flags, worker, folder = self.flags, self.worker, self.lock.folder
+        path, hparams, enc = worker.run_on_all(self.load_model)
         with default_signal_handlers(self.lock.unlock):
             worker.run_on_rank0(lambda: run_folder.check_start(folder, path, flags.restore_from, hparams))
         worker.check_same({**vars(flags), 'hparams.json': hparams.values(), 'vocabulary': enc.fingerprint})
@@ -62,27 +62,25 @@ class Trainer:
 
     def resume(self):
         self.state = run_state.TrainState(**self.worker.run_on_rank0(self.restore))
-        self.worker.broadcast(self.session, [*self.run.model_variables, *self.run.state_variables])
+        self.worker.broadcast(self.session, self.run.weights + self.run.state_variables)
         position = -(-self.state.position // self.worker.size)  # rounded up
-        self.worker.run_everywhere(lambda: self.data.start(self.state.seed, position))
+        self.worker.run_on_all(lambda: self.data.start(self.state.seed, position))
 
     def restore(self):
-        flags, data = self.flags, self.data
-        state = self.run.restore(self.session, flags.restore_from, log.say)
-        seed = state.seed if flags.seed is None else flags.seed
-        if state.seed is not None and (seed, data.size) != (state.seed, state.tokens):
+        state = self.run.restore(self.session, self.flags.restore_from, log.say)
+        seed = state.seed if self.flags.seed is None else self.flags.seed
+        if state.seed is not None and (seed, self.data.size) != (state.seed, state.tokens):
             log.say('Another seed or dataset: the order of the data starts anew')
-            if state.tokens == data.whole_size != data.size:
-                log.say('The text that --val_every now holds out was trained on before: use --val_dataset')
+            if state.tokens == self.data.whole_size != self.data.size:
+                log.say('The text --val_every now holds out was trained on: use --val_dataset')
             state.position = 0
         state.seed = generator.new_seed() if seed is None else seed
-        state.tokens, state.flags = data.size, vars(flags)
+        state.tokens, state.flags = self.data.size, vars(self.flags)
         return vars(state)
 
-    def train(self):
-        """Updates until an end, and saves the last whole update."""
+    def train(self):  # until an end; saves the last whole update
         try:
-            self.act()  # what an interruption left undone
+            self.act()  # what was left undone
             while not self.is_finished():
                 self.check()
                 self.update()
@@ -93,7 +91,7 @@ class Trainer:
             self.log.say(f'Stopped by {number.name} at step {self.state.step}; the same command goes on')
             sys.exit(128 + number)
         except Exception as error:
-            if self.can_save and not self.lock.gone() and not self.worker.is_peer_failure(error):
+            if self.can_save and not (self.lock.gone() or self.worker.is_of_peer(error)):
                 with log.warning_of(Exception, 'Could not save'):
                     self.save()
             if isinstance(error, tf.errors.ResourceExhaustedError):
@@ -102,19 +100,17 @@ class Trainer:
             raise
         else:
             self.worker.run_on_rank0(self.save_last)
-            self.log.say(f'{self.state.step} steps done, {self.losses()}: {self.run.directory}')
+            self.log.say(f'{self.state.step} steps done, {self.losses()}: {self.run.folder}')
         finally:
             self.log.close()
 
-    def act(self):
-        """Validates, samples and saves where due and not yet done at this step."""
-        flags, state = self.flags, self.state
-        actions = [(flags.val_every, self.validate), (self.sample_every, self.sample),
-                   (flags.save_every, self.try_save)]
-        for every, action in actions[state.actions_done:]:
-            if every and state.step % every == 0:
+    def act(self):  # does what is due and not yet done at this step
+        actions = [(self.flags.val_every, self.validate), (self.sample_every, self.sample),
+                   (self.flags.save_every, self.try_save)]
+        for every, action in actions[self.state.actions_done:]:
+            if every and self.state.step % every == 0:
                 action()
-            state.actions_done += 1
+            self.state.actions_done += 1
 
     def is_finished(self):
         flags, state = self.flags, self.state
@@ -124,8 +120,7 @@ class Trainer:
             return True
         return flags.steps is not None and state.step >= flags.steps
 
-    def check(self):
-        """Ends all ranks at a signal to one, or if the run's folder is gone."""
+    def check(self):  # ends all ranks at a signal to one, or without the run's folder
         numbers, lines = zip(*self.worker.gather([self.signals.received, self.lock.gone()]), strict=True)
         if lines[0]:  # rank 0 has the lock
             self.worker.abort(lines[0])
@@ -133,10 +128,10 @@ class Trainer:
             raise Stopped(max(numbers))
 
     def update(self):
-        flags, state, graph = self.flags, self.state, self.graph
-        rate, sums = optimizer.learning_rate(state.step + 1, flags), np.zeros(2)
+        state, graph = self.state, self.graph
+        rate, sums = optimizer.learning_rate(state.step + 1, self.flags), np.zeros(2)
         self.session.run(graph.reset)
-        for _ in range(flags.accumulate_gradients):
+        for _ in range(self.flags.accumulate_gradients):
             feed = {graph.batch: self.data.next_batch(), graph.rate: rate}
             self.can_save = graph.apply is not None
             losses, norm = self.session.run([graph.update_losses, graph.update], feed)
@@ -146,13 +141,14 @@ class Trainer:
             norm = self.session.run(graph.apply, {graph.rate: rate})
         loss = self.mean_of_all(sums, norm)
         self.can_save = True
-        state.step, state.loss, state.actions_done = state.step + 1, loss, 0
+        state.step += 1
+        state.loss, state.actions_done = loss, 0
         state.position = self.data.position * self.worker.size
         state.average = [0.99 * state.average[0] + loss, 0.99 * state.average[1] + 1]
         self.log.update(state.step, self.losses(), loss=loss, learning_rate=rate, gradient_norm=norm)
 
     def mean_of_all(self, sums, norm=0.0):  # sum of losses, their number -> mean of all ranks
-        total, count = np.sum(self.worker.gather(sums.tolist()), axis=0)
+        total, count = np.sum(self.worker.gather(sums.tolist()), 0)
         self.check_finite(np.isfinite([total / count, norm]).all())
         return float(total / count)
 
@@ -169,7 +165,7 @@ class Trainer:
         return f'loss={state.loss:.4f} avg={state.average[0] / state.average[1]:.4f}'
 
     def validate(self):
-        state, loss = self.state, self.validation_loss()
+        state, loss = self.state, self.val_loss()
         seconds = self.log.bar.format_dict['elapsed']
         self.log.say(f'[{state.step} | {seconds:.2f}] validation loss = {loss:.4f}')
         self.log.scalars(state.step, val_loss=loss)
@@ -178,9 +174,9 @@ class Trainer:
         elif self.worker.run_on_rank0(lambda: self.save_best(loss)):
             state.best, state.validations_since_best = [loss, state.step], 0
 
-    def validation_loss(self):
+    def val_loss(self):
         sums, shown = np.zeros(2), time.perf_counter()
-        for number, batch in enumerate(self.data.validation_batches()):
+        for number, batch in enumerate(self.data.val_batches()):
             self.check()
             if time.perf_counter() - shown > PROGRESS_EVERY:
                 shown, done = time.perf_counter(), number * self.worker.size
@@ -190,11 +186,11 @@ class Trainer:
         return self.mean_of_all(sums)
 
     def sample(self):
-        flags, step, texts = self.flags, self.state.step, []
-        for first in range(0, flags.sample_num, flags.batch_size):
+        step, texts = self.state.step, []
+        for first in range(0, self.flags.sample_num, self.flags.batch_size):
             self.check()
             if self.worker.rank == 0:
-                texts += samples.draw(self.generator, flags, self.data.sampler.seed + step, first)
+                texts += samples.draw(self.generator, self.flags, self.data.sampler.seed + step, first)
         if texts:
             self.generator.free_cache()
             log.say(texts[-1])
@@ -214,7 +210,7 @@ class Trainer:
             raise self.best_errors[0]
 
     def try_save(self):
-        if not self.lock.gone():  # else all ranks end before the next update
+        if not self.lock.gone():  # else all ranks end before an update
             with log.warning_of(run_folder.NotSaved, 'Training goes on'):
                 self.save()
 

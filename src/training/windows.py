@@ -13,8 +13,7 @@ PADDING = -1  # after a short chunk; the loss leaves it out
 MASK = (1 << 64) - 1
 
 
-def hold_out(chunks: list[np.ndarray], fraction: float) -> tuple[list, list]:  # training, validation
-    """Holds the last `fraction` of all tokens out of training."""
+def hold_out(chunks: list[np.ndarray], fraction: float) -> tuple[list, list]:  # training, the last fraction
     total = sum(map(len, chunks))
     training, validation, left = [], [], total - round(total * fraction)
     for chunk in chunks:
@@ -25,24 +24,22 @@ def hold_out(chunks: list[np.ndarray], fraction: float) -> tuple[list, list]:  #
 
 
 class Sampler:
-    """Draws windows of consecutive tokens from chunks, all equally likely, each once an epoch.
-
-    A short chunk is one window, which PADDING fills up; a single token is none. `position`, the number of
-    draws, is the whole state, and may be set. Rank r of `size` takes the draws r, r + size, …
-    """
+    """Draws windows of consecutive tokens from chunks, all equally likely, each once an epoch. A short chunk
+    is one window, which PADDING fills up; a single token is none. `position`, the number of draws, is all
+    state, and may be set. Rank r of `size` takes the draws r, r + size, …"""
 
     def __init__(self, chunks: list[np.ndarray], seed: int | None = None, rank: int = 0, size: int = 1):
         self.chunks = [chunk for chunk in map(np.asarray, chunks) if len(chunk) >= 2]
         require(self.chunks, 'the data has no 2 tokens in one chunk; give more text')
         self.seed = secrets.randbits(63) if seed is None else int(seed)
         self.rank, self.size, self.position = rank, size, 0
-        self._starts = {}  # length: numbers of windows before each chunk, and of all
+        self.starts = {}  # length: windows before each chunk, and in all
 
     def sample(self, length: int) -> np.ndarray:  # int32 [length]
-        if length not in self._starts:
+        if length not in self.starts:
             counts = (max(len(chunk) - length + 1, 1) for chunk in self.chunks)
-            self._starts[length] = list(itertools.accumulate(counts, initial=0))
-        starts = self._starts[length]
+            self.starts[length] = list(itertools.accumulate(counts, initial=0))
+        starts = self.starts[length]
         epoch, draw = divmod(self.position * self.size + self.rank, starts[-1])
         key = hashlib.blake2b(f'{self.seed} {epoch}'.encode(), digest_size=8).digest()
         window = permuted(draw, starts[-1], int.from_bytes(key, 'little'))

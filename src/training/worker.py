@@ -1,4 +1,4 @@
-"""The part of one process among several that train together."""
+"""One process of several that train together."""
 import dataclasses
 import sys
 
@@ -7,27 +7,26 @@ from errors import InputError
 
 @dataclasses.dataclass
 class Worker:
-    """A process alone; a subclass joins several. All ranks call a method at the same point, with values of
-    JSON's types; only rank 0 writes and prints."""
+    """A process alone; a subclass joins several. All ranks call a method at the same point, with JSON values;
+    only rank 0 writes and prints."""
     rank: int = 0
     size: int = 1
     gpu: int | None = None  # the only one to use
     threads: int = 0  # of an operation; 0: one a core
 
-    def gather(self, value):  # -> list of all ranks' values
+    def gather(self, value):  # -> all ranks' values
         return [value]
 
     def broadcast(self, session, variables):
-        """Gives variables the values of rank 0."""
+        """Gives variables rank 0's values."""
 
-    def reduce(self, grads):  # -> their means over all ranks
+    def reduce(self, grads):  # -> means over all ranks
         return grads
 
-    def is_peer_failure(self, error):  # of another process
+    def is_of_peer(self, error):  # of another process
         return False
 
-    def run_everywhere(self, function):
-        """The result of function(). An InputError of one rank ends all."""
+    def run_on_all(self, function):  # -> its result; an InputError of one rank ends all
         result = error = None
         try:
             result = function()
@@ -38,20 +37,17 @@ class Worker:
                 self.abort(f'rank {rank}: {message}' if rank else message)
         return result
 
-    def run_on_rank0(self, function):
-        """The result of rank 0, which alone calls function()."""
-        return self.gather(self.run_everywhere(function if self.rank == 0 else lambda: None))[0]
+    def run_on_rank0(self, function):  # -> the result of rank 0, which alone calls it
+        return self.gather(self.run_on_all(function if self.rank == 0 else lambda: None))[0]
 
-    def check_same(self, values: dict):
-        """Ends all ranks where their values differ."""
+    def check_same(self, values: dict):  # ends all ranks where they differ
         first, *others = self.gather(values)
         for rank, other in enumerate(others, 1):
             for name, value in first.items():
                 if other[name] != value:
                     self.abort(f'{name} is {value!r} on rank 0, but {other[name]!r} on rank {rank}')
 
-    def abort(self, message: str):
-        """Ends all ranks with status 2; rank 0 prints the message."""
+    def abort(self, message: str):  # ends all ranks with status 2; rank 0 prints it
         if self.rank == 0:
             raise InputError(message)
         sys.exit(2)
