@@ -15,9 +15,8 @@ import time
 import urllib.parse
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))
-from command_line import cli  # first, so that Ctrl-C ends the imports
+from command_line import cli
 
-# isort: split
 import requests
 import urllib3
 from tqdm import tqdm
@@ -38,7 +37,7 @@ KNOWN = {  # bytes; SHA-256, if published
     f'355M/{DATA}': (1_419_292_672, ''), f'774M/{DATA}': (3_096_120_320, ''),
     f'1558M/{DATA}': (6_230_444_800, '')}
 MAX_BYTES, MAX_DATA_BYTES = 1 << 28, 1 << 36  # of a file; of weights
-CHUNK = 1 << 16  # bytes that are read at a time
+CHUNK = 1 << 16  # bytes read at a time
 TIMEOUTS = 10, 30  # seconds to connect, and without a byte
 ATTEMPTS, BACKOFF = 5, 1  # without progress; seconds before the second, then doubled
 
@@ -47,8 +46,8 @@ def download_model(model_name: str, models_dir: str = 'models', base_url: str | 
     """Downloads a model, unless it is there; resumes what broke off. Raises InputError, OSError.
 
     Args:
-        model_name: 124M, 355M, 774M or 1558M; with a base_url any name that it has.
-        models_dir: the folder of all models.
+        model_name: 124M, 355M, 774M or 1558M; with a base_url any name it has.
+        models_dir: where models are.
         base_url: has <model_name>/<file>; None for GPT2_BASE_URL or OpenAI's storage.
     """
     mirror, name = base_url or os.environ.get('GPT2_BASE_URL'), paths.ALIASES.get(model_name, model_name)

@@ -7,12 +7,11 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))
 
-from command_line import cli  # before what may be missing
+from command_line import cli
+from command_line.flags import REQUIRED, TEXTS, TextFlags, flag
 
-# isort: split
 import encoder
 import load_dataset
-from command_line.flags import REQUIRED, TEXTS, TextFlags, flag
 from errors import require
 from storage import paths
 from storage.npz import write_npz
@@ -27,12 +26,11 @@ class EncodeFlags(TextFlags):
     workers: int = flag(1, 'threads, for the same result; 0 for one a core', 0)
 
 
-@cli.flags_from(EncodeFlags)
-def encode(*args, **kwargs):
-    flags = EncodeFlags(*args, **kwargs)
+@cli.takes(EncodeFlags)
+def encode(flags):
     if flags.workers:
         os.environ['RAYON_NUM_THREADS'] = str(flags.workers)  # for gigatoken
-    enc = encoder.get_encoder(paths.find_model(flags.model_name, flags.models_dir, flags.checkpoint_dir))
+    enc = encoder.get_encoder(flags.find_model(flags.model_name))
     files, out = load_dataset.find_files(flags.in_text), paths.expand(flags.out_npz)
     is_file = paths.stream(out) is None
     out += '.npz' if is_file and not load_dataset.is_npz(out) else ''

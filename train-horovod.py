@@ -8,15 +8,14 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'sr
 
 from command_line import cli
 from command_line.flags import HorovodFlags
+
 from errors import require
 
 
-@cli.flags_from(HorovodFlags)
-def train(**values):
-    flags = HorovodFlags(**values)
+@cli.takes(HorovodFlags)
+def train(flags):
     require(importlib.util.find_spec('horovod'), 'Horovod is not installed: make horovod, or use ./train.py')
-    cli.load_tensorflow()
-    with cli.default_signal_handlers():
+    with cli.load_tensorflow():
         from training import horovod_worker, trainer
     with horovod_worker.started(flags.compression, flags.timeout) as worker:
         trainer.train(flags, worker)

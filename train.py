@@ -9,11 +9,9 @@ from command_line import cli
 from command_line.flags import TrainFlags
 
 
-@cli.flags_from(TrainFlags)
-def train(**values):
-    flags = TrainFlags(**values)
-    cli.load_tensorflow()
-    with cli.default_signal_handlers():
+@cli.takes(TrainFlags)
+def train(flags):
+    with cli.load_tensorflow():
         from training import trainer
     trainer.train(flags)
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """All benchmarks, one table: ./benchmarks/bench.py, or `make bench`. A benchmark is a file with rows()."""
+from command_line import cli
+
 import encoding_speed
 import sampling_speed
 import table
 import training_speed
-
-from command_line import cli
 
 BENCHMARKS = (training_speed, encoding_speed, sampling_speed)
 

@@ -14,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 
+from command_line import cli
+
 import measure  # before the project's own: it makes their import possible
 import numpy as np
 import random_model
 import scaling
 import training_speed
 
-from command_line import cli
 from errors import require
 
 SMALL = {'n_layer': 4, 'n_head': 4, 'n_embd': 256, 'n_ctx': 256}  # of the model that is compared
@@ -180,6 +181,7 @@ def trained(directory, device, name, deterministic='0', **changes):
     os.environ['TF_DETERMINISTIC_OPS'] = deterministic
     begin(device)
     from command_line.flags import TrainFlags
+
     from training import trainer
     trainer.train(TrainFlags(**flags_of(directory, name, **changes)))
     yield os.path.join(directory, 'runs', name)

@@ -18,13 +18,14 @@ import statistics
 import sys
 import tempfile
 
+from command_line import cli
+
 import encoders
 import measure  # before the project's own: it makes their import possible
 import numpy as np
 import prose_and_code
 import table
 
-from command_line import cli
 from storage import paths
 
 DEVELOPERS = (os.path.join(measure.ROOT, '..', 'shared'), 'vocab')

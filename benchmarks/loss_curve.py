@@ -10,6 +10,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), '..', 'src'))
 
 from command_line import cli
+
 from errors import InputError, require
 from storage import paths
 

@@ -3,11 +3,12 @@ import itertools
 import os
 import string
 
+from command_line import cli
+
 import measure  # before the project's own: it makes their import possible
 import numpy as np
 
 import encoder
-from command_line import cli
 from errors import require
 from storage import vocabulary_files
 

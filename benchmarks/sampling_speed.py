@@ -12,11 +12,11 @@ import sys
 import tempfile
 import time
 
+from command_line import cli
+
 import measure  # before the project's own: it makes their import possible
 import random_model
 import table
-
-from command_line import cli
 
 SIZE = '124M'
 PRECISIONS = ('float32', 'bfloat16', 'int8')  # of the weights

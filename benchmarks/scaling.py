@@ -18,11 +18,12 @@ import sys
 import tempfile
 import time
 
+from command_line import cli
+
 import measure  # before the project's own: it makes their import possible
 import random_model
 import table
 
-from command_line import cli
 from errors import require
 
 EFFICIENCY = 0.85  # of two processes, to reach
@@ -112,9 +113,10 @@ def measured():
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[rank % len(cores)]})
     cli.load_tensorflow()
+    from command_line.flags import HorovodFlags
+
     import tensorflow.compat.v1 as tf
 
-    from command_line.flags import HorovodFlags
     from training import horovod_worker, trainer
     directory, steps = settings['directory'], settings['steps']
     flags = HorovodFlags(

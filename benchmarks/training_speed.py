@@ -12,11 +12,11 @@ import statistics
 import sys
 import tempfile
 
+from command_line import cli
+
 import measure  # before the project's own: it makes their import possible
 import random_model
 import table
-
-from command_line import cli
 
 LEAST = {'float32': 2, 'bfloat16': 3}  # times the peer's speed
 MOST = {('bfloat16', False): 3.4, ('bfloat16', True): 2.8}  # GB of 124M, by precision and memory saving
@@ -85,9 +85,10 @@ def compared(results, size, precision, work):
 
 def ours(directory, size, batch_size, sequence, precision, saving, xla=False):
     cli.load_tensorflow()
+    from command_line.flags import TrainFlags
+
     import tensorflow.compat.v1 as tf
 
-    from command_line.flags import TrainFlags
     from training import trainer
     # Each process locks a run of its own.
     flags = TrainFlags(dataset=os.path.join(directory, 'tokens.npz'), model_name=size, models_dir=directory,

@@ -2,16 +2,14 @@
 """Converts models to and from Hugging Face's format."""
 from command_line import cli
 from command_line.flags import ExportFlags
+
 from storage import paths
 
 
-@cli.flags_from(ExportFlags)
-def to_hf(*args, **kwargs):
+@cli.takes(ExportFlags)
+def to_hf(flags):
     """Writes a model or run into a folder that transformers reads."""
-    def write(*names):
-        from formats import hugging_face
-        return hugging_face.write(*names)
-    cli.write_model(ExportFlags(*args, **kwargs), write)
+    cli.write_model(flags, 'hugging_face')
 
 
 def from_hf(directory: str, name: str, models_dir: str = 'models'):
@@ -23,8 +21,8 @@ def from_hf(directory: str, name: str, models_dir: str = 'models'):
         models_dir: where models are.
     """
     target = paths.for_tensorflow(paths.child(models_dir, name, 'NAME'))
-    cli.load_tensorflow(computes=False)
-    from formats import hugging_face
+    with cli.load_tensorflow(computes=False):
+        from formats import hugging_face
     with paths.making(target) as folder:
         hparams = hugging_face.read(directory, folder)
     print(f'Made {target}: {hparams.n_parameters():,} parameters')

@@ -3,13 +3,13 @@
 import json
 import sys
 
-from command_line import cli  # before what may be missing
+from command_line import cli
 
-# isort: split
 import encoder
 import load_dataset
 from errors import InputError, require
 from storage import paths, vocabulary_files
+from storage.text_files import read_text
 
 
 def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 768, n_ctx: int = 1024,
@@ -37,9 +37,9 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
     require((train_vocab is None) == (corpus is None) and None in (train_vocab, vocab_from),
             '--train_vocab and --corpus belong together, and not to --vocab_from')
     target = paths.for_tensorflow(paths.child(models_dir, name, 'NAME'))
-    cli.load_tensorflow(computes=False)
-    import model
-    from storage import new_model
+    with cli.load_tensorflow(computes=False):
+        import model
+        from storage import new_model
     sizes = {'n_ctx': n_ctx, 'n_embd': n_embd, 'n_head': n_head, 'n_layer': n_layer}
     hparams, special = model.default_hparams().override_from_dict(sizes), None
     with paths.making(target) as folder:
@@ -67,7 +67,7 @@ def learn_vocabulary(size, corpus, encoding='utf-8'):  # -> {symbol: id}, list o
     except ImportError:
         raise InputError('--train_vocab needs the package tokenizers: pip install tokenizers') from None
     texts = (text for path in load_dataset.find_files(corpus)
-             for text in load_dataset.split_text(load_dataset.read_text(path, encoding), [encoder.EOT])
+             for text in load_dataset.split_text(read_text(path, encoding), [encoder.EOT])
              if text != encoder.EOT)
     tokenizer, level = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel
     tokenizer.pre_tokenizer = level(add_prefix_space=False)

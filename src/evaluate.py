@@ -1,17 +1,16 @@
 #!/usr/bin/env python3
-"""Evaluates a model: perplexity of any text, published test sets, log-probabilities. docs/evaluation.md"""
+"""Evaluates a model: perplexity of any text, published test sets, log-probabilities."""
 import json
 import math
 import os
 from dataclasses import dataclass
 
-from command_line import cli  # before packages that may not be installed
-
-# isort: split
-import load_dataset
+from command_line import cli
 from command_line.flags import CHECKPOINT, REQUIRED, TF32, ModelFlags, flag
+
+import load_dataset
 from evaluation import metrics, test_sets
-from fast.precision import PRECISIONS
+from fast.session import PRECISIONS
 from storage import paths
 
 PARAMETERS = {'124M': 124_439_808, '355M': 354_823_168, '774M': 774_030_080, '1558M': 1_557_611_200}
@@ -69,10 +68,9 @@ class LambadaFlags(Flags):
 
 # Commands: data is read before TensorFlow loads, which takes seconds
 
-@cli.flags_from(FileFlags)
-def perplexity(**values):
+@cli.takes(FileFlags)
+def perplexity(flags):
     """Perplexity of any text, or of a .npz of encode.py, and bits per byte."""
-    flags = FileFlags(**values)
     files, model = load_dataset.find_files(flags.data), load(flags)
     texts = test_sets.text_documents(model.enc, files, flags.encoding, flags.special_tokens)
     report('perplexity', flags, model, metrics.perplexity(model, texts, flags.stride, flags.boundary))
@@ -81,33 +79,29 @@ def perplexity(**values):
 def perplexity_of(name):  # -> the command of a published test set
     source, file, steps = test_sets.TEXTS[name]
 
-    def command(**values):
-        flags = SpanFlags(**values)
+    def command(flags):
         texts = list(test_sets.documents(name, flags.data))
         evaluate(name, flags, texts, metrics.perplexity, stride=flags.stride, lines=bool(steps))
     command.__doc__ = f'{"Perplexity" if steps else "Bits per byte"} of the test text {file} of {source}.'
-    return cli.flags_from(SpanFlags)(command)
+    return cli.takes(SpanFlags)(command)
 
 
-@cli.flags_from(LambadaFlags)
-def lambada(**values):
+@cli.takes(LambadaFlags)
+def lambada(flags):
     """LAMBADA (.jsonl or text): accuracy and perplexity of the last words and tokens."""
-    flags = LambadaFlags(**values)
     passages = list(test_sets.lambada_passages(flags.data, flags.detokenize))
     evaluate('lambada', flags, passages, metrics.lambada)
 
 
-@cli.flags_from(Flags)
-def cbt(**values):
+@cli.takes(Flags)
+def cbt(flags):
     """The Children's Book Test (a file of cbtest_CN or cbtest_NE): accuracy among ten choices."""
-    flags = Flags(**values)
     evaluate('cbt', flags, list(test_sets.cbt_questions(flags.data)), metrics.cbt)
 
 
-@cli.flags_from(LineFlags)
-def logprobs(**values):
+@cli.takes(LineFlags)
+def logprobs(flags):
     """The tokens of each line (or JSON "text"), and their log-probabilities, as JSON lines."""
-    flags = LineFlags(**values)
     records = test_sets.records(load_dataset.find_files(flags.data))
     texts = [(record.get('prompt', flags.prompt), record['text']) for _, record in records]
     for line in metrics.logprobs(load(flags), texts, flags.stride, flags.boundary):
@@ -125,11 +119,10 @@ def evaluate(command, flags, data, measure, **options):  # measure: a function o
 
 
 def load(flags):  # -> Likelihood
-    cli.load_tensorflow()
-    with cli.default_signal_handlers():
+    with cli.load_tensorflow():
         from evaluation.likelihood import Likelihood
-        folder = (paths.find_model(flags.model_name, flags.models_dir, flags.checkpoint_dir)
-                  if flags.run_name is None else paths.run_dir(flags.run_name, flags.checkpoint_dir))
+        folder = (flags.find_model(flags.model_name) if flags.run_name is None
+                  else paths.run_dir(flags.run_name, flags.checkpoint_dir))
         return Likelihood(folder, checkpoint_name=flags.checkpoint, precision=flags.precision,
                           batch_size=flags.batch_size, context=flags.context)
 

@@ -2,21 +2,18 @@
 """Writes a model for TensorFlow (Serving) without this code."""
 from command_line import cli
 from command_line.flags import ExportFlags
+
 from storage import paths
 
 
-@cli.flags_from(ExportFlags)
-def export(*args, **kwargs):
+@cli.takes(ExportFlags)
+def export(flags):
     """Writes a SavedModel with the signatures `logits` and `generate`; docs/formats.md shows calls.
 
     TensorFlow Serving wants OUT's name to be a number, the version: served/gpt2/1.
     """
-    def write(*names):
-        from formats import saved_model
-        return saved_model.write(*names)
-    flags = ExportFlags(*args, **kwargs)
     paths.for_tensorflow(paths.expand(flags.out))
-    cli.write_model(flags, write)
+    cli.write_model(flags, 'saved_model')
 
 
 if __name__ == '__main__':

@@ -2,15 +2,14 @@
 """Prints samples that begin with <|endoftext|> alone."""
 from command_line import cli
 from command_line.flags import SamplingFlags
+
 from errors import require
 
 
-@cli.flags_from(SamplingFlags)
-def sample_model(*args, **kwargs):
-    flags = SamplingFlags(*args, **kwargs)
+@cli.takes(SamplingFlags)
+def sample_model(flags):
     require(flags.nsamples or flags.output is None, '--output needs --nsamples')
-    cli.load_tensorflow()
-    with cli.default_signal_handlers():
+    with cli.load_tensorflow():
         from generation import samples
         writer = samples.SampleWriter(flags, unconditional=True)
     with samples.opened(flags.output) as file:

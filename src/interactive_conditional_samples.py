@@ -6,8 +6,9 @@ import sys
 
 from command_line import cli
 from command_line.flags import SamplingFlags, flag
+
 from errors import InputError, require
-from storage import paths
+from storage.text_files import BYTE_ORDER_MARK
 
 ASK = 'Model prompt >>> '
 
@@ -33,11 +34,9 @@ class PromptFlags(SamplingFlags):
         require(not in_file or not self.include_prefix, '--include_prefix is for text')
 
 
-@cli.flags_from(PromptFlags)
-def interact_model(*args, **kwargs):
-    flags = PromptFlags(*args, **kwargs)
-    cli.load_tensorflow()
-    with cli.default_signal_handlers():
+@cli.takes(PromptFlags)
+def interact_model(flags):
+    with cli.load_tensorflow():
         from generation import samples
         writer = samples.SampleWriter(flags, unconditional=False, special_tokens=flags.special_tokens)
     if flags.prompts_file is not None:
@@ -68,7 +67,7 @@ def read_prompts():
         if not editing:
             print(ASK, end='', file=sys.stderr, flush=True)
         try:
-            text = input(ASK if editing else '').rstrip('\r').removeprefix(paths.BYTE_ORDER_MARK)
+            text = input(ASK if editing else '').rstrip('\r').removeprefix(BYTE_ORDER_MARK)
         except EOFError:
             print(file=sys.stderr)
             return

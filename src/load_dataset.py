@@ -14,13 +14,13 @@ import regex
 from tqdm import tqdm
 
 from encoder import digest, special_pattern
-from errors import InputError, require
+from errors import require
 from fast.bulk_encoding import BulkEncoder
 from storage import paths
 from storage.npz import npz_arrays, token_dtype, vocabulary_of, write_npz
-from training.windows import Sampler  # as in the fork
+from storage.text_files import open_text, read_text
+from training.windows import Sampler
 
-READ_CHARS = 1 << 18
 MAX_GROUP_SIZE = 1 << 22  # bytes, about, of texts encoded together
 # The last place (?r) where encoder.PATTERN always ends a piece.
 SAFE_CUT = regex.compile(r'(?r)(?<=\S)(?=\s)|(?<=\p{L})(?=\P{L})|(?<=\p{N})(?=\P{N})')
@@ -190,28 +190,3 @@ def split_text(texts, tokens):
         yield from filter(None, pattern.split(text[:cut]))
         text = text[cut:]
     yield from filter(None, pattern.split(text))
-
-
-def read_text(path, encoding):
-    """Yields a file's text in parts, without byte-order mark."""
-    mark = paths.BYTE_ORDER_MARK
-    with open(path, 'rb') as data:
-        paths.check_text(data.peek(), f'{path}: ')
-        file = open_text(data, encoding)
-        try:
-            while text := file.read(READ_CHARS):
-                text.encode()  # refuses half a UTF-16 pair in utf-7
-                yield text.removeprefix(mark)
-                mark = ''
-        except UnicodeError as error:
-            place = ''
-            if isinstance(error, UnicodeDecodeError) and data.seekable():
-                place = f' at byte {data.tell() - len(error.object) + error.start}'
-            raise InputError(f'{path}: not {file.encoding}{place}; give its --encoding') from None
-
-
-def open_text(data, encoding):
-    try:
-        return io.TextIOWrapper(data, encoding or 'utf-8', newline='\n')
-    except (LookupError, ValueError):
-        raise InputError(f'--encoding {encoding!r} is not an encoding of text') from None

@@ -77,9 +77,9 @@ def world(tmp_path_factory):
 @pytest.fixture
 def flags(world, tmp_path):
     """A function that makes TrainFlags, with short runs and folders of this test's own."""
-    import toy
-
     from command_line.flags import TrainFlags
+
+    import toy
 
     def make(**changes):
         return TrainFlags(**toy.short_run(world, tmp_path, **changes))

@@ -19,12 +19,13 @@ import signal
 import tempfile
 import typing
 
+from command_line import cli
+
 import numpy as np
 import tiny_vocab
 from tqdm import tqdm
 
 import encoder
-from command_line import cli
 from errors import InputError
 from evaluation import test_sets
 from storage import vocabulary_files

@@ -274,9 +274,9 @@ def kill_training(count, seed):
 
 def world(folder):  # -> TrainFlags
     """A model, texts, and the flags of a run without an end."""
-    import toy
-
     from command_line.flags import TrainFlags
+
+    import toy
     finish(lambda _: toy.write_model(os.path.join(folder, 'models', 'toy'), toy.hparams(n_layer=1)),
            os.path.join(folder, 'log'))
     with open(os.path.join(folder, 'text.txt'), 'w') as file:

@@ -3,12 +3,13 @@ import os
 import tempfile
 import unittest.mock
 
+from command_line.flags import TrainFlags
+
 import numpy as np
 import toy
 from tiny_vocab import ENGLISH
 from tqdm import tqdm
 
-from command_line.flags import TrainFlags
 from training import trainer
 
 LARGEST_SLOPE = 1000  # bytes a step

@@ -12,6 +12,7 @@ sys.path[:0] = [os.path.join(ROOT, 'src'), os.path.join(ROOT, 'tests')]
 def runs(path):
     """Trains once for each of the flags in a JSON file, all with the same processes."""
     from command_line.flags import HorovodFlags
+
     from training import horovod_worker, trainer
     with open(path) as file:
         several = json.load(file)

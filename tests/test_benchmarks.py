@@ -6,9 +6,9 @@ import os
 import re
 import shutil
 
-import pytest
-
 from command_line import cli, startup
+
+import pytest
 
 pytestmark = pytest.mark.processes
 

@@ -3,10 +3,11 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from command_line import cli
 from command_line.flags import REQUIRED, flag
+
+import pytest
+
 from errors import InputError, require
 from version import VERSION
 
@@ -348,9 +349,9 @@ class Settings:
     fast: bool = flag(False, 'or slow.')
 
 
-@cli.flags_from(Settings)
-def taker(**flags):
-    calls.append(flags)
+@cli.takes(Settings)
+def taker(flags):
+    calls.append(dataclasses.asdict(flags))
 
 
 def test_takes_makes_flags_of_the_fields_of_a_dataclass(capsys):
@@ -358,8 +359,9 @@ def test_takes_makes_flags_of_the_fields_of_a_dataclass(capsys):
         'dataset': '1e3', 'run_name': '2019', 'steps': 3, 'fast': True}
 
 
-def test_takes_passes_no_flags_but_those_given():
-    assert called('--dataset=a', function=taker) == {'dataset': 'a'}
+def test_takes_has_the_defaults_of_the_dataclass():
+    defaults = {'run_name': 'run1', 'steps': None, 'fast': False}
+    assert called('--dataset=a', function=taker) == {'dataset': 'a', **defaults}
 
 
 @pytest.mark.parametrize('argv, message', [
@@ -463,14 +465,14 @@ class MoreSettings(Settings):
     speed: float = flag(1.0, 'how fast.')
 
 
-@cli.flags_from(MoreSettings)
-def documented(**flags):
+@cli.takes(MoreSettings)
+def documented(flags):
     """Does it in its own words."""
-    calls.append(flags)
+    calls.append(dataclasses.asdict(flags))
 
 
 def test_a_function_keeps_its_docstring_and_gets_the_help_of_inherited_fields(capsys):
-    assert called('--dataset=a', '--speed', '2', function=documented) == {'dataset': 'a', 'speed': 2.0}
+    assert called('--dataset=a', '--speed', '2', function=documented)['speed'] == 2.0
     with pytest.raises(SystemExit):
         cli.run(documented, ['--help'])
     said = ''.join(capsys.readouterr())

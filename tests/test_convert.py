@@ -2,6 +2,8 @@
 import os
 import shutil
 
+from command_line import cli
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -12,7 +14,6 @@ from test_hugging_face import assert_bits, tensors, weights
 
 import convert
 import model
-from command_line import cli
 from convert import from_hf, to_hf
 from errors import InputError
 from storage import checkpoint

@@ -5,13 +5,14 @@ import shutil
 import sys
 import textwrap
 
+from command_line import cli
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from tiny_vocab import ENGLISH, tiktoken_encoding, tiny_bpe, write_vocab
 
 import encoder
-from command_line import cli
 from create_model import create_model, learn_vocabulary
 from encoder import get_encoder
 from errors import InputError

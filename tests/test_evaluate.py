@@ -1,9 +1,12 @@
 """The script: each command from its data to its table; test_metrics.py has the arithmetic."""
 import contextlib
+import inspect
 import io
 import json
 import math
 import os
+
+from command_line import cli
 
 import numpy as np
 import pytest
@@ -15,7 +18,6 @@ from tiny_vocab import shared
 import encode
 import evaluate
 import model
-from command_line import cli
 from create_model import create_model
 from evaluation import likelihood, metrics, test_sets
 from storage import checkpoint
@@ -168,7 +170,7 @@ def test_logprobs_are_json_lines_with_a_prompt(scored, command, tmp_path):
 def test_a_command_help_lists_its_own_flags(capsys):
     listing = {}
     for name, function in evaluate.COMMANDS.items():
-        listing[name] = set(function.__annotations__)
+        listing[name] = set(inspect.signature(function).parameters)
     assert listing['wikitext2'] - listing['cbt'] == {'stride'}
     assert listing['perplexity'] - listing['wikitext2'] == {'encoding', 'special_tokens'}
     assert listing['logprobs'] - listing['wikitext2'] == {'prompt'}

@@ -1,11 +1,12 @@
 import os
 import shutil
 
+from command_line import cli
+
 import pytest
 import tensorflow.compat.v1 as tf
 import toy
 
-from command_line import cli
 from export import export
 
 

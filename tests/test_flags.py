@@ -1,9 +1,10 @@
 import dataclasses
 import re
 
+from command_line.flags import ExportFlags, HorovodFlags, SamplingFlags, TrainFlags
+
 import pytest
 
-from command_line.flags import ExportFlags, HorovodFlags, SamplingFlags, TrainFlags
 from errors import InputError
 
 FORK = {  # the fine-tuning fork's train.py

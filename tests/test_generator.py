@@ -15,8 +15,8 @@ import model
 import sample
 from errors import InputError
 from fast import kernels
-from fast.precision import WEIGHT_PRECISIONS
 from fast.quantized import quantize
+from fast.session import WEIGHT_PRECISIONS
 from generation import generator
 
 pytestmark = pytest.mark.slow

@@ -1,13 +1,14 @@
 import os
 import subprocess
 
+from command_line.flags import PRECISIONS
+
 import numpy as np
 import pytest
 import runs
 import tensorflow.compat.v1 as tf
 from tiny_vocab import ENGLISH
 
-from command_line.flags import PRECISIONS
 from fast import kernels
 from training import trainer
 

@@ -95,8 +95,9 @@ def test_what_is_ignored_stays_ignored(tmp_path):
 def test_who_imports_the_scripts_keeps_his_signals():
     code = (
         'import signal\nbefore = [signal.getsignal(each) for each in (1, 2, 15)]\n'
-        'from command_line import cli\nimport encode, evaluate\n'
-        'with cli.default_signal_handlers():\n    during = [signal.getsignal(each) for each in (1, 2, 15)]\n'
+        'from command_line import interrupts\nimport encode, evaluate\n'
+        'with interrupts.default_signal_handlers():\n'
+        '    during = [signal.getsignal(each) for each in (1, 2, 15)]\n'
         'assert before == during == [signal.getsignal(each) for each in (1, 2, 15)]'
     )
     path = os.pathsep.join([ROOT, os.path.join(ROOT, 'src')])

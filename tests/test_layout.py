@@ -27,6 +27,7 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
         'encoder',
         'fast.bulk_encoding',
         'storage.npz',
+        'storage.text_files',
         'numpy',
         'regex',
         'tqdm',
@@ -37,7 +38,7 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/sample.py': {'fast', 'model', 'numpy', 'tensorflow'},
     'src/memory_saving_gradients.py': {'tensorflow'},
     'src/accumulate.py': {'tensorflow'},
-    'src/command_line/': {'command_line', 'fast.precision', 'fire', 'tensorflow', 'version'},
+    'src/command_line/': {'command_line', 'fast.session', 'fire', 'tensorflow', 'version'},
     'src/storage/': MODEL,
     'src/fast/': {'fast', 'tensorflow'},
     'src/generation/': MODEL | {'generation', 'sample', 'fast', 'tqdm'},
@@ -57,13 +58,12 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     },
     'src/convert.py': {'command_line', 'formats.hugging_face', 'model'},
     'src/create_model.py': MODEL | {'command_line', 'load_dataset', 'tokenizers'},
-    'src/evaluate.py': {'command_line', 'evaluation', 'fast.precision', 'load_dataset'},
+    'src/evaluate.py': {'command_line', 'evaluation', 'fast.session', 'load_dataset'},
     'src/export.py': {'command_line', 'formats.saved_model'},
     'src/generate_unconditional_samples.py': {'command_line', 'generation.samples'},
     'src/interactive_conditional_samples.py': {'command_line', 'generation.samples'},
 }
 TENSORFLOW_FREE = [
-    'fast.precision',
     'fast.session',
     'generation.continuation',
     'encoder',
@@ -72,6 +72,7 @@ TENSORFLOW_FREE = [
     'storage.paths',
     'storage.run_lock',
     'storage.run_state',
+    'storage.text_files',
     'storage.vocabulary_files',
     'fast.bulk_encoding',
     'training.data',
@@ -307,7 +308,7 @@ def test_what_other_files_call_has_a_docstring_or_shapes_on_its_first_line(name)
 
 
 TESTED_ELSEWHERE = {  # where a file of its own would repeat what these files test
-    'errors': 'cli', 'version': 'cli', 'interrupts': 'signals', 'precision': 'generator', 'train': 'trainer',
+    'errors': 'cli', 'version': 'cli', 'interrupts': 'signals', 'train': 'trainer',
     'worker': 'train_horovod', 'horovod_worker': 'train_horovod',
     'generate_unconditional_samples': 'samples', 'interactive_conditional_samples': 'samples'}
 

@@ -1,7 +1,4 @@
-import bz2
-import gzip
 import itertools
-import lzma
 import os
 import random
 import re
@@ -18,7 +15,7 @@ import load_dataset
 from encoder import Encoder, bytes_to_unicode
 from errors import InputError
 from load_dataset import find_files, iter_chunks, split_text
-from storage import npz
+from storage import npz, text_files
 from storage.vocabulary_files import SpecialTokens
 from training.windows import Sampler
 
@@ -154,7 +151,7 @@ DOCUMENTS = ['one ', '\ntwo', '<|endof three<|endoftext|']
 @pytest.mark.parametrize('read_bytes', [1, 2, 5, 13, 1 << 18])
 def test_end_of_text_in_a_file_ends_a_document_wherever_it_is_cut(tmp_path, enc, read_bytes, capsys):
     (tmp_path / 'a').write_bytes(SEVERAL.encode())
-    with mock.patch.object(load_dataset, 'READ_CHARS', read_bytes):
+    with mock.patch.object(text_files, 'READ_CHARS', read_bytes):
         ids = [id for text in DOCUMENTS for id in (*enc.encode(text), enc.eot)]
         assert lists(load(enc, tmp_path / 'a')) == [ids]
     assert capsys.readouterr() == ('', 'the text has 6 special tokens; --special_tokens false takes them as '
@@ -164,7 +161,7 @@ def test_end_of_text_in_a_file_ends_a_document_wherever_it_is_cut(tmp_path, enc,
 @pytest.mark.parametrize('read_bytes', [1, 1 << 18])
 def test_end_of_text_in_a_file_can_be_text(tmp_path, enc, read_bytes, capsys):
     (tmp_path / 'a').write_bytes(SEVERAL.encode())
-    with mock.patch.object(load_dataset, 'READ_CHARS', read_bytes):
+    with mock.patch.object(text_files, 'READ_CHARS', read_bytes):
         assert lists(load(enc, tmp_path / 'a', special_tokens=False)) == [[*enc.encode(SEVERAL), enc.eot]]
     assert capsys.readouterr() == ('', '')
 
@@ -262,68 +259,6 @@ def test_chunks_are_compact(tmp_path, enc):
     wide = Encoder({**enc.encoder, 'far': 65536}, [])
     assert load(wide, tmp_path / 'a')[0].dtype == np.int32
     assert npz.token_dtype(65536) == np.uint16
-
-
-@pytest.mark.parametrize('read_bytes', [1, 3, 1 << 18])
-@pytest.mark.parametrize('encoding', ['utf-8', 'utf-16', 'utf-8-sig', 'shift_jis'])
-def test_bytes_are_read_as_they_are(tmp_path, enc, encoding, read_bytes):
-    text = 'line\r\nold\rnew\n\n日本語 テキスト、\r\n  end \r'
-    (tmp_path / 'a').write_bytes(text.encode(encoding))
-    with mock.patch.object(load_dataset, 'READ_CHARS', read_bytes):
-        assert lists(load(enc, tmp_path / 'a', encoding=encoding)) == [[*enc.encode(text), enc.eot]]
-
-
-@pytest.mark.parametrize('read_bytes', [1, 1 << 18])
-@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-32-be'])
-def test_a_byte_order_mark_is_no_text_but_at_another_place(tmp_path, enc, encoding, read_bytes):
-    text = 'te\ufeffxt'
-    (tmp_path / 'a').write_bytes(
-        ('\ufeff' * (encoding not in ('utf-8-sig', 'utf-16')) + text).encode(encoding)
-    )
-    (tmp_path / 'b').write_bytes('\ufeff'.encode())  # holds nothing: no document
-    with mock.patch.object(load_dataset, 'READ_CHARS', read_bytes):
-        assert lists(load(enc, tmp_path / 'a', encoding=encoding)) == [[*enc.encode(text), enc.eot]]
-        assert lists(load(enc, tmp_path / 'b')) == []
-
-
-def test_no_encoding_is_utf_8(tmp_path, enc):
-    (tmp_path / 'a').write_bytes('häß'.encode())
-    assert lists(load(enc, tmp_path / 'a', encoding=None)) == [[*enc.encode('häß'), enc.eot]]
-
-
-@pytest.mark.parametrize('encoding', ['utf-8', 'latin-1', 'utf-16'])
-@pytest.mark.parametrize('write', [
-    lambda path: path.write_bytes(gzip.compress(b'text')),
-    lambda path: path.write_bytes(bz2.compress(b'text')),
-    lambda path: path.write_bytes(lzma.compress(b'text')),
-    lambda path: np.savez(path.open('wb'), [1]),
-    lambda path: path.write_bytes(b'%PDF-1.7\n%\xe2\xe3\xcf\xd3\n'),
-    lambda path: path.write_bytes(bytes.fromhex('28b52ffd2004210000') + b'text')])
-def test_what_is_no_text_in_any_encoding_is_told(tmp_path, enc, write, encoding):
-    write(tmp_path / 'a.txt')
-    with pytest.raises(InputError, match=r'a\.txt: this is a .* file, not text') as raised:
-        load(enc, tmp_path / 'a.txt', encoding=encoding)
-    assert 'encoding' not in str(raised.value)
-
-
-@pytest.mark.parametrize('read_bytes', [1, 4, 1 << 18])
-@pytest.mark.parametrize(
-    'encoding, content, at',
-    [
-        ('utf-8', b'good \xc3\xa9 bad \xff end', 12),
-        ('utf-8', b'good \xe4\xbd\x41', 5),
-        ('utf-8', b'cut \xf0\x9f\x98', 4),
-        ('ascii', b'plain \xe9', 6),
-        ('utf-16', '\ufeffabc'.encode('utf-16-le') + b'\x00\xdcxx', 8),
-        ('utf-8-sig', b'\xef\xbb\xbfabc\xff', 6),
-        ('shift_jis', '日本'.encode('shift_jis') + b'\x82\xff.', 4),
-    ],
-)
-def test_wrong_encoding_is_told_with_its_offset(tmp_path, enc, read_bytes, encoding, content, at):
-    (tmp_path / 'bad.txt').write_bytes(content)
-    with mock.patch.object(load_dataset, 'READ_CHARS', read_bytes), pytest.raises(InputError) as caught:
-        load(enc, tmp_path / 'bad.txt', encoding=encoding)
-    assert f'{tmp_path / "bad.txt"}: not {encoding} at byte {at};' in str(caught.value)
 
 
 @pytest.mark.parametrize('encoding', ['klingon', 'hex', 'rot13', 'a\0b', 'zlib'])

@@ -40,7 +40,8 @@ def perplexities(losses, words, n_bytes, lines=None):
                 'perplexity per word': (math.exp(total / words), words)}
     if lines is not None:
         expected['perplexity per word and line end'] = (math.exp(total / (words + lines)), words + lines)
-    return {**expected, 'bits per byte': (total / math.log(2) / n_bytes, n_bytes)}
+    return {**expected, 'loss per byte, nats': (total / n_bytes, n_bytes),
+            'bits per byte': (total / math.log(2) / n_bytes, n_bytes)}
 
 
 # Spans

@@ -4,6 +4,9 @@ script."""
 import json
 import pathlib
 
+from command_line import cli
+from command_line.flags import TrainFlags
+
 import numpy as np
 import numpy_gpt2
 import pytest
@@ -16,8 +19,6 @@ from tiny_vocab import ENGLISH
 import encoder
 import evaluate
 import interactive_conditional_samples
-from command_line import cli
-from command_line.flags import TrainFlags
 from convert import to_hf
 from errors import InputError
 from storage import checkpoint

@@ -1,3 +1,5 @@
+from command_line.flags import TrainFlags
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -5,7 +7,6 @@ import toy
 
 import memory_saving_gradients
 import model
-from command_line.flags import TrainFlags
 from errors import InputError
 from training import optimizer
 

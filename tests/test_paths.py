@@ -5,9 +5,10 @@ import shutil
 import stat
 import threading
 
+from command_line import cli
+
 import pytest
 
-from command_line import cli
 from errors import InputError
 from storage import paths
 
@@ -282,18 +283,13 @@ def test_a_folder_below_a_file_cannot_be_made(tmp_path):
         pytest.fail('the block was entered')
 
 
-@pytest.mark.parametrize('start', paths.BINARY)
-def test_a_file_of_another_kind_is_no_text(start):
-    with pytest.raises(InputError, match=r'^a\.txt: this is a packed or binary file, not text; convert it'):
-        paths.check_text(start + b'text', 'a.txt: ')
-    paths.check_text(start[:-1] + b' text', 'a.txt: ')
-
-
-def test_a_small_file_is_read_only_where_it_is_regular_and_small(tmp_path):
+def test_a_small_file_is_read_only_where_it_is_regular_and_small(tmp_path, monkeypatch):
     (tmp_path / 'file').write_bytes(b'12345')
-    assert paths.read_small(str(tmp_path / 'file'), 5) == b'12345'
+    monkeypatch.setattr(paths, 'SMALL_FILE', 5)
+    assert paths.read_small(str(tmp_path / 'file')) == b'12345'
+    monkeypatch.setattr(paths, 'SMALL_FILE', 4)
     with pytest.raises(InputError, match='has more than 4 bytes'):
-        paths.read_small(str(tmp_path / 'file'), 4)
+        paths.read_small(str(tmp_path / 'file'))
     os.mkfifo(tmp_path / 'pipe')
     for path in (tmp_path / 'pipe', '/dev/zero'):
         with pytest.raises(InputError, match='is a pipe or a device'):

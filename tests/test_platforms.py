@@ -10,14 +10,15 @@ import sys
 import tempfile
 import time
 
+from command_line import cli
+from command_line.flags import SamplingFlags, TrainFlags
+
 import numpy as np
 import pytest
 import toy
 from tiny_vocab import ENGLISH
 
 import encode
-from command_line import cli
-from command_line.flags import SamplingFlags, TrainFlags
 from generation import samples
 from storage import new_model, paths, run_lock
 from storage.npz import npz_arrays

@@ -10,12 +10,13 @@ import tempfile
 import threading
 import time
 
+from command_line import cli
+
 import kills
 import pytest
 import runs
 
 import load_dataset
-from command_line import cli
 from storage import checkpoint, run_folder
 from training import trainer
 from training.signals import Signals

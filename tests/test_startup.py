@@ -5,10 +5,10 @@ import shutil
 import subprocess
 import sys
 
+from command_line import cli, startup
+
 import fire
 import pytest
-
-from command_line import cli, startup
 
 SRC = os.path.dirname(os.path.dirname(os.path.abspath(cli.__file__)))
 

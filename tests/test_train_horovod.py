@@ -14,6 +14,8 @@ import sys
 import tempfile
 import time
 
+from command_line.flags import TrainFlags
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -21,7 +23,6 @@ import toy
 from tiny_vocab import ENGLISH
 
 import load_dataset
-from command_line.flags import TrainFlags
 from storage import checkpoint
 from storage.npz import write_npz
 from training import trainer

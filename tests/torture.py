@@ -19,7 +19,6 @@ from command_line import cli
 
 cli.load_tensorflow()  # before what imports it with all its start-up lines
 
-# isort: split
 import damage
 import fuzz
 import kills

@@ -2,12 +2,10 @@
 
 fire only writes the help: it would call the function before it rejects a flag, and guesses types.
 """
-from command_line.startup import fail, load_tensorflow  # first, for missing packages
-
-# isort: split
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import inspect
 import io
 import os
@@ -15,23 +13,26 @@ import signal
 import sys
 import typing
 
+from command_line.interrupts import handling
+from command_line.startup import fail, load_tensorflow
+
 import fire
 
-from command_line.interrupts import default_signal_handlers, handling  # noqa: F401  for scripts
 from errors import InputError
 from storage import paths
 from version import VERSION
 
 
-def flags_from(fields):
-    """Decorates a function with a dataclass's signature and help."""
+def takes(kind):
+    """Decorates a function of a dataclass of flags: it then takes its fields, and has their help."""
     def decorate(function):
-        summary = inspect.cleandoc(function.__doc__ or fields.__doc__ or '')
-        lines = [f'    {field.name}: {field.metadata["help"]}' for field in dataclasses.fields(fields)]
-        function.__doc__ = '\n'.join([summary, '', 'Args:', *lines])
-        function.__signature__ = inspect.signature(fields)
-        function.__annotations__ = typing.get_type_hints(fields)
-        return function
+        def main(*args, **kwargs):
+            function(kind(*args, **kwargs))
+        summary = inspect.cleandoc(function.__doc__ or kind.__doc__ or '')
+        lines = [f'    {field.name}: {field.metadata["help"]}' for field in dataclasses.fields(kind)]
+        main.__doc__ = '\n'.join([summary, '', 'Args:', *lines])
+        vars(main)['__signature__'] = inspect.signature(kind)
+        return main
     return decorate
 
 
@@ -146,10 +147,11 @@ def convert(name, hint, texts):  # -> the value, of type `hint`
     raise InputError(f'--{name} must be {expected}, not {text!r}')
 
 
-def write_model(flags, write):  # flags.out, by write(folder, model's folder, checkpoint)
+def write_model(flags, module):  # flags.out, by a module of `formats`
     out = paths.expand(flags.out)
-    source = paths.find_model(flags.model_or_run, flags.models_dir, flags.checkpoint_dir)
-    load_tensorflow(computes=False)
+    source = flags.find_model(flags.model_or_run)
+    with load_tensorflow(computes=False):
+        write = importlib.import_module(f'formats.{module}').write
     with paths.making(out) as folder:
         prefix = write(folder, source, flags.checkpoint)
     print(f'Wrote {prefix} to {out}')

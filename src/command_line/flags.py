@@ -4,7 +4,8 @@ import typing
 from dataclasses import dataclass
 
 from errors import require
-from fast.precision import PRECISIONS, WEIGHT_PRECISIONS
+from fast.session import PRECISIONS, WEIGHT_PRECISIONS
+from storage import paths
 
 REQUIRED = dataclasses.MISSING  # as a default
 TF32 = "tf32: products in TF32 on NVIDIA's GPUs"
@@ -36,10 +37,17 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class ModelFlags(Checked):
-    model_name: str = flag('124M', MODEL)
+class FolderFlags(Checked):
     models_dir: str = flag('models', 'where models are')
     checkpoint_dir: str = flag('checkpoint', 'where runs are')
+
+    def find_model(self, name, **options):  # -> folder
+        return paths.find_model(name, self.models_dir, self.checkpoint_dir, **options)
+
+
+@dataclass(frozen=True)
+class ModelFlags(FolderFlags):
+    model_name: str = flag('124M', MODEL)
 
 
 @dataclass(frozen=True)
@@ -130,10 +138,8 @@ class SamplingFlags(ModelFlags):
 
 
 @dataclass(frozen=True)
-class ExportFlags:
+class ExportFlags(FolderFlags):
     """Writes a model, or a training run's, in another format."""
     model_or_run: str = flag(REQUIRED, MODEL)
     out: str = flag(REQUIRED, 'a folder, which must not exist yet')
-    models_dir: str = flag('models', 'where models are')
-    checkpoint_dir: str = flag('checkpoint', 'where runs are')
     checkpoint: str | None = flag(None, CHECKPOINT)

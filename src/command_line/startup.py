@@ -43,7 +43,8 @@ if is_script():  # Ctrl-C would print a traceback of later imports
 
 
 def load_tensorflow(computes=True):
-    """Imports TensorFlow; shows USUAL lines only if a script that computes misses a visible GPU."""
+    """Imports TensorFlow; shows USUAL lines only if a script that computes misses a visible GPU. Returns
+    default_signal_handlers(), for a block of more imports."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')
     logging.getLogger('tensorflow').addFilter(lambda record: 'deprecated' not in record.getMessage())
     with interrupts.default_signal_handlers():
@@ -53,6 +54,7 @@ def load_tensorflow(computes=True):
     else:
         lines = [line for line in lines if not USUAL.search(line)]
     sys.stderr.writelines(lines)
+    return interrupts.default_signal_handlers()
 
 
 def devices(kind=None):

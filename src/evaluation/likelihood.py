@@ -12,9 +12,8 @@ from tqdm import tqdm
 
 import model
 from errors import require
-from fast.precision import set_precision
 from fast.quantized import with_precision
-from fast.session import device, session_config
+from fast.session import device, session_config, set_precision
 from storage import checkpoint
 
 MIN_SIZE = 16  # tokens in a row

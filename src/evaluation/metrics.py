@@ -46,7 +46,7 @@ def prefix(enc, boundary):  # -> ids before a text
     return [] if boundary == 'none' else [enc.eot]
 
 
-def exp(x):  # or infinity, of a hopeless model
+def exp(x):  # or infinity
     return math.exp(x) if x < 700 else math.inf
 
 
@@ -71,6 +71,7 @@ def perplexity(model, documents, stride=None, boundary='endoftext', lines=False)
               ('word and line end', words + n_lines if lines else 0, 'words and line ends')]
     return [Metric('loss per token, nats', nats / n_tokens, n_tokens, 'tokens'),
             *(Metric(f'perplexity per {name}', exp(nats / n), n, unit) for name, n, unit in counts if n),
+            Metric('loss per byte, nats', nats / n_bytes, n_bytes, 'bytes'),
             Metric('bits per byte', nats / math.log(2) / n_bytes, n_bytes, 'bytes')]
 
 

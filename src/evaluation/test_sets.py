@@ -16,7 +16,7 @@ import regex
 
 import load_dataset
 from errors import InputError, require
-from storage import paths
+from storage import paths, text_files
 
 SEEN = 6  # characters on both sides that a rule sees
 ENWIK8_BYTES, ENWIK8_TEST = 100_000_000, 5_000_000  # text8, too
@@ -104,7 +104,7 @@ def detokenize(text: str, steps: tuple, natural: bool = True) -> str:
 
 WIKITEXT = ('wikitext-2-v1.zip; see huggingface.co/datasets/Salesforce/wikitext', 'wiki.test.tokens',
             WIKITEXT_STEPS)
-TEXTS: dict[str, tuple[str, str, tuple]] = {  # source; file of a folder; steps, none: of bytes
+TEXTS = {  # source; file of a folder; steps, none: of bytes
     'wikitext2': WIKITEXT, 'wikitext103': WIKITEXT,
     'ptb': ('www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz', 'ptb.test.txt', PENN_STEPS),
     '1bw': ('www.statmt.org/lm-benchmark', 'news.en.heldout-00000-of-00050', NEWS_STEPS),
@@ -125,14 +125,10 @@ def files_of(data, source, name=''):  # -> files of --data; of a folder, if ther
 
 
 def read_lines(path, bytewise=False):  # -> lines, ending with \n alone; of enwik8, text8 the test part
-    data = paths.read_small(path, paths.TEXT_FILE, or_pipe=True)
-    paths.check_text(data, f'{path}: ')
-    if bytewise and len(data) == ENWIK8_BYTES:
-        data = data[-ENWIK8_TEST:].lstrip(bytes(range(0x80, 0xC0)))  # of a character that was cut
-    try:
-        return io.StringIO(data.decode().removeprefix(paths.BYTE_ORDER_MARK))
-    except UnicodeDecodeError as error:
-        raise InputError(f'{path}: not utf-8 at byte {error.start}; take the published file') from None
+    text = ''.join(text_files.read_text(path))
+    if bytewise and len(data := text.encode()) == ENWIK8_BYTES:
+        text = data[-ENWIK8_TEST:].decode(errors='ignore')  # it may begin within a character
+    return io.StringIO(text)
 
 
 def documents(name: str, data: str) -> Iterator[tuple[str, str]]:

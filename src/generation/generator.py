@@ -9,9 +9,8 @@ import model
 import sample
 from errors import require
 from fast.kernels import kernel
-from fast.precision import set_precision
 from fast.quantized import quantize
-from fast.session import session_config
+from fast.session import session_config, set_precision
 from generation.continuation import Continuation
 from storage import checkpoint
 

@@ -1,5 +1,4 @@
 """Samples, printed as the original prints them, and files of prompts."""
-import codecs
 import collections
 import contextlib
 import itertools
@@ -14,7 +13,7 @@ import sample
 from errors import InputError, require
 from fast.session import device
 from generation import generator
-from storage import paths
+from storage import paths, text_files
 
 
 class SampleWriter:
@@ -23,7 +22,7 @@ class SampleWriter:
     def __init__(self, flags, unconditional, special_tokens=False):
         controls = {name: getattr(flags, name) for name in generator.CONTROLS}
         sample.check_controls(length=1, **controls)
-        folder = paths.find_model(flags.model_name, flags.models_dir, flags.checkpoint_dir)
+        folder = flags.find_model(flags.model_name)
         self.model = generator.load(folder, flags.models_dir, flags.checkpoint, flags.precision)
         self.enc, self.n_ctx = self.model.enc, self.model.hparams.n_ctx
         require(self.enc.eot is not None or not unconditional,
@@ -103,19 +102,16 @@ def as_json(prompt, row, logprobs):
 
 def read_prompts(path):  # -> [(number of the line, prompt)]
     """Of text lines; of JSON lines, if the name ends in .jsonl or the first line has a `prompt`."""
-    data = paths.read_small(paths.expand(path), paths.TEXT_FILE, or_pipe=True)
-    paths.check_text(data, f'{path}: ')
-    lines = data.removeprefix(codecs.BOM_UTF8).removesuffix(b'\n').split(b'\n')
-    require(lines != [b''], f'{path} holds no prompt; write one a line')
+    lines = ''.join(text_files.read_text(paths.expand(path))).removesuffix('\n').split('\n')
+    require(lines != [''], f'{path} holds no prompt; write one a line')
     is_json = path.endswith('.jsonl') or prompt_of(lines[0]) is not None
     expected, prompts = 'a JSON object with a text as "prompt"' if is_json else 'a prompt', []
     for number, line in enumerate(lines, 1):
         try:
-            text = line.decode()
-            prompt = prompt_of(text) if is_json else text.rstrip('\r')
-            require(prompt, f'expected {expected}, not {text[:60]!r}')
+            prompt = prompt_of(line) if is_json else line.rstrip('\r')
+            require(prompt, f'expected {expected}, not {line[:60]!r}')
             encoder.check_surrogates(prompt)
-        except ValueError as error:  # also if it is not UTF-8
+        except InputError as error:
             raise InputError(f'{path}, line {number}: {error}') from None
         prompts.append((number, prompt))
     return prompts

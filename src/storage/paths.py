@@ -21,11 +21,7 @@ REMEDIES = {  # of a failed write
     errno.EROFS: 'mount it for writing', errno.ENOENT: 'make the folder', errno.EIO: 'check the disk',
     errno.ENOTDIR: 'move that file away', errno.ENOSPC: 'make room', errno.EDQUOT: 'make room',
     errno.EFBIG: 'permit larger files'}
-SMALL_FILE, TEXT_FILE = 1 << 26, 1 << 30  # bytes; encoder.json has 2^20, enwik9 10^9
-BYTE_ORDER_MARK = '\ufeff'
-BINARY = (  # first bytes of binary files
-    b'\x1f\x8b', b'BZh91AY&SY', b'\xfd7zXZ\0', b'(\xb5/\xfd', b"7z\xbc\xaf'\x1c", b'Rar!\x1a\7', b'PK\3\4',
-    b'%PDF-', b'\xd0\xcf\x11\xe0', b'PAR1\x15', b'SQLite format 3\0', b'\x89PNG\r\n', b'\xff\xd8\xff')
+SMALL_FILE = 1 << 26  # bytes; encoder.json has 2^20
 
 
 def expand(path):  # ~ and $VARIABLES
@@ -80,28 +76,24 @@ def open_regular(path, or_pipe=False):
     return open(path, 'rb')
 
 
-def read_small(path, limit=SMALL_FILE, or_pipe=False) -> bytes:
-    """The bytes of a file. Raises InputError for more than `limit`, and as open_regular."""
-    with open_regular(path, or_pipe) as file:
-        data = file.read(limit + 1)
-    require(len(data) <= limit, f'{path} has more than {limit:,} bytes; give another')
+def read_small(path) -> bytes:
+    """The bytes of a file. Raises InputError for more than SMALL_FILE, and as open_regular."""
+    with open_regular(path) as file:
+        data = file.read(SMALL_FILE + 1)
+    require(len(data) <= SMALL_FILE, f'{path} has more than {SMALL_FILE:,} bytes; give another')
     return data
 
 
-def read_json(path, remedy, limit=SMALL_FILE) -> dict:
+def read_json(path, remedy) -> dict:
     """The object of a JSON file, which may begin with a byte-order mark."""
     require(os.path.exists(path), f'no {path}; {remedy}')
-    data = read_small(path, limit)
+    data = read_small(path)
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InputError(f'{path} is not JSON ({error}); {remedy}') from None
     require(isinstance(values, dict), f'{path} must hold an object; {remedy}')
     return values
-
-
-def check_text(data, place):  # raises InputError for known binary files
-    require(not data.startswith(BINARY), f'{place}this is a packed or binary file, not text; convert it')
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def read_merges(path):
 def read_special_tokens(path):  # -> SpecialTokens, or None without the file
     if not os.path.lexists(path):
         return None
-    values = paths.read_json(path, REMEDY, 1 << 20)
+    values = paths.read_json(path, REMEDY)
     tokens = values.get('tokens', [])
     is_list = isinstance(tokens, list) and all(isinstance(text, str) and text for text in tokens)
     require(is_list and values.keys() == {'tokens', 'end'} and values['end'] in (None, *tokens),

@@ -3,7 +3,6 @@ import tensorflow.compat.v1 as tf
 
 import model
 from fast import session
-from fast.precision import set_precision
 from fast.quantized import with_precision
 from memory_saving_gradients import gradients
 from training.optimizer import update_operations
@@ -17,7 +16,7 @@ class Graph:
         self.flags, self.hparams = flags, hparams
         self.batch = tuple(tf.placeholder(tf.int32, [None, hparams.n_ctx]) for _ in range(2))
         self.rate = tf.placeholder(tf.float32, [], 'learning_rate')
-        self.weights, self.dtype = model.weights(hparams), set_precision(flags.precision)
+        self.weights, self.dtype = model.weights(hparams), session.set_precision(flags.precision)
         variables = tf.trainable_variables('model/h' if flags.only_train_transformer_layers else 'model/')
         self.trained = [v.op.name.removeprefix('model/') for v in variables]
         inputs = *self.batch, self.weights

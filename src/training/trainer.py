@@ -3,10 +3,11 @@ import signal
 import sys
 import time
 
+from command_line.interrupts import default_signal_handlers
+
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from command_line.interrupts import default_signal_handlers
 from errors import InputError, require
 from fast.session import device
 from generation import generator
@@ -52,7 +53,7 @@ class Trainer:
     def load_model(self):
         flags = self.flags
         path, hparams, enc = checkpoint.load_sizes_and_vocabulary(
-            paths.find_model(flags.model_name, flags.models_dir, flags.checkpoint_dir, quiet=True))
+            flags.find_model(flags.model_name, quiet=True))
         require(hparams.n_ctx > 1, f'{path} has n_ctx 1, too few to predict a token')
         if self.sample_every:
             require(enc.eot is not None, 'samples need a token that ends a text: use --sample_every 0')
