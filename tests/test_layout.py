@@ -61,7 +61,7 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/evaluate.py': {'command_line', 'evaluation', 'fast.session', 'load_dataset'},
     'src/export.py': {'command_line', 'formats.saved_model'},
     'src/generate_unconditional_samples.py': {'command_line', 'generation.samples'},
-    'src/interactive_conditional_samples.py': {'command_line', 'generation.samples'},
+    'src/interactive_conditional_samples.py': {'command_line', 'generation.samples', 'storage.text_files'},
 }
 TENSORFLOW_FREE = [
     'fast.session',

@@ -82,10 +82,11 @@ class Generator:
             sample.apply_repetition_penalty(logits, x['history'], x['repetition_penalty']), x['uniform'],
             temperature=x['temperature'], top_k=x['top_k'], top_p=x['top_p'], vocabulary=self.enc.decoder)
         logprobs = tf.gather(tf.nn.log_softmax(logits), drawn, batch_dims=1)
-        with tf.control_dependencies([write(presents, x['n_past'])]):
+        written = write(presents, x['n_past'])
+        with tf.control_dependencies([written]):
             results = [tf.identity(drawn), logprobs]
-        function = self.session.make_callable(results, list(x.values()))
-        return lambda values: function(*(values[name] for name in x))
+        fill, draw = (self.session.make_callable(fetches, list(x.values())) for fetches in (written, results))
+        return lambda values, draws: (draw if draws else fill)(*(values[name] for name in x))
 
     def stream(self, contexts, seeds, *, length, **controls):
         """Yields `length` times the rows' next tokens, int32 [B], and the model's log-probabilities.
@@ -114,32 +115,32 @@ class Generator:
             before, beyond = n_dropped, np.maximum(0, sizes + n - n_ctx)
             n_dropped = -(-beyond // stride) * stride
             if np.array_equal(before, n_dropped):
-                drawn, logprobs = self.run(tokens[:, -1:], values, T=1)
+                drawn, logprobs = self.run(tokens[:, -1:], values, self.n_past + 1, T=1)
             else:
                 drawn, logprobs = self.prefill(tokens, sizes + n - n_dropped, values)
             tokens = np.concatenate([tokens, drawn[:, None]], axis=1)
             yield drawn, logprobs
 
     def prefill(self, tokens, n_seen, values):
-        n = n_seen.max()
+        n = int(n_seen.max())
         self.start, self.n_past, self.cache_size = n - n_seen, 0, 0
         self.clear()
         part = max(MIN_PREFILL_TOKENS, PREFILL_TOKENS // len(tokens))
         for first in range(-n, 0, part):
-            results = self.run(tokens[:, first:min(first + part, 0) or None], values)
+            results = self.run(tokens[:, first:min(first + part, 0) or None], values, n)
         return results
 
-    def run(self, tokens, values, T=None):
-        B, n = len(tokens), self.n_past + tokens.shape[1]
+    def run(self, tokens, values, n, T=None):  # draws once the cache has n positions
+        B = len(tokens)
         if n > self.cache_size:
             size = min(max(MIN_CACHE, 1 << (n - 1).bit_length()), self.hparams.n_ctx)
             self.grow(0 if self.cache_size else B, size - self.cache_size)
             self.cache_size = size
         values = {**values, 'tokens': tokens, 'n_past': self.n_past, 'start': self.start}
-        self.n_past = n
+        self.n_past += tokens.shape[1]
         with self.session.graph.as_default():
             function = self.function(B, T, T and self.cache_size)
-        return function(values)
+        return function(values, draws=self.n_past == n)
 
     def free_cache(self):  # and end the stream
         self.clear()
