@@ -14,7 +14,7 @@ PYTHON ?= python3
 VENV = .venv
 # tensorflow-cpu is half the size; 'tensorflow[and-cuda]' brings what GPUs need.
 TENSORFLOW ?= tensorflow
-DEMO_STEPS ?= 1500
+DEMO_STEPS ?= 1000
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
@@ -24,11 +24,12 @@ STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdli
 
 demo: install models/demo data/demo.npz
 	./train.py --dataset data/demo.npz --model_name demo --run_name demo --seed 1 --steps $(DEMO_STEPS) \
-		--batch_size 8 --learning_rate 7e-4 --val_every 300 --val_batch_size 16 --val_batch_count 16 \
-		--sample_every 500 --save_every 500
-	./src/generate_unconditional_samples.py --model_name checkpoint/demo --nsamples 3 --temperature 0.8
-	./src/interactive_conditional_samples.py --model_name checkpoint/demo --nsamples 3 --temperature 0.7 \
-		--length 100 --prompt "    def read(self, " --include_prefix
+		--batch_size 16 --optimizer adamw --learning_rate 4e-3 --warmup_steps 50 --schedule cosine --clip_norm 1 \
+		--val_every 250 --val_batch_size 16 --val_batch_count 16 --sample_every 500 --save_every 500
+	./src/evaluate.py perplexity --data "$(STDLIB)/json/*.py" --model_name checkpoint/demo
+	./src/generate_unconditional_samples.py --model_name checkpoint/demo --nsamples 3 --temperature 0.8 --top_k 40
+	./src/interactive_conditional_samples.py --model_name checkpoint/demo --nsamples 3 --temperature 0.8 --top_k 40 \
+		--length 100 --prompt "    def read(self," --include_prefix
 
 OF_DEMO = --model_name checkpoint/demo --seed 1 --length 400
 define draw
@@ -49,8 +50,9 @@ curve: $(VENV)/installed-tests | checkpoint/demo/checkpoint
 checkpoint/demo/checkpoint:
 	$(MAKE) demo
 
-models/demo: | install
-	./src/create_model.py demo --n_layer 2 --n_head 8 --n_embd 256 --n_ctx 128 --seed 1
+models/demo: | $(VENV)/installed-tokenizers
+	./src/create_model.py demo --n_layer 2 --n_head 4 --n_embd 128 --n_ctx 128 --seed 1 \
+		--train_vocab 4096 --corpus "$(STDLIB)/*.py"
 
 data/demo.npz: | models/demo
 	./encode.py "$(STDLIB)/*.py" data/demo.npz --model_name demo
@@ -65,6 +67,10 @@ $(VENV)/installed: requirements.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	sed 's/^tensorflow>/$(TENSORFLOW)>/' requirements.txt > $(VENV)/requirements.txt
 	$(PIP) $(VENV)/requirements.txt
+	touch $@
+
+$(VENV)/installed-tokenizers: tests/requirements.txt $(VENV)/installed
+	grep '^tokenizers' $< | $(PIP) /dev/stdin --no-deps  # of which only models from its hub need others
 	touch $@
 
 $(VENV)/installed-tests: tests/requirements.txt $(VENV)/installed

@@ -13,11 +13,11 @@ def to_hf(flags):
 
 
 def from_hf(directory: str, name: str, models_dir: str = 'models'):
-    """Makes a model from a folder of transformers, with weights in safetensors.
+    """Makes a model from a folder of transformers, with safetensors.
 
     Args:
-        directory: the folder with config.json, the vocabulary and the weights.
-        name: of the model, which must not exist yet.
+        directory: has config.json, vocabulary and weights.
+        name: of the new model.
         models_dir: where models are.
     """
     target = paths.for_tensorflow(paths.child(models_dir, name, 'NAME'))

@@ -6,7 +6,7 @@ import reprlib
 from errors import InputError, require
 from storage import paths
 
-MAX_PARAMETERS = 10**12  # against forged files; GPT-3 has 1.75e11
+MAX_PARAMETERS = 10**12  # GPT-3 has 1.75e11
 
 
 @dataclasses.dataclass

@@ -209,7 +209,8 @@ def run(command, capfd, ran):  # -> its output
     command = quicker(command)
     words = shlex.split(command)
     if words[0] == 'make':
-        installed = [f'--old-file={name}' for name in ('install', '.venv/installed-tests')]
+        installed = [f'--old-file={name}' for name in
+                     ('install', '.venv/installed-tests', '.venv/installed-tokenizers')]
         environment = {name: value for name, value in os.environ.items()
                        if not name.startswith(('MAKE', 'MFLAGS'))}
         recipe = subprocess.run([*words, '--dry-run', *installed], env=environment, capture_output=True,

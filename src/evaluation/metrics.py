@@ -107,7 +107,7 @@ def lambada(model, passages, boundary='none') -> list[Metric]:
     for name, pairs in results.items():
         right, losses = np.array(pairs).T
         metrics.append(Metric(f'{name}: accuracy, %', 100 * right.mean(), len(pairs), 'passages'))
-        if len(finite := losses[np.isfinite(losses)]):  # what the filter leaves
+        if len(finite := losses[np.isfinite(losses)]):
             metrics.append(Metric(f'{name}: perplexity', exp(finite.mean()), len(finite), 'passages'))
     return metrics
 

@@ -93,7 +93,7 @@ WIKITEXT_STEPS = (
 BOOK_STEPS = (quote, swap(r'(?<!\S)', {'-LRB-': '(', '-RRB-': ')'}, r'(?!\S)'), spacing(PENN, ENGLISH))
 
 
-def detokenize(text: str, steps: tuple, natural: bool = True) -> str:
+def detokenize(text, steps, natural=True) -> str:
     """The natural text of a tokenised one or, unless `natural`, the reverse."""
     lines = text.split('\n')
     end = [] if lines[-1].strip(' ') else [lines.pop()]  # spaces alone at the end are no line

@@ -9,7 +9,7 @@ from storage import checkpoint, paths
 SHARD_BYTES = 1 << 26  # of small weights written together
 
 
-def without_gpu():  # for sessions that only read and write files
+def without_gpu():  # for sessions that read and write files
     return tf.ConfigProto(device_count={'GPU': 0})
 
 

@@ -43,7 +43,7 @@ def npz_arrays(path):
             # One map: a process may have some 65,000. No np.memmap: its views take long.
             data = np.memmap(file, np.uint8, 'r').view(np.ndarray)
             claimed = sum(info.file_size for info in archive.infolist())
-            require(claimed <= max(1 << 26, 100 * len(data)),  # a log of like lines: 38 times
+            require(claimed <= max(1 << 26, 100 * len(data)),
                     f'claims to hold {claimed:,} bytes, more than 100 times its size')
             for number, info in enumerate(archive.infolist()):
                 place = f'{path}, array {info.filename.removesuffix(".npy")[:80]!r}'

@@ -13,7 +13,7 @@ PADDING = -1  # after a short chunk; the loss leaves it out
 MASK = (1 << 64) - 1
 
 
-def hold_out(chunks: list[np.ndarray], fraction: float) -> tuple[list, list]:  # training, the last fraction
+def hold_out(chunks, fraction):  # -> lists of training, of the last fraction
     total = sum(map(len, chunks))
     training, validation, left = [], [], total - round(total * fraction)
     for chunk in chunks:
