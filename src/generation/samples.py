@@ -156,3 +156,5 @@ def opened(output):
         return
     with paths.output(output_path(output)) as file, contextlib.suppress(KeyboardInterrupt):
         yield file
+        return
+    raise KeyboardInterrupt  # the file is whole
