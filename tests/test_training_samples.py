@@ -31,6 +31,10 @@ def test_samples_are_written_and_repeat(flags, capsys):
     assert pathlib.Path(made.samples_dir, 'again', 'samples-2').read_text(encoding='utf-8') == text
 
 
+def test_the_largest_seed_draws_samples(flags):
+    assert trainer.train(flags(steps=1, sample_every=1, sample_length=2, seed=2**63 - 1)) == 1
+
+
 def test_ids_without_a_text_are_no_part_of_samples(flags, tmp_path, capsys):
     toy.write_padded_model(tmp_path / 'models' / 'padded')
     trainer.train(

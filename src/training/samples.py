@@ -7,7 +7,7 @@ from training import log
 
 
 def draw(generator, flags, seed, first):  # -> texts
-    seeds = [[seed, number] for number in range(flags.sample_num)[first:first + flags.batch_size]]
+    seeds = [[seed % 2**63, number] for number in range(flags.sample_num)[first:first + flags.batch_size]]
     rows = generator.complete(
         [[generator.enc.eot]] * len(seeds), seeds, top_k=flags.top_k, top_p=flags.top_p,
         length=flags.sample_length or generator.hparams.n_ctx - 1)
