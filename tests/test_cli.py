@@ -218,6 +218,7 @@ def test_a_seed_may_be_larger_than_a_size(capsys):
         (['--zzz=a\nb'], 'unknown flag --zzz;'),
         (['--a\nb'], 'unknown flag --a b;'),
         (['-z'], 'unknown flag --z;'),
+        (['-r', '1'], 'unknown flag --r;'),
         (['--nolength'], 'unknown flag --nolength'),
         (['--noinclude_prefix=true'], 'unknown flag --noinclude_prefix (did you mean --include_prefix?)'),
         (['--'], 'unknown flag --;'),

@@ -121,7 +121,8 @@ def split_flag(word, types, words):  # -> name, text (maybe off `words`) or None
     name, equals, text = word.lstrip('-').partition('=')
     name = name.replace('-', '_')
     if len(name) == 1:  # as in fire's help: -l for the only flag with l
-        name = ''.join(flag for flag in types if flag[0] == name) or name
+        fits = [flag for flag in types if flag[0] == name]
+        name = fits[0] if len(fits) == 1 else name
     elif name[:2] == 'no' and types.get(name[2:]) is bool and name not in types and not equals:
         return name[2:], 'false'
     if equals or name not in types:
