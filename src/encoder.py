@@ -69,7 +69,7 @@ class Encoder:
     def merge(self, piece):
         """A piece's ids, by a heap of (rank, place); `bpe` remembers them."""
         symbols = [*map(bytes_to_unicode().get, piece.encode()), None]  # None: merged away, or the end
-        end = len(symbols) - 1  # also place -1
+        end = len(symbols) - 1  # -1 means it
         before, after = list(range(-1, end)), [*range(1, end + 1), end]
 
         def rank_at(place):

@@ -52,7 +52,7 @@ class SpanFlags(Flags):
 @dataclass(frozen=True)
 class FileFlags(SpanFlags):
     encoding: str = flag('utf-8', 'of the text files')
-    special_tokens: bool = flag(True, 'in text files, special tokens are themselves')
+    special_tokens: bool = flag(True, 'in text files, a special token is one id')
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class LambadaFlags(Flags):
     detokenize: bool = flag(False, 'make the text of lambada_test_plain_text.txt natural')
 
 
-# Commands: data is read before TensorFlow loads, which takes seconds
+# Commands look for data first: TensorFlow takes seconds to load
 
 @cli.takes(FileFlags)
 def perplexity(flags):

@@ -23,7 +23,7 @@ class PromptFlags(SamplingFlags):
         '--output has some already, the others'))
     logprobs: bool = flag(False, 'with prompts_file, add the log-probability of each token')
     include_prefix: bool = flag(False, 'print the prompt before each continuation')
-    special_tokens: bool = flag(False, '<|endoftext|> and other special tokens in prompts are themselves')
+    special_tokens: bool = flag(False, 'in prompts, <|endoftext|> or another special token is one id')
 
     def __post_init__(self):
         super().__post_init__()

@@ -33,8 +33,8 @@ def load_dataset(enc, path: str, *options, **flags) -> list[np.ndarray]:  # 1-D,
 
 
 def encode_to_npz(enc, sources, folder, *options):
-    """The sources, with text encoded to a .npz of the folder, named after files, times and options of
-    iter_chunks. Others are removed."""
+    """The sources, text as a .npz in the folder. Its name is a hash of files, times and options (of
+    iter_chunks). Older ones go."""
     targets = []
     for source in sources:
         files = find_files(source)
@@ -150,7 +150,7 @@ class Reader:
         self.bar.update(os.path.getsize(path))
 
     def documents(self, path):
-        """Beside ends of texts, white space alone is no document."""
+        """Drops a document of white space, but not a whole file."""
         is_open, several = False, False
         for piece, following in itertools.pairwise(itertools.chain(self.pieces(path), [None, None])):
             if piece in self.ends:

@@ -1,7 +1,7 @@
 """GPT-2 as a graph. w: {name in a checkpoint: tensor}, of the model or a layer.
 
 B batch, T tokens, P past positions, S = P + T, L n_layer, E n_embd, H n_head, D = E / H, V n_vocab.
-past, present: keys and values of a layer, a pair of [B, H, P, D] and of [B, H, T, D].
+past: a layer's keys and values, [B, H, P, D] each; present: the same, with T for P.
 """
 import secrets
 
@@ -106,9 +106,9 @@ def past_shape(*, hparams, batch_size=None, sequence=None):  # -> [B, L, 2, H, P
 
 
 def transformer(hparams, w, X, pasts=None, positions=None, mask=None, blocks=blocks):  # [B, T] -> [B, T, E]
-    """The last hidden state, and the layers' presents. pasts: of each layer. positions: int32 [T] or [B, T];
-    None: after the past. mask: with a past, the keys a token sees, bool [T, S] or [B, 1, T, S]; None:
-    up to its own. blocks: or a faster function."""
+    """The last hidden state, and all presents. pasts: one a layer. positions: int32 [T] or [B, T]; None:
+    after the past. mask: only with a past; keys that a token sees, bool [T, S] or [B, 1, T, S]; None: up
+    to its own. blocks: runs all layers."""
     P, T = shape_list(pasts[0][0])[2] if pasts else 0, shape_list(X)[1]
     positions = P + tf.range(T) if positions is None else positions
     mask = causal_mask(T, P + T) if pasts and mask is None else mask

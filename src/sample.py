@@ -21,7 +21,7 @@ def largest(logits, k):  # -> [B, k], falling, and their tokens
 
 
 def top_k_logits(logits, k):  # [B, V] -> [B, V]
-    """The k largest and their equals; others become the lowest number. k = 0: all."""
+    """As in the original; unused here. Keeps equals of the k-th, too. k = 0: all."""
     logits = tf.convert_to_tensor(logits)
 
     def cut():
@@ -35,7 +35,7 @@ def top_p_logits(logits, p):  # [B, N] -> [B, N]
     logits, p = tf.convert_to_tensor(logits), float32(p)
 
     def cut():
-        # Without shapes behind a condition, the graph's optimizer prints errors.
+        # If tf.cond's shapes are unknown, the graph's optimizer prints errors.
         probs = tf.nn.softmax(float32(tf.ensure_shape(logits, logits.shape)))
         threshold = nucleus_threshold(probs, p)
         return tf.where_v2(tf.bitcast(probs, tf.int32) < threshold, logits.dtype.min, logits)
@@ -201,7 +201,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     sample_token. Raises InputError for numbers out of range; with tensors that are, running fails."""
     controls, n_more = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}, length
     require((start_token is None) != (context is None), 'give start_token or context')
-    if context is None:  # n_ctx tokens may follow a start token: the last needs no position
+    if context is None:  # only here T + length may be n_ctx + 1: the last is not fed back
         context, n_more = tf.fill([batch_size, 1], start_token), length - 1
     context = tf.convert_to_tensor(context)
     require(context.dtype.is_integer and context.shape.rank == 2,

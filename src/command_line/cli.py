@@ -24,7 +24,7 @@ from version import VERSION
 
 
 def takes(kind):
-    """Decorates a function of a dataclass of flags: it then takes its fields, and has their help."""
+    """Makes f(flags) a function of the fields of `kind`, a dataclass of flags, with their help."""
     def decorate(function):
         def main(*args, **kwargs):
             function(kind(*args, **kwargs))
@@ -37,8 +37,8 @@ def takes(kind):
 
 
 def run(main, argv=None):
-    """Calls main(**flags), of a dict of functions the one of the first word. Types of flags are str, int,
-    float, bool, these with `| None`, and tuple[str, ...], for a repeated one."""
+    """Calls main(**flags). From a dict, the first word chooses main. Types of flags are str, int, float,
+    bool, these with `| None`, and tuple[str, ...], which may be repeated."""
     script, argv = os.path.basename(sys.argv[0]), sys.argv[1:] if argv is None else argv
     if isinstance(main, dict) and argv and argv[0] in main:
         main, script, argv = main[argv[0]], f'{script} {argv[0]}', argv[1:]

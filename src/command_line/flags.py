@@ -55,7 +55,7 @@ class TextFlags(ModelFlags):
     """How text files become tokens of a model."""
     combine: int = flag(50000, 'join small files to chunks of so many characters', 1)
     encoding: str = flag('utf-8', 'of the text files')
-    special_tokens: bool = flag(True, 'in text, <|endoftext|> and other special tokens are themselves')
+    special_tokens: bool = flag(True, 'in text, <|endoftext|> or another special token is one id')
 
 
 @dataclass(frozen=True)

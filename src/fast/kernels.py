@@ -5,13 +5,13 @@ import inspect
 import tensorflow.compat.v1 as tf
 from tensorflow.compiler.tf2xla.python import xla
 
-MIN_FUSED_ELEMENTS = 1 << 14  # in a row of the batch; fewer take longer to compile than they save
+MIN_FUSED_ELEMENTS = 1 << 14  # in a row (fused), in all (kernel); fewer cost more than they save
 ATTENTION_BLOCK = 256  # queries: docs/decisions/attention-blocks.md
 
 
 def fused(function=None, *, gradient=None):
-    """Compiles a function of tensors, for training, if all sizes but the first axes' are known. The backward
-    pass computes it again, or is gradient(dy, result, first arguments…), of the first argument alone."""
+    """Compiles a function, for training, if sizes are known but for first axes. Backward, the function is
+    computed again. Or gradient(dy, result, first arguments…) gives the gradient of argument 1 alone."""
     if function is None:
         return functools.partial(fused, gradient=gradient)
     name = f'Fused{function.__module__}.{function.__qualname__}'
@@ -76,7 +76,7 @@ def materialized(x):  # finite -> the same; loops do not compute it again
     return x / (1 + 0 * x)  # XLA copies no division into loops, nor sees that this is x
 
 
-def in_blocks(attention, q, k, v):  # of queries; a causal one sees no keys after it
+def in_blocks(attention, q, k, v):  # of queries; a block gets no keys after its end
     T = q.shape.as_list()[2]
     if T is None:
         return attention(q, k, v)
@@ -102,7 +102,7 @@ def softmax_grad(dp, p):  # [..., S], [..., S] -> [..., S]
 
 
 def cross_entropy_grad(dy, losses, logits, labels):  # [N], [N], [N, V], [N] -> [N, V]
-    # Probabilities, for the label minus 1; 0 without a label.
+    # The softmax, less 1 at the label; all 0 for padding.
     x, label = float32(logits), tf.maximum(labels, 0)
     log_sum = losses + tf.gather(x, label, batch_dims=1)  # of the logits' exponentials
     gradients = tf.exp(x - log_sum[:, None]) - tf.one_hot(label, logits.shape[-1])

@@ -36,7 +36,7 @@ def lookup(matrix, rows):  # [N, E], int32 [...] -> [..., E]
 
 
 def matmul(x, w, transposed=False):  # [N, n_in], [n_in, n_out] (transposed: [n_out, n_in]) -> [N, n_out]
-    """Of w's type; float32 if w is QuantizedMatrix, which is always transposed."""
+    """Of w's type; float32 if w is QuantizedMatrix, always transposed."""
     if not isinstance(w, QuantizedMatrix):
         return product(tf.cast(x, w.dtype), w, transpose_b=transposed)
     x = tf.cast(x, tf.bfloat16)

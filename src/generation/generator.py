@@ -15,7 +15,7 @@ from generation.continuation import Continuation
 from storage import checkpoint
 
 MIN_CACHE = 128  # positions; doubled when full: attention reads at most twice what is filled
-PREFILL_TOKENS, MIN_PREFILL_TOKENS = 512, 64  # at a time, for memory: of all rows, at least of one
+PREFILL_TOKENS, MIN_PREFILL_TOKENS = 512, 64  # at once, for memory: all rows' sum; a row's least
 CONTROLS = {'temperature': 1, 'top_k': 0, 'top_p': 1, 'repetition_penalty': 1}  # defaults
 
 
@@ -55,7 +55,7 @@ class Generator:
             self.cache = [variable(tf.zeros([0, H, 0, D]), [None, H, None, D])
                           for _ in range(2 * hparams.n_layer)]  # keys, values, …
             added = [[0, rows], [0, 0], [0, positions], [0, 0]]
-            # Grouped before a session has them: TensorFlow warns of operations changed later.
+            # Both made before make_callable: TensorFlow warns if it changes operations later.
             grow = tf.group(*[v.assign(tf.pad(v.read_value(), added), read_value=False) for v in self.cache])
             clear = tf.group(*[v.initializer for v in self.cache])
             self.clear = session.make_callable(clear)
@@ -69,7 +69,7 @@ class Generator:
             return tf.identity(n_past)
 
     def build(self, B, T, size):
-        """A function of a dict to next tokens and log-probabilities. T, size: None in a prefill."""
+        """f(dict, draws): tokens and log-probabilities, if it draws. T, size: None in a prefill."""
         ints = {'tokens': [B, T], 'history': [B, None], 'start': [B], 'n_past': [], 'top_k': []}
         x = {name: tf.placeholder(tf.int32, shape) for name, shape in ints.items()}
         x |= {name: tf.placeholder(tf.float32, []) for name in ('temperature', 'top_p', 'repetition_penalty')}

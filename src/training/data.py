@@ -69,7 +69,7 @@ class Data:
                 f'the dataset holds token {tokens.max()}, but n_vocab is {n_vocab}; encode it for this model')
         return np.maximum(tokens, 0), tokens
 
-    def val_batches(self):  # this rank's share of the same, or None where others have one more
+    def val_batches(self):  # this rank's share; None if it has one batch fewer than others
         count, size = self.flags.val_batch_count, self.flags.val_batch_size
         sampler = Sampler(self.validation, seed=1)
         for number in range(self.worker.rank, count + self.worker.rank, self.worker.size):

@@ -9,8 +9,8 @@ from training.optimizer import update_operations
 
 
 class Graph:
-    """Placeholders: batch (input, labels), rate. Operations: those of update_operations; losses (in an
-    update, update_losses): sum and number; finite: are all weights?"""
+    """Placeholders: batch (input, tokens), rate. Operations: those of update_operations; losses: sum and
+    number (update_losses: in an update); finite: are all weights?"""
 
     def __init__(self, flags, hparams, reduce):
         self.flags, self.hparams = flags, hparams
@@ -47,7 +47,7 @@ def session_config(worker):  # with its GPU and threads
     if worker.gpu is not None:
         config.gpu_options.visible_device_list = str(worker.gpu)
     config.intra_op_parallelism_threads = worker.threads
-    # Folded, the optimizer's zeros would be kept; found equal, they would share memory.
+    # Folding would keep the optimizer's zeros in memory; merging would make them one.
     rewrites = config.graph_options.rewrite_options
     rewrites.constant_folding = rewrites.common_subgraph_elimination = rewrites.OFF
     config.graph_options.optimizer_options.opt_level = tf.OptimizerOptions.L0

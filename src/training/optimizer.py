@@ -7,7 +7,7 @@ from accumulate import AccumulatingOptimizer, zeros
 
 
 class Adafactor:
-    """Shazeer & Stern 2018: algorithm 4 without momentum, with the decay of section 7.2."""
+    """Shazeer & Stern 2018: algorithm 4, but absolute steps; the decay of section 7.2."""
 
     def __init__(self, rate):
         self.rate = rate
@@ -39,7 +39,7 @@ OPTIMIZERS = {'adam': tf.train.AdamOptimizer, 'adamw': tf.train.AdamOptimizer, '
 
 
 def update_operations(grads, variables, flags, rate, reduce=None):  # -> reset, update, apply
-    """Run reset, update for each batch, and apply, which is None without sums. The last gives the mean
+    """Run reset, update for each batch, and apply (None without sums). The last one run gives the mean
     gradient's norm before clipping. Weight decay: Loshchilov & Hutter 2019, of matrices alone."""
     pairs = zip(grads, variables, strict=True)
     grads, variables = zip(*(pair for pair in pairs if pair[0] is not None), strict=True)
@@ -56,7 +56,7 @@ def update_operations(grads, variables, flags, rate, reduce=None):  # -> reset, 
         scale *= tf.minimum(1.0, flags.clip_norm / norm)
     if sums or flags.clip_norm:
         grads = [grad * scale for grad in grads]
-    if sums:  # in place of sums, or all would be copied
+    if sums:  # kept in the sums, or all would be copied
         grads = [total.assign(grad).read_value() for total, grad in zip(sums.sums, grads, strict=True)]
     decay = 0.01 * (flags.optimizer == 'adamw') if flags.weight_decay is None else flags.weight_decay
     pairs = list(zip(grads, variables, strict=True))
