@@ -56,13 +56,13 @@ def peer_encoding(models_dir, model_name):
 
 
 def timed(encode, texts):  # -> seconds, digest
-    seconds, found = 0.0, []
+    seconds, arrays = 0.0, []
     for text in texts:
         start = time.perf_counter()
         ids = encode(text)
         seconds += time.perf_counter() - start
-        found.append(np.array(ids, np.int32))  # not kept as lists, which take ten times the memory
-    return seconds, digest(found)
+        arrays.append(np.array(ids, np.int32))  # not kept as lists, which take ten times the memory
+    return seconds, digest(arrays)
 
 
 def check_equal(name, digests):

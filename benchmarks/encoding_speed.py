@@ -71,8 +71,8 @@ def rows(model_name='124M', models_dir='models', prose=None, rounds=5, megabytes
 
 def in_memory(name, arguments, rounds):
     functions = [encoders.ours, encoders.peer] if table.installed('tiktoken') else [encoders.ours]
-    with measure.children(*((function, arguments) for function in functions)) as some:
-        results = measure.in_turn(some, rounds)
+    with measure.children(*((function, arguments) for function in functions)) as processes:
+        results = measure.in_turn(processes, rounds)
     encoders.check_equal(name, [ids for result in results for _, ids in result])
     size = sum(map(os.path.getsize, arguments['files'])) / 1e6
     peer_speed = (
@@ -90,27 +90,27 @@ def as_a_whole(directory, vocabulary, rounds, megabytes):
     size = prose_and_code.write_large(corpus, megabytes * 10**6) / 1e6
     arguments = {'files': sorted(glob.glob(f'{corpus}/*')), **vocabulary}
     flags = [word for name, value in vocabulary.items() for word in (f'--{name}', value)]
-    found, ids = {1: [], 0: [], 'peer': []}, []  # of each the seconds and the GB, of all the ids
+    runs, ids = {1: [], 0: [], 'peer': []}, []  # of each the seconds and the GB, of all the ids
     with measure.children(
         *([(encoders.peer_files, arguments)] if table.installed('tiktoken') else [])
     ) as peers:
         for _ in range(rounds):
             for workers in (1, 0):
-                found[workers].append(
+                runs[workers].append(
                     measure.run_script('encode.py', corpus, out, *flags, '--workers', str(workers))
                 )
                 ids.append(npz_digest(out))
             for child in peers:
                 (seconds,), digest = child.step()
-                found['peer'].append((seconds, child.peak))
+                runs['peer'].append((seconds, child.peak))
                 ids.append(digest)
     encoders.check_equal('encode.py', ids)
     speed = {
-        key: size / statistics.median(seconds for seconds, _ in some) for key, some in found.items() if some
+        key: size / statistics.median(seconds for seconds, _ in times) for key, times in runs.items() if times
     }
     for workers, words in ((1, 'one process'), (0, 'one a core')):
         work = f'encode.py, {size:.0f} MB, --workers {workers} ({words})'
-        peaks = [peak for _, peak in found[workers] if peak]
+        peaks = [peak for _, peak in runs[workers] if peak]
         yield table.Row(
             work, speed[workers], speed.get('peer'), 'MB/s', least=None if workers else LEAST['all cores']
         )

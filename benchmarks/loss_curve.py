@@ -49,16 +49,16 @@ def losses(files):  # -> {update: loss}, of training and of validation, in nats 
     What a session logged after the save from which the next one went on is left out.
     """
     import tensorflow.compat.v1 as tf
-    found = {'loss': {}, 'val_loss': {}}
+    curves = {'loss': {}, 'val_loss': {}}
     for path in files:
         for event in tf.train.summary_iterator(path):
             if event.session_log.status == tf.SessionLog.START:
-                found = {tag: {step: loss for step, loss in each.items() if step <= event.step}
-                         for tag, each in found.items()}
+                curves = {tag: {step: loss for step, loss in curve.items() if step <= event.step}
+                         for tag, curve in curves.items()}
             for value in event.summary.value:
-                if value.tag in found:
-                    found[value.tag][event.step] = value.simple_value
-    return found['loss'], found['val_loss']
+                if value.tag in curves:
+                    curves[value.tag][event.step] = value.simple_value
+    return curves['loss'], curves['val_loss']
 
 
 def running_mean(values):

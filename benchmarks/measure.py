@@ -65,16 +65,16 @@ class Child:
 def children(*calls):
     """Children for pairs of function and arguments; they end with the block."""
     with contextlib.ExitStack() as stack:
-        made = []
+        processes = []
         for function, arguments in calls:
             log = stack.enter_context(tempfile.TemporaryFile('w+', errors='replace'))
-            made.append(Child(function, arguments, log))
-            stack.callback(made[-1].close)
-        yield made
+            processes.append(Child(function, arguments, log))
+            stack.callback(processes[-1].close)
+        yield processes
 
 
-def in_turn(some, times):  # -> as many lists as times, of a value a child
-    return [[child.step() for child in some] for _ in range(times)]
+def in_turn(processes, times):  # -> as many lists as times, of a value a child
+    return [[child.step() for child in processes] for _ in range(times)]
 
 
 def serve(module, function, arguments):

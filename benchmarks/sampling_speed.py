@@ -51,13 +51,13 @@ class Speeds:
         self.directory, self.names, self.repeats = directory, names, repeats
 
     def of(self, *calls, **same):  # (function, precision), … -> {(name, precision): median or None}
-        some = [(function, precision) for function, precision in calls
+        available = [(function, precision) for function, precision in calls
                 if function is ours or function.__name__ in self.names]
         with measure.children(*((function, {'directory': self.directory, 'precision': precision, **same})
-                                for function, precision in some)) as children:
+                                for function, precision in available)) as children:
             seconds = zip(*measure.in_turn(children, self.repeats), strict=True)
             speeds = {(function.__name__, precision): same['rows'] * same['tokens'] / statistics.median(times)
-                      for (function, precision), times in zip(some, seconds, strict=True)}
+                      for (function, precision), times in zip(available, seconds, strict=True)}
         for (name, precision), speed in speeds.items():
             print(f'{same}, {name} {precision}: {speed:.1f} tokens/s', file=sys.stderr)
         return {(function.__name__, precision): speeds.get((function.__name__, precision))
@@ -69,39 +69,39 @@ def fastest(speeds):
 
 
 def single_rows(speeds):
-    found = speeds.of(*((ours, precision) for precision in PRECISIONS), (transformers, 'float32'),
+    measured = speeds.of(*((ours, precision) for precision in PRECISIONS), (transformers, 'float32'),
                       (ctranslate2, 'float32'), (ctranslate2, 'int8'), rows=1, tokens=200)
     work = f'sampling {SIZE}, 200 tokens, float32: against '
     for name, least in (('ctranslate2', 1), ('transformers', None)):
-        yield table.Row(work + name, found['ours', 'float32'], found[name, 'float32'], 'tokens/s',
+        yield table.Row(work + name, measured['ours', 'float32'], measured[name, 'float32'], 'tokens/s',
                         least=least)
     for precision in ('bfloat16', 'int8'):
-        best = fastest(found) == (found['ours', precision], precision)
-        yield table.Row(f'the same, {precision}: against ctranslate2 int8', found['ours', precision],
-                        found['ctranslate2', 'int8'], 'tokens/s', least=1 if best else None)
+        best = fastest(measured) == (measured['ours', precision], precision)
+        yield table.Row(f'the same, {precision}: against ctranslate2 int8', measured['ours', precision],
+                        measured['ctranslate2', 'int8'], 'tokens/s', least=1 if best else None)
 
 
 def batch_rows(speeds):
-    found = speeds.of((ours, 'bfloat16'), (ours, 'int8'), (transformers, 'bfloat16'),
+    measured = speeds.of((ours, 'bfloat16'), (ours, 'int8'), (transformers, 'bfloat16'),
                       (ctranslate2, 'float32'), (ctranslate2, 'int8'), rows=8, tokens=100)
-    speed, precision = fastest(found)
+    speed, precision = fastest(measured)
     for (name, other), least in ((('transformers', 'bfloat16'), 2), (('ctranslate2', 'float32'), 2),
                                  (('ctranslate2', 'int8'), None)):
-        yield table.Row(f'8 × 100 tokens, {precision}: against {name} {other}', speed, found[name, other],
+        yield table.Row(f'8 × 100 tokens, {precision}: against {name} {other}', speed, measured[name, other],
                         'tokens/s', least=least)
 
 
 def large_batch_rows(speeds):
-    found = speeds.of((ours, 'bfloat16'), (transformers, 'bfloat16'), rows=64, tokens=100)
-    yield table.Row('64 × 100 tokens, bfloat16: against transformers', found['ours', 'bfloat16'],
-                    found['transformers', 'bfloat16'], 'tokens/s', least=1.5)
+    measured = speeds.of((ours, 'bfloat16'), (transformers, 'bfloat16'), rows=64, tokens=100)
+    yield table.Row('64 × 100 tokens, bfloat16: against transformers', measured['ours', 'bfloat16'],
+                    measured['transformers', 'bfloat16'], 'tokens/s', least=1.5)
 
 
 def prompt_rows(speeds):
     for precision in ('float32', 'bfloat16'):
-        found = speeds.of((ours, precision), (transformers, precision), rows=1, tokens=1, prompt=900)
+        measured = speeds.of((ours, precision), (transformers, precision), rows=1, tokens=1, prompt=900)
         yield table.Row(f'900 tokens of a prompt to the first token, {precision}: against transformers',
-                        *(speed and 900 * speed for speed in found.values()), 'tokens/s', least=1)
+                        *(speed and 900 * speed for speed in measured.values()), 'tokens/s', least=1)
 
 
 def late_token_rows(directory):

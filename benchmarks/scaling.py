@@ -139,7 +139,7 @@ def measured():
         # The weights are as many and as large as their gradients. One number of each result is all
         # that is fetched.
         reduced = worker.reduce([v.read_value() for v in training.run.weights])
-        first = [tf.reshape(each, [-1])[0] for each in reduced]
+        first = [tf.reshape(mean, [-1])[0] for mean in reduced]
         reduction = median(lambda: session.run(first), steps, worker)
     if rank == 0:
         with open(settings['result'], 'w', encoding='utf-8') as file:

@@ -57,10 +57,10 @@ def rows(sizes='124M', batch_size=1, sequence=1024, steps=5, dropout=True, alter
 
 
 def measured(calls, steps, tokens):  # -> for each call its median of tokens/s, and its peak in GB
-    with measure.children(*calls) as some:
-        times = list(zip(*measure.in_turn(some, steps), strict=True))
+    with measure.children(*calls) as processes:
+        times = list(zip(*measure.in_turn(processes, steps), strict=True))
     results = [(tokens / statistics.median(seconds), child.peak)
-               for child, seconds in zip(some, times, strict=True)]
+               for child, seconds in zip(processes, times, strict=True)]
     for (function, arguments), (speed, peak), seconds in zip(calls, results, times, strict=True):
         name = 'transformers'
         if function is not peer:
