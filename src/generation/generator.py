@@ -85,8 +85,11 @@ class Generator:
         written = write(presents, x['n_past'])
         with tf.control_dependencies([written]):
             results = [tf.identity(drawn), logprobs]
-        fill, draw = (self.session.make_callable(fetches, list(x.values())) for fetches in (written, results))
-        return lambda values, draws: (draw if draws else fill)(*(values[name] for name in x))
+
+        @functools.cache  # making one takes time
+        def function(draws):
+            return self.session.make_callable(results if draws else written, list(x.values()))
+        return lambda values, draws: function(draws)(*(values[name] for name in x))
 
     def stream(self, contexts, seeds, *, length, **controls):
         """Yields `length` times the rows' next tokens, int32 [B], and the model's log-probabilities.
