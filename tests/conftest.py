@@ -46,6 +46,16 @@ def toy_model(tmp_path_factory):
     return str(directory), *toy.write_model(directory)
 
 
+@pytest.fixture(scope='module')
+def models(tmp_path_factory):
+    """A folder with the model `toy`, and its weights: such that greedy text is not one token repeated."""
+    import toy
+    models = tmp_path_factory.mktemp('models')
+    hp = toy.hparams()
+    _, values = toy.write_model(str(models / 'toy'), hp, toy.weights(hp, scale=0.4))
+    return models, hp, values
+
+
 @pytest.fixture
 def graph(toy_model):
     """A session with a model and an optimizer that has slots; all variables hold zeros."""

@@ -10,15 +10,6 @@ import toy
 from export import export
 
 
-@pytest.fixture(scope='module')
-def models(tmp_path_factory):
-    """A folder with the model `toy`, and its weights: such that greedy text is not one token repeated."""
-    models = tmp_path_factory.mktemp('models')
-    hp = toy.hparams()
-    _, values = toy.write_model(str(models / 'toy'), hp, toy.weights(hp, scale=0.4))
-    return models, hp, values
-
-
 def run(capfd, *argv):
     """The status, stdout and stderr of the command line."""
     capfd.readouterr()

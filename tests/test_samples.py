@@ -485,10 +485,11 @@ def test_temperature_0_is_the_greedy_continuation(models, toy_model, enc, prompt
     assert [row.tokens for row in found] == [expected] * 2
 
 
-def test_unconditional_samples_continue_the_end_of_text(flags, models, capsys, enc):
-    expected = greedy(models / 'toy', [256], 30)
+@pytest.mark.parametrize('length', [30, 100])  # 100 are beyond the window, which slides
+def test_unconditional_samples_continue_the_end_of_text(flags, models, capsys, enc, length):
+    expected = greedy(models / 'toy', [256], length)
     assert len(set(expected)) > 10
-    assert drawn(capsys, sample_model, **flags, length=30, temperature=0, nsamples=1) == [
+    assert drawn(capsys, sample_model, **flags, length=length, temperature=0, nsamples=1) == [
         enc.decode(expected)
     ]
 
@@ -498,14 +499,6 @@ def test_what_leaves_only_the_likeliest_token_is_greedy(models, toy_model, likel
     expected = greedy(models / 'toy', [256], 20)
     found = toy_model.complete([[256]] * 2, [[1], [2]], length=20, **likeliest)
     assert [row.tokens for row in found] == [expected] * 2
-
-
-def test_a_length_beyond_the_window_lets_it_slide(flags, models, capsys, enc):
-    expected = greedy(models / 'toy', [256], 100)
-    assert len(set(expected)) > 10
-    assert drawn(capsys, sample_model, **flags, length=100, temperature=0, nsamples=1) == [
-        enc.decode(expected)
-    ]
 
 
 def test_a_prompt_longer_than_the_window_is_cut_from_its_end_which_is_told(samples, capsys):

@@ -76,15 +76,6 @@ json.dump({'answers': answers, 'signatures': described, 'path': sys.path, 'files
 
 
 @pytest.fixture(scope='module')
-def models(tmp_path_factory):
-    """A folder with the model `toy`, and its weights: such that greedy text is not one token repeated."""
-    models = tmp_path_factory.mktemp('models')
-    hp = toy.hparams()
-    _, values = toy.write_model(str(models / 'toy'), hp, toy.weights(hp, scale=0.4))
-    return models, hp, values
-
-
-@pytest.fixture(scope='module')
 def exported(models, tmp_path_factory):
     """The SavedModel of `toy`, made as if all its kernels were worth compiling."""
     out = tmp_path_factory.mktemp('served') / 'toy' / '1'
