@@ -18,6 +18,8 @@ DEMO_STEPS ?= 1000
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+# Without _*.py: _sysconfigdata_….py names folders of the machine that built Python.
+CORPUS = $(STDLIB)/[!_]*.py
 
 .NOTPARALLEL:
 .PHONY: demo samples curve test test-all torture bench check-gpu lint install horovod clean
@@ -52,10 +54,10 @@ checkpoint/demo/checkpoint:
 
 models/demo: | $(VENV)/installed-tokenizers
 	./src/create_model.py demo --n_layer 2 --n_head 4 --n_embd 128 --n_ctx 128 --seed 1 \
-		--train_vocab 4096 --corpus "$(STDLIB)/*.py"
+		--train_vocab 4096 --corpus "$(CORPUS)"
 
 data/demo.npz: | models/demo
-	./encode.py "$(STDLIB)/*.py" data/demo.npz --model_name demo
+	./encode.py "$(CORPUS)" data/demo.npz --model_name demo
 
 install: $(VENV)/installed
 

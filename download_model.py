@@ -46,7 +46,7 @@ def download_model(model_name: str, models_dir: str = 'models', base_url: str | 
     """Downloads a model, unless it is there; resumes what broke off. Raises InputError, OSError.
 
     Args:
-        model_name: 124M, 355M, 774M or 1558M; with a base_url any name it has.
+        model_name: 124M, 355M, 774M or 1558M; with a base_url any it has.
         models_dir: where models are.
         base_url: has <model_name>/<file>; None for GPT2_BASE_URL or OpenAI's storage.
     """

@@ -22,7 +22,7 @@ class EncodeFlags(TextFlags):
     """Encodes text as a .npz of tokens, which train.py reads in place."""
     in_text: str = flag(REQUIRED, TEXTS)
     out_npz: str = flag(REQUIRED, 'the file to write; .npz is added')
-    compress: bool = flag(False, 'deflate it; it is then read whole into memory')
+    compress: bool = flag(False, 'deflate it; it is then read into memory')
     workers: int = flag(1, 'threads, for the same result; 0 for one a core', 0)
 
 

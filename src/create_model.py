@@ -29,7 +29,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
         models_dir: where models are
         vocab_from: copy the vocabulary of a model or run
         train_vocab: learn so many tokens, 257 to about 50,000
-        corpus: the text for train_vocab, a file, folder or quoted glob
+        corpus: its text, a file, folder or quoted glob
         encoding: of the corpus
         seed: of the weights; None for new ones
         checkpoint_dir: where runs are

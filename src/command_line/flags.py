@@ -124,7 +124,7 @@ class SamplingFlags(ModelFlags):
     repetition_penalty: float = flag(1, 'above 1, earlier tokens become less likely')
     truncate: str | None = flag(None, "end a sample before this text, often '<|endoftext|>'")
     stop: tuple[str, ...] = flag((), 'the same; may be repeated')
-    output: str | None = flag(None, 'a file for the samples, not the terminal')
+    output: str | None = flag(None, 'a file for the samples')
 
     def __post_init__(self):
         super().__post_init__()

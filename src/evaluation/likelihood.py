@@ -16,7 +16,7 @@ from fast.quantized import with_precision
 from fast.session import device, session_config, set_precision
 from storage import checkpoint
 
-MIN_SIZE = 16  # tokens in a row
+MIN_SIZE = 16  # tokens
 BATCHES_AHEAD = 16  # read while one is not full
 
 
