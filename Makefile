@@ -26,7 +26,7 @@ CORPUS = $(STDLIB)/[!_]*.py
 
 demo: install models/demo data/demo.npz
 	./train.py --dataset data/demo.npz --model_name demo --run_name demo --seed 1 --steps $(DEMO_STEPS) \
-		--batch_size 16 --optimizer adamw --learning_rate 4e-3 --warmup_steps 50 --schedule cosine --clip_norm 1 \
+		--batch_size 16 --optimizer adamw --learning_rate 3e-3 --warmup_steps 50 --schedule cosine --clip_norm 1 \
 		--val_every 250 --val_batch_size 16 --val_batch_count 16 --sample_every 500 --save_every 500
 	./src/evaluate.py perplexity --data "$(STDLIB)/json/*.py" --model_name checkpoint/demo
 	./src/generate_unconditional_samples.py --model_name checkpoint/demo --nsamples 3 --temperature 0.8 --top_k 40

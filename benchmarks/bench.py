@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
 """All benchmarks, one table: ./benchmarks/bench.py, or `make bench`. A benchmark is a file with rows()."""
+import measure  # noqa: F401  before the project's own: it makes their import possible
+
 from command_line import cli
 
 import encoding_speed

@@ -14,9 +14,10 @@ import subprocess
 import sys
 import tempfile
 
+import measure  # before the project's own: it makes their import possible
+
 from command_line import cli
 
-import measure  # before the project's own: it makes their import possible
 import numpy as np
 import random_model
 import scaling

@@ -1,68 +1,71 @@
 """The functions that encoding_speed.py measures, each in its own process: steps give seconds and a digest."""
 import hashlib
+import json
 import os
 import time
 
 import measure  # noqa: F401  before the project's own: it makes their import possible
+
 import numpy as np
 import prose_and_code
 
 import encoder
 from fast import bulk_encoding
 
+END = 50256  # GPT-2's <|endoftext|>
+# The least program that does the work of encode.py: python -c PEER vocabulary parallel out files…
+PEER = '''
+import sys
+import awkward, gigatoken, numpy as np
+vocabulary, parallel, out, *files = sys.argv[1:]
+with open(vocabulary, encoding='utf-8') as file:
+    tokenizer = gigatoken.Tokenizer.from_json(file.read())
+texts = []
+for path in files:
+    with open(path, 'rb') as file:
+        texts.append(file.read())
+batch = tokenizer.encode_batch(texts, parallel=parallel == 'True')
+np.savez(out, np.asarray(awkward.flatten(batch)).astype(np.uint16))
+'''
+
 
 def ours(files, models_dir, model_name):
-    texts = [''.join(map(prose_and_code.read, files))]
+    text = ''.join(map(prose_and_code.read, files))
     while True:
-        enc = encoder.get_encoder(model_name, models_dir)
+        enc = encoder.get_encoder(os.path.join(models_dir, model_name))
         bulk_encoder = bulk_encoding.BulkEncoder(enc)
 
         def bulk(text, bulk_encoder=bulk_encoder):
             return bulk_encoder.encode([text])[0]
-        results = [timed(encode, texts) for encode in (bulk, bulk, enc.encode)]
+        results = [timed(encode, text) for encode in (bulk, bulk, enc.encode)]
         seconds, digests = zip(*results, strict=True)
         check_equal('bulk_encoding and encoder.py', digests)
         yield list(seconds), digests[0]
 
 
 def peer(files, models_dir, model_name):
-    enc, texts = peer_encoding(models_dir, model_name), [''.join(map(prose_and_code.read, files))]
+    import gigatoken
+    vocabulary, text = peer_vocabulary(models_dir, model_name), ''.join(map(prose_and_code.read, files))
     while True:
-        seconds, ids = timed(enc.encode_ordinary, texts)
-        yield [seconds], ids
+        tokenizer = gigatoken.Tokenizer.from_json(vocabulary)
+
+        def encode(text, tokenizer=tokenizer):
+            return tokenizer.encode(text.encode())
+        results = [timed(encode, text) for _ in range(2)]
+        yield [seconds for seconds, _ in results], results[0][1]
 
 
-def peer_files(files, models_dir, model_name):
-    enc = peer_encoding(models_dir, model_name)
-
-    def encode(path):
-        ids = enc.encode_ordinary(prose_and_code.read(path))
-        ids.append(enc.eot_token)
-        return ids
-    while True:
-        seconds, ids = timed(encode, files)
-        yield [seconds], ids
+def peer_vocabulary(models_dir, model_name):
+    enc = encoder.get_encoder(os.path.join(models_dir, model_name))
+    splitter = {'type': 'ByteLevel', 'add_prefix_space': False, 'use_regex': True}
+    model = {'type': 'BPE', 'vocab': enc.encoder, 'merges': list(enc.bpe_ranks)}
+    return json.dumps({'pre_tokenizer': splitter, 'model': model})
 
 
-def peer_encoding(models_dir, model_name):
-    os.environ['TIKTOKEN_CACHE_DIR'] = ''  # or it keeps copies of the two files
-    import tiktoken
-    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-    from tiktoken_ext.openai_public import r50k_pat_str
-    ranks = data_gym_to_mergeable_bpe_ranks(*(os.path.join(models_dir, model_name, name)
-                                              for name in ('vocab.bpe', 'encoder.json')))
-    return tiktoken.Encoding('gpt2', pat_str=r50k_pat_str, mergeable_ranks=ranks,
-                             special_tokens={encoder.EOT: len(ranks)})
-
-
-def timed(encode, texts):  # -> seconds, digest
-    seconds, arrays = 0.0, []
-    for text in texts:
-        start = time.perf_counter()
-        ids = encode(text)
-        seconds += time.perf_counter() - start
-        arrays.append(np.array(ids, np.int32))  # not kept as lists, which take ten times the memory
-    return seconds, digest(arrays)
+def timed(encode, text):  # -> seconds, digest
+    start = time.perf_counter()
+    ids = encode(text)
+    return time.perf_counter() - start, digest([ids])
 
 
 def check_equal(name, digests):

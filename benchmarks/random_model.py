@@ -3,9 +3,10 @@ import itertools
 import os
 import string
 
+import measure  # before the project's own: it makes their import possible
+
 from command_line import cli
 
-import measure  # before the project's own: it makes their import possible
 import numpy as np
 
 import encoder

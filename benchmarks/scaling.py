@@ -18,9 +18,10 @@ import sys
 import tempfile
 import time
 
+import measure  # before the project's own: it makes their import possible
+
 from command_line import cli
 
-import measure  # before the project's own: it makes their import possible
 import random_model
 import table
 

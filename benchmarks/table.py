@@ -4,9 +4,16 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import sys
 
-PEERS = ('transformers', 'torch', 'tiktoken', 'ctranslate2')
+PEERS = {  # package: its name to pip
+    'transformers': 'transformers', 'torch': 'torch', 'ctranslate2': 'ctranslate2',
+    'llama_cpp': 'llama-cpp-python', 'gguf': 'gguf', 'openvino_genai': 'openvino-genai',
+    'openvino_tokenizers': 'openvino-tokenizers', 'optimum': 'optimum-intel'}
+INSTRUCTIONS = {'amx_tile': 'AMX', 'avx512_bf16': 'AVX-512 with bfloat16 and int8',
+                'avx512_vnni': 'AVX-512 with int8', 'avx512f': 'AVX-512', 'avx_vnni': 'AVX2 with int8',
+                'avx2': 'AVX2'}
 REMEDY = f'{sys.executable} -m pip install -r benchmarks/requirements.txt'
 TICKS = os.sysconf('SC_CLK_TCK')
 
@@ -17,16 +24,28 @@ def installed(*packages):
 
 def versions():
     yield f'Python {sys.version.split()[0]}'
-    for name in ('tensorflow', 'tensorflow-cpu', *PEERS):
+    for name in ('tensorflow', 'tensorflow-cpu', *PEERS.values()):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             yield f'{name} {importlib.metadata.version(name)}'
+
+
+def processor():  # -> its name, and the best instructions that it has for products
+    try:
+        with open('/proc/cpuinfo', encoding='ascii') as file:
+            pairs = [line.split(':', 1) for line in file if ':' in line]
+    except OSError:  # not Linux
+        return platform.processor() or 'an unknown processor'
+    lines = {key.strip(): value.strip() for key, value in pairs}
+    flags = lines.get('flags', '').split()
+    best = next((words for flag, words in INSTRUCTIONS.items() if flag in flags), 'without AVX2')
+    return f'{lines.get("model name", platform.machine())} ({best})'
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A line of the table; None for a figure that could not be had, and note says why.
 
-    least: the ratio of ours to the peer's that is aimed at, or most: the value of ours.
+    least, most: the ratio of ours to the peer's that is aimed at.
     """
     work: str
     ours: float | None
@@ -42,7 +61,7 @@ class Row:
         if self.least:
             aim, reached = f'≥ {self.least:g}×', ratio and ratio >= self.least
         elif self.most:
-            aim, reached = f'≤ {self.most:g} {self.unit}', self.ours and self.ours <= self.most
+            aim, reached = f'≤ {self.most:g}×', ratio and ratio <= self.most
         return (self.work, self.figure(self.ours), self.figure(self.peer), f'{ratio:.2f}×' if ratio else '-',
                 aim + {True: ', yes', False: ', no'}.get(reached, ''))
 
@@ -86,11 +105,11 @@ def show(measure_rows):
         print('|', ' | '.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), '|')
         if i == 0:
             print('|' + '|'.join('-' * (width + 2) for width in widths) + '|')
-    print(f'\nMedians, on {os.cpu_count()} cores; {", ".join(versions())}.')
+    print(f'\nMedians, on {os.cpu_count()} cores of {processor()}; {", ".join(versions())}.')
     if others.share is not None:
         print(f'Other processes took {others.share:.0%} of the cores meanwhile'
               + ('; measure again on an idle machine.' if others.share > 0.05 else '.'))
     for note in dict.fromkeys(row.note for row in rows if row.note):
         print(note)
-    if missing := [name for name in PEERS if not installed(name)]:
+    if missing := [pip_name for name, pip_name in PEERS.items() if not installed(name)]:
         print(f'Not installed: {", ".join(missing)}; for the figures of all peers: {REMEDY}')
