@@ -3,8 +3,10 @@ import sys
 
 import pytest
 import runs
+import tensorflow.compat.v1 as tf
 
-from training import trainer
+from training import log, trainer
+from training.worker import Worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('usual_signals')]
 
@@ -22,6 +24,13 @@ def test_what_is_seen_in_tensorboard(flags, capsys):
     assert 'tokens/s' in output.err
     last = output.out.strip().rpartition('\n')[2]
     assert last.startswith('4 steps done, loss=') and last.endswith(os.path.join(made.checkpoint_dir, 'run1'))
+
+
+def test_starts_within_a_second_keep_what_each_logged(flags, tmp_path):
+    for step in range(8):
+        with tf.Graph().as_default():
+            log.Log(flags(), Worker(), str(tmp_path), step, 32).close()
+    assert len(list(tmp_path.glob('events.out.tfevents.*'))) == 8
 
 
 def test_a_terminal_that_is_gone_does_not_stop_training(flags, monkeypatch):

@@ -45,7 +45,8 @@ class Log:
                        dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 10)
         if worker.rank == 0:
             with self.writing_events():
-                self.events = tf.summary.FileWriter(folder)
+                # Names have seconds: a later start would replace the file of one in the same second.
+                self.events = tf.summary.FileWriter(folder, filename_suffix=f'.{step}')
                 # Hides what was logged after the last save.
                 self.events.add_session_log(tf.SessionLog(status='START'), step)
         self.text(step, 'flags', '\n'.join(f'    --{name} {value}' for name, value in vars(flags).items()))
