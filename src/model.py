@@ -92,7 +92,7 @@ def block(x, w, n_head, past, mask):  # [B, T, E] -> [B, T, E], present
     return x + tf.cast(mlp(norm(x, w['ln_2/g'], w['ln_2/b']), w), x.dtype), present
 
 
-def blocks(x, layers, n_head, pasts, mask):  # [B, T, E] -> [B, T, E], presents
+def blocks(x, layers, n_head, pasts, mask, block=block):  # [B, T, E] -> [B, T, E], presents
     presents = []
     for w, past in zip(layers, pasts, strict=True):
         tf.add_to_collection('checkpoints', x)  # for memory_saving_gradients

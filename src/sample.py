@@ -3,12 +3,14 @@
 generation/generator.py loops in Python, and draws the same tokens. Controls are numbers or scalar
 tensors. N candidates; other letters as in model.py.
 """
+import functools
+
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 import model
 from errors import require
-from fast.kernels import float32, fused, in_kernel, kernel, xla
+from fast.kernels import float32, fused, in_kernel, kernel, traced, xla
 
 LAYERS_IN_KERNEL = 4  # docs/decisions/kernels.md
 
@@ -139,20 +141,27 @@ def row_starts(context):  # int32 [B, T] -> int32 [B]
 
 
 def write_cache(cache, presents, position):  # -> the cache with presents from position on
-    def write(buffer, new):  # in place in a loop or a kernel
-        if in_kernel():
-            return xla.dynamic_update_slice(buffer, new, tf.stack([0, 0, position, 0]))
-        B, H, P, D = tf.unstack(tf.shape(buffer))
-        rows = (tf.range(B * H) * P + position)[:, None] + tf.range(tf.shape(new)[2])
-        new = tf.reshape(new, [B * H, -1, D])
-        flat = tf.tensor_scatter_nd_update(tf.reshape(buffer, [-1, D]), rows[..., None], new)
-        return tf.ensure_shape(tf.reshape(flat, [B, H, P, D]), buffer.shape)
-    return tf.nest.map_structure(write, cache, presents)
+    buffers, presents = tf.nest.flatten(cache), tf.nest.flatten(presents)
+    if in_kernel():
+        start = tf.stack([0, 0, position, 0])
+        written = [xla.dynamic_update_slice(buffer, new, start)
+                   for buffer, new in zip(buffers, presents, strict=True)]
+    else:
+        shape = B, H, P, D = tf.unstack(tf.shape(buffers[0]))
+        rows = (tf.range(B * H) * P + position)[:, None] + tf.range(tf.shape(presents[0])[2])
+
+        def write(buffer, new):  # in place in a loop
+            new = tf.reshape(new, [B * H, -1, D])
+            flat = tf.tensor_scatter_nd_update(tf.reshape(buffer, [-1, D]), rows[..., None], new)
+            return tf.ensure_shape(tf.reshape(flat, shape), buffer.shape)
+        written = map(write, buffers, presents)
+    return tf.nest.pack_sequence_as(cache, list(written))
 
 
 # A decoding step
 
 blocks_kernel, output_kernel = kernel(model.blocks), kernel(model.output)
+prefill_block = traced(model.block)
 
 
 def decode_blocks(x, layers, n_head, pasts, mask):  # as model.blocks
@@ -178,7 +187,8 @@ def step(hparams, w, tokens, start, cache, n_past, blocks=decode_blocks):  # int
 def prefill(hparams, w, context, start, cache, n_past=0):  # as step
     # Without kernels: each length would be compiled.
     filled = [(k[:, :, :n_past], v[:, :, :n_past]) for k, v in cache]
-    return step(hparams, w, context, start, filled, n_past, model.blocks)
+    blocks = functools.partial(model.blocks, block=prefill_block)
+    return step(hparams, w, context, start, filled, n_past, blocks)
 
 
 # A loop of steps

@@ -97,8 +97,8 @@ TENSORFLOW_FREE = [
     'evaluate',
     'export',
 ]
-CONSTANT_MAKERS = {'kernel', 're.compile', 'regex.compile', 'struct.Struct', 'frozenset', 'functools.partial',
-                   'spacing', 'swap', 'perplexity_of', 'typing.TypeVar', 'pathlib.Path',
+CONSTANT_MAKERS = {'kernel', 'traced', 're.compile', 'regex.compile', 'struct.Struct', 'frozenset',
+                   'functools.partial', 'spacing', 'swap', 'perplexity_of', 'typing.TypeVar', 'pathlib.Path',
                    'pathlib.Path(__file__).resolve'}
 
 

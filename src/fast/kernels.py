@@ -46,6 +46,14 @@ def kernel(function):  # of nests of tensors -> compiled, for sampling, for each
     return call
 
 
+def traced(function):  # as a function of TensorFlow: calls of equal shapes take its operations from the first
+    in_graph = tf.function(function, autograph=False)
+
+    def call(*args):
+        return function(*args) if tf.get_collection('disable_xla') else in_graph(*args)
+    return call
+
+
 def compiled(function):
     def marked(*args):
         tf.add_to_collection('kernel', True)

@@ -21,7 +21,11 @@ def device(gpu: int = 0) -> str:  # of sessions, in words: this GPU, or the CPU 
 
 def session_config():  # -> tf.ConfigProto: takes a GPU's memory as needed
     import tensorflow.compat.v1 as tf
-    return tf.ConfigProto(gpu_options={'allow_growth': True})
+    config = tf.ConfigProto(gpu_options={'allow_growth': True})
+    # Optimizing graphs takes longer than it saves, and keeps an optimizer's zeros in memory.
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    config.graph_options.optimizer_options.opt_level = tf.OptimizerOptions.L0
+    return config
 
 
 def set_precision(precision: str):  # -> the type of the products' factors

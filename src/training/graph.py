@@ -47,8 +47,4 @@ def session_config(worker):  # with its GPU and threads
     if worker.gpu is not None:
         config.gpu_options.visible_device_list = str(worker.gpu)
     config.intra_op_parallelism_threads = worker.threads
-    # Folding would keep the optimizer's zeros in memory; merging would make them one.
-    rewrites = config.graph_options.rewrite_options
-    rewrites.constant_folding = rewrites.common_subgraph_elimination = rewrites.OFF
-    config.graph_options.optimizer_options.opt_level = tf.OptimizerOptions.L0
     return config
