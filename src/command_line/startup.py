@@ -1,4 +1,5 @@
 """A script's start: missing packages are told, Ctrl-C ends imports, TensorFlow loads quietly."""
+import gc
 import glob
 import logging
 import os
@@ -47,8 +48,11 @@ def load_tensorflow(computes=True):
     default_signal_handlers(), for a block of more imports."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')
     logging.getLogger('tensorflow').addFilter(lambda record: 'deprecated' not in record.getMessage())
+    gc.disable()  # a second of imports, and of a script's end, would be spent looking for garbage in them
     with interrupts.default_signal_handlers():
         lines = capture_stderr(devices)
+    gc.freeze()
+    gc.enable()
     if computes and gpu_is_visible() and not devices('GPU'):
         lines.append(NO_GPU)
     else:
