@@ -1,10 +1,13 @@
 """The benchmarks run, on models that are too small to tell anything of speed."""
 import contextlib
+import glob
 import importlib.util
 import itertools
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 from command_line import cli, startup
 
@@ -27,6 +30,13 @@ def benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(sampling, 'SIZE', 'toy')
     next(random_model.write(str(tmp_path), 'toy', n_ctx=32))
     return training, sampling, str(tmp_path)
+
+
+@pytest.mark.parametrize('script', [path for path in sorted(glob.glob(f'{ROOT}/benchmarks/*.py'))
+                                    if os.access(path, os.X_OK)])
+def test_a_benchmark_starts(script):
+    result = subprocess.run([sys.executable, script, '--help'], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
 
 
 def test_two_processes_of_training_are_measured_side_by_side(benchmarks, monkeypatch):
