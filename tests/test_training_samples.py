@@ -81,7 +81,7 @@ def test_samples_and_events_that_cannot_be_written_do_not_stop_training(flags, t
         monkeypatch, {1: lambda: (tmp_path / 'samples').write_text('a file where the folder should be')}
     )
 
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise tf.errors.ResourceExhaustedError(None, None, 'disk full')
     monkeypatch.setattr(tf.summary, 'FileWriter', fail)
     trainer.train(flags(steps=4, sample_every=2))
