@@ -1,6 +1,5 @@
 """The functions that encoding_speed.py measures, each in its own process: steps give seconds and a digest."""
 import hashlib
-import json
 import os
 import time
 
@@ -56,10 +55,7 @@ def peer(files, models_dir, model_name):
 
 
 def peer_vocabulary(models_dir, model_name):
-    enc = encoder.get_encoder(os.path.join(models_dir, model_name))
-    splitter = {'type': 'ByteLevel', 'add_prefix_space': False, 'use_regex': True}
-    model = {'type': 'BPE', 'vocab': enc.encoder, 'merges': list(enc.bpe_ranks)}
-    return json.dumps({'pre_tokenizer': splitter, 'model': model})
+    return bulk_encoding.tokenizer_json(encoder.get_encoder(os.path.join(models_dir, model_name)))
 
 
 def timed(encode, text):  # -> seconds, digest

@@ -47,8 +47,9 @@ def rows(model_name='124M', models_dir='models', prose=None, rounds=5, megabytes
     places = [(os.path.abspath(paths.expand(models_dir)), model_name), DEVELOPERS]
     place = next((place for place in places if os.path.exists(os.path.join(*place, 'vocab.bpe'))), None)
     if not place:
-        yield table.Row('encoding', None, None, 'MB/s', note="Encoding was left out: it needs GPT-2's words, "
-                        f'which is not in {models_dir}/{model_name}; fetch it with ./download_model.py 124M')
+        note = (f'Encoding was left out: {models_dir}/{model_name} has no vocabulary of GPT-2; '
+                'fetch it with ./download_model.py 124M')
+        yield table.Row('encoding', None, None, 'MB/s', note=note)
         return
     with tempfile.TemporaryDirectory(prefix='benchmark-') as directory:
         prose = prose or prose_and_code.write_help(os.path.join(directory, 'help.txt'))
@@ -89,12 +90,15 @@ def as_a_whole(directory, place, rounds, megabytes):
             peer = measure.run_script('-c', encoders.PEER, vocabulary, str(not workers), out,
                                       *sorted(glob.glob(f'{corpus}/*')))
             ids.append(npz_digest(out))
-            runs.append([*own, *peer])
+            runs.append((own, peer))
         encoders.check_equal('encode.py', ids)
-        seconds, peak, peer_seconds, peer_peak = map(statistics.median, zip(*runs, strict=True))
+        (seconds, peaks), (peer_seconds, peer_peaks) = (zip(*side, strict=True)
+                                                        for side in zip(*runs, strict=True))
         work = f'encode.py, {size:.0f} MB, {words}'
-        yield table.Row(work, size / seconds, size / peer_seconds, 'MB/s', least=LEAST)
-        yield table.Row(f'{work}: peak memory', peak, peer_peak, 'GB', most=1)
+        yield table.Row(work, *(size / statistics.median(times) for times in (seconds, peer_seconds)), 'MB/s',
+                        least=LEAST)
+        yield table.Row(f'{work}: peak memory', *(max(filter(None, values), default=None)
+                                                  for values in (peaks, peer_peaks)), 'GB', most=1)
 
 
 def npz_digest(path):

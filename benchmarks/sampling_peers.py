@@ -2,9 +2,8 @@
 what the weights are. Each peer is a function whose steps give seconds, for a process of its own."""
 import json
 import os
-import time
 
-import measure  # noqa: F401  before the project's own: it makes their import possible
+import measure  # before the project's own: it makes their import possible
 
 import random_model
 
@@ -13,14 +12,6 @@ PEERS = {  # name of the function: packages
     'ctranslate2': ('ctranslate2', 'transformers', 'torch'),
     'llama_cpp': ('llama_cpp', 'gguf', 'transformers', 'torch'),
     'openvino': ('openvino_genai', 'openvino_tokenizers', 'optimum', 'transformers', 'torch')}
-
-
-def timed(sample):
-    sample()  # compiles, fills caches
-    while True:
-        start = time.perf_counter()
-        sample()
-        yield time.perf_counter() - start
 
 
 def transformers(directory, precision, rows, tokens, prompt=1):
@@ -34,7 +25,7 @@ def transformers(directory, precision, rows, tokens, prompt=1):
         with torch.inference_mode():
             model.generate(context, attention_mask=torch.ones_like(context), do_sample=True, top_k=40,
                            min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0)
-    yield from timed(sample)
+    yield from measure.seconds(sample, warm_up=1)
 
 
 def ctranslate2(directory, precision, rows, tokens, prompt=1):
@@ -45,7 +36,7 @@ def ctranslate2(directory, precision, rows, tokens, prompt=1):
     def sample():
         model.generate_batch([['t64'] * prompt] * rows, min_length=tokens, max_length=tokens,
                              sampling_topk=40, include_prompt_in_result=False, max_batch_size=rows)
-    yield from timed(sample)
+    yield from measure.seconds(sample, warm_up=1)
 
 
 def llama_cpp(directory, precision, rows, tokens, prompt=1):
@@ -59,7 +50,7 @@ def llama_cpp(directory, precision, rows, tokens, prompt=1):
         drawn = model.generate([64] * prompt, top_k=40, top_p=1.0, min_p=0.0, temp=1.0)
         for _ in range(tokens):
             next(drawn)
-    yield from timed(sample)
+    yield from measure.seconds(sample, warm_up=1)
 
 
 def openvino(directory, precision, rows, tokens, prompt=1):
@@ -74,7 +65,7 @@ def openvino(directory, precision, rows, tokens, prompt=1):
 
     def sample():
         pipe.generate(context, config)
-    yield from timed(sample)
+    yield from measure.seconds(sample, warm_up=1)
 
 
 # Their models

@@ -17,7 +17,7 @@ from command_line import cli
 import random_model
 import sampling_peers
 import table
-from sampling_peers import ctranslate2, llama_cpp, openvino, timed, transformers
+from sampling_peers import ctranslate2, llama_cpp, openvino, transformers
 
 SIZE = '124M'
 PRECISIONS = ('float32', 'bfloat16', 'int8')  # of the weights
@@ -92,13 +92,14 @@ def late_token_rows(directory):
 
 
 def start_up_rows(directory, repeats):
+    imports = [measure.run_script('-c', 'import tensorflow')[0] for _ in range(repeats)]
     for precision in PRECISIONS:
         seconds = [measure.run_script(
             'src/interactive_conditional_samples.py', '--models_dir', directory, '--model_name', SIZE,
             '--precision', precision, '--prompt', 'The lighthouse', '--length', '1')[0]
             for _ in range(repeats)]
-        yield table.Row(f'{SIZE}: from the shell to the first token, {precision}', statistics.median(seconds),
-                        None, 's')
+        yield table.Row(f'{SIZE}: from the shell to the first token, {precision} (peer: import tensorflow)',
+                        statistics.median(seconds), statistics.median(imports), 's')
 
 
 # What is measured, each in a process of its own: a step is a run, and gives its seconds
@@ -118,7 +119,7 @@ def ours(directory, precision, rows, tokens, prompt=1):
         for _ in model.stream([[64] * prompt] * rows, [[next(numbers)] for _ in range(rows)], length=tokens,
                               top_k=40):
             pass
-    yield from timed(sample)
+    yield from measure.seconds(sample, warm_up=1)
 
 
 def steps(directory, precision, tokens):

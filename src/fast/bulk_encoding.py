@@ -48,18 +48,22 @@ class BulkEncoder:
 def load_tokenizer(enc):  # -> gigatoken.Tokenizer, or None
     if enc.n_vocab > 1 << 20 or not importlib.util.find_spec('gigatoken'):  # all ids take memory
         return None
-    splitter = {'type': 'ByteLevel', 'add_prefix_space': False, 'use_regex': True}
-    # Without added_tokens, <|endoftext|> is text like any other.
-    model = {'type': 'BPE', 'vocab': enc.encoder, 'merges': list(enc.bpe_ranks)}
     with contextlib.suppress(Exception):  # it documents no exceptions
         import gigatoken
-        tokenizer = gigatoken.Tokenizer.from_json(json.dumps({'pre_tokenizer': splitter, 'model': model}))
+        tokenizer = gigatoken.Tokenizer.from_json(tokenizer_json(enc))
         special = {id: enc.token_bytes[id] for id in enc.special.values()}  # maybe spelt otherwise
         same_bytes = {**tokenizer.vocab, **special} == enc.token_bytes
         if same_bytes and tokenizer.encode(SELF_CHECK).tolist() == enc.encode(SELF_CHECK):
             return tokenizer
     print('warning: gigatoken does not reproduce this vocabulary; encoding is slower', file=sys.stderr)
     return None
+
+
+def tokenizer_json(enc):  # -> str, as gigatoken reads it
+    splitter = {'type': 'ByteLevel', 'add_prefix_space': False, 'use_regex': True}
+    # Without added_tokens, <|endoftext|> is text like any other.
+    model = {'type': 'BPE', 'vocab': enc.encoder, 'merges': list(enc.bpe_ranks)}
+    return json.dumps({'pre_tokenizer': splitter, 'model': model})
 
 
 def is_known(text):  # to this Python; gigatoken and regex may differ on newer ones

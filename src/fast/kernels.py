@@ -49,7 +49,7 @@ def kernel(function):  # of nests of tensors -> compiled, for sampling, for each
 def traced(function):  # as a function of TensorFlow: calls of equal shapes take its operations from the first
     in_graph = tf.function(function, autograph=False)
 
-    def call(*args):
+    def call(*args):  # TensorFlow does not load a SavedModel with the function
         return function(*args) if tf.get_collection('disable_xla') else in_graph(*args)
     return call
 
