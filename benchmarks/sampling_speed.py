@@ -54,6 +54,7 @@ def rows(repeats=3):
             calls = [(peer, precision) for peer in peers]
             yield from speeds.rows('a prompt of 900 tokens', [precision], calls, rows=1, tokens=1, prompt=900)
         yield from late_token_rows(directory)
+        yield from prompt_lookup_rows(directory, repeats)
 
 
 class Speeds:
@@ -91,6 +92,18 @@ def late_token_rows(directory):
         yield table.Row(f'token 1,000 (peer: token 100), {precision}', late, early, 'tokens/s', least=0.85)
 
 
+def prompt_lookup_rows(directory, repeats):
+    # These weights' likeliest token is soon the same again and again.
+    for text, temperature, least in (('that repeats itself', 0, 1.8), ('that does not', 1, 0.97)):
+        arguments = {'directory': directory, 'precision': 'float32', 'rows': 1, 'tokens': 200}
+        with measure.children(*((ours, {**arguments, 'temperature': temperature, 'prompt_lookup': lookup})
+                                for lookup in (True, False))) as children:
+            seconds = zip(*measure.in_turn(children, repeats), strict=True)
+        speed, plain = (200 / statistics.median(times) for times in seconds)
+        yield table.Row(f'1 × 200 tokens of text {text}, float32 (peer: without prompt lookup)', speed, plain,
+                        'tokens/s', least=least)
+
+
 def start_up_rows(directory, repeats):
     imports = [measure.run_script('-c', 'import tensorflow')[0] for _ in range(repeats)]
     for precision in PRECISIONS:
@@ -111,13 +124,13 @@ def make_generator(directory, precision):
     return generator.load(SIZE, directory, precision=precision)
 
 
-def ours(directory, precision, rows, tokens, prompt=1):
+def ours(directory, precision, rows, tokens, prompt=1, **options):
     model = make_generator(directory, precision)
     numbers = iter(range(10 ** 9))
 
     def sample():
         for _ in model.stream([[64] * prompt] * rows, [[next(numbers)] for _ in range(rows)], length=tokens,
-                              top_k=40):
+                              top_k=40, **options):
             pass
     yield from measure.seconds(sample, warm_up=1)
 

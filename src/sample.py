@@ -173,7 +173,8 @@ def decode_blocks(x, layers, n_head, pasts, mask):  # as model.blocks
     return x, presents
 
 
-def step(hparams, w, tokens, start, cache, n_past, blocks=decode_blocks):  # int32 [B, T] -> [B, V], presents
+def step(hparams, w, tokens, start, cache, n_past, n_drawn=1, blocks=decode_blocks):  # int32 [B, T]
+    # -> logits of each row's last n_drawn tokens, [B * n_drawn, V], and presents
     T = model.shape_list(tokens)[1]
     slots, own = tf.range(tf.shape(cache[0][0])[2]), n_past + tf.range(T)
     old = tf.where_v2(slots < n_past, slots, n_past + T)  # empty slots come after all queries
@@ -181,14 +182,15 @@ def step(hparams, w, tokens, start, cache, n_past, blocks=decode_blocks):  # int
     mask = (seen <= own[:, None]) & (seen >= start[:, None, None, None])  # [B, 1, T, P + T]
     positions = tf.maximum(own - start[:, None], 0)
     h, presents = model.transformer(hparams, w, tf.maximum(tokens, 0), cache, positions, mask, blocks)
-    return output_kernel({'wte': w['wte']}, h[:, -1]), presents  # a kernel reads all it gets
+    last = tf.reshape(h[:, -n_drawn:], [-1, hparams.n_embd])
+    return output_kernel({'wte': w['wte']}, last), presents  # a kernel reads all it gets
 
 
-def prefill(hparams, w, context, start, cache, n_past=0):  # as step
+def prefill(hparams, w, context, start, cache, n_past=0, n_drawn=1):  # as step
     # Without kernels: each length would be compiled.
     filled = [(k[:, :, :n_past], v[:, :, :n_past]) for k, v in cache]
     blocks = functools.partial(model.blocks, block=prefill_block)
-    return step(hparams, w, context, start, filled, n_past, blocks)
+    return step(hparams, w, context, start, filled, n_past, n_drawn, blocks)
 
 
 # A loop of steps

@@ -469,7 +469,7 @@ def test_what_cannot_be_drawn_is_refused(small, contexts, options, message):
 
 @pytest.mark.parametrize('seeds', [[], [[1]], [[1]] * 3])
 def test_seeds_that_are_not_one_for_each_context_are_refused(small, seeds):
-    with pytest.raises(ValueError, match='Cannot feed value of shape'):
+    with pytest.raises(InputError, match=f'2 contexts need as many seeds, not {len(seeds)}'):
         next(small[1].stream([[1], [2]], seeds, length=2))
 
 

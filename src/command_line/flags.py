@@ -122,6 +122,7 @@ class SamplingFlags(ModelFlags):
     precision: str = flag('float32', f'the last two: less memory, faster on a CPU; {TF32}',
                           choices=WEIGHT_PRECISIONS)
     repetition_penalty: float = flag(1, 'above 1, earlier tokens become less likely')
+    prompt_lookup: bool = flag(True, 'faster where one sample in float32 repeats its text; the same tokens')
     truncate: str | None = flag(None, "end a sample before this text, often '<|endoftext|>'")
     stop: tuple[str, ...] = flag((), 'the same; may be repeated')
     output: str | None = flag(None, 'a file for the samples')

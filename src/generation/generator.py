@@ -9,9 +9,10 @@ import model
 import sample
 from errors import require
 from fast.kernels import kernel
-from fast.quantized import quantize
+from fast.quantized import QuantizedMatrix, quantize
 from fast.session import session_config, set_precision
 from generation.continuation import Continuation
+from generation.prompt_lookup import PromptLookup
 from storage import checkpoint
 
 MIN_CACHE = 128  # positions; doubled when full: attention reads at most twice what is filled
@@ -46,6 +47,8 @@ class Generator:
     def __init__(self, session, hparams, enc, w):
         self.session, self.hparams, self.enc, self.w = session, hparams, enc, w
         self.active_stream, self.function = None, functools.cache(self.build)
+        # These round activations, in a pass over several tokens otherwise than in steps.
+        self.quantized = isinstance(w['wte'], QuantizedMatrix)
         H, D = hparams.n_head, hparams.n_embd // hparams.n_head
         with session.graph.as_default():
             keys = tf.placeholder(tf.int64, [None, 2])
@@ -70,14 +73,16 @@ class Generator:
 
     def build(self, B, T, size):
         """f(dict, draws): tokens and log-probabilities, if it draws. T, size: None in a prefill."""
-        ints = {'tokens': [B, T], 'history': [B, None], 'start': [B], 'n_past': [], 'top_k': []}
+        rows = B if T or self.quantized else None
+        ints = {'tokens': [B, T], 'history': [rows, None], 'start': [B], 'n_past': [], 'top_k': []}
         x = {name: tf.placeholder(tf.int32, shape) for name, shape in ints.items()}
         x |= {name: tf.placeholder(tf.float32, []) for name in ('temperature', 'top_p', 'repetition_penalty')}
-        x['uniform'] = tf.placeholder(tf.float64, [B])
+        x['uniform'] = tf.placeholder(tf.float64, [rows])
+        n_drawn = 1 if rows else tf.size(x['uniform']) // B
         buffers = [tf.ensure_shape(v.read_value(), [B, v.shape[1], size, v.shape[3]]) for v in self.cache]
         cache = list(zip(buffers[::2], buffers[1::2], strict=True))
         decode, write = (sample.step, kernel(self.write)) if T else (sample.prefill, self.write)
-        logits, presents = decode(self.hparams, self.w, x['tokens'], x['start'], cache, x['n_past'])
+        logits, presents = decode(self.hparams, self.w, x['tokens'], x['start'], cache, x['n_past'], n_drawn)
         drawn = sample.sample_token(
             sample.apply_repetition_penalty(logits, x['history'], x['repetition_penalty']), x['uniform'],
             temperature=x['temperature'], top_k=x['top_k'], top_p=x['top_p'], vocabulary=self.enc.decoder)
@@ -91,11 +96,12 @@ class Generator:
             return self.session.make_callable(results if draws else written, list(x.values()))
         return lambda values, draws: function(draws)(*(values[name] for name in x))
 
-    def stream(self, contexts, seeds, *, length, **controls):
+    def stream(self, contexts, seeds, *, length, prompt_lookup=True, **controls):
         """Yields `length` times the rows' next tokens, int32 [B], and the model's log-probabilities.
 
         contexts: lists of ids; the last n_ctx are used. seeds: lists of one or two numbers: [s, i] draws as
-        row i of sample_sequence with seed s, [s] as [s, 0]. Raises InputError for values out of range.
+        row i of sample_sequence with seed s, [s] as [s, 0]. prompt_lookup: of one row in float32, several
+        tokens are drawn in one pass where the text repeats itself. Raises InputError for values out of range.
         """
         controls, n_ctx = {**CONTROLS, **controls}, self.hparams.n_ctx
         sample.check_controls(length=length, **controls)
@@ -104,10 +110,13 @@ class Generator:
         sizes, n_dropped = (tokens >= 0).sum(axis=1), np.array([])
         require(0 < sizes.min() and sizes.tolist() == [*map(len, contexts)] and tokens.max() <= last,
                 f'contexts must be lists of ids from 0 to {last}')
+        require(len(seeds) == len(sizes), f'{len(sizes)} contexts need as many seeds, not {len(seeds)}')
         keys = np.array([[*seed, 0][:2] for seed in seeds], np.int64)
         uniforms = np.zeros([len(seeds), 0])
         stride = max(1, n_ctx // 4)  # docs/decisions/sliding-window.md
-        this_stream = self.active_stream = object()
+        lookup = PromptLookup() if prompt_lookup and len(seeds) == 1 and not self.quantized else None
+        this_stream, results = object(), []
+        self.active_stream = this_stream
         for n in range(length):
             if self.active_stream is not this_stream:
                 raise RuntimeError('another stream of this Generator has begun')
@@ -117,12 +126,29 @@ class Generator:
             values = {**controls, 'uniform': uniforms[:, n], 'history': history}
             before, beyond = n_dropped, np.maximum(0, sizes + n - n_ctx)
             n_dropped = -(-beyond // stride) * stride
-            if np.array_equal(before, n_dropped):
-                drawn, logprobs = self.run(tokens[:, -1:], values, self.n_past + 1, T=1)
-            else:
-                drawn, logprobs = self.prefill(tokens, sizes + n - n_dropped, values)
+            if not np.array_equal(before, n_dropped):
+                results = [self.prefill(tokens, sizes + n - n_dropped, values)]
+            elif not results and lookup:
+                limit = min(length - n, uniforms.shape[1] - n, n_ctx - self.n_past) - 1
+                results = self.look_up(lookup, limit, tokens, uniforms[0, n:], values)
+            if not results:
+                results = [self.run(tokens[:, -1:], values, self.n_past + 1, T=1)]
+            drawn, logprobs = results.pop(0)
             tokens = np.concatenate([tokens, drawn[:, None]], axis=1)
             yield drawn, logprobs
+
+    def look_up(self, lookup, limit, tokens, uniforms, values):  # -> results of several steps, or none
+        guesses = lookup.guess(tokens[0], limit)
+        n = len(guesses)
+        if not n:
+            return []
+        history = np.repeat(values['history'], n + 1, axis=0)  # has all that is guessed
+        values = {**values, 'uniform': uniforms[:n + 1], 'history': history}
+        drawn, logprobs = self.run(np.append(tokens[:, -1:], guesses[None], 1), values, self.n_past + n + 1)
+        n_right = int(np.argmin(np.append(drawn[:-1] == guesses, False)))
+        lookup.learn(n_right)
+        self.n_past -= n - n_right
+        return [(drawn[i:i + 1], logprobs[i:i + 1]) for i in range(n_right + 1)]
 
     def prefill(self, tokens, n_seen, values):
         n = int(n_seen.max())

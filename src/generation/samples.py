@@ -30,7 +30,8 @@ class SampleWriter:
         self.seed, self.nsamples, self.batch_size = flags.seed, flags.nsamples, flags.batch_size
         self.special_tokens, self.device = special_tokens, device()
         length = flags.length or (self.n_ctx if unconditional else max(1, self.n_ctx // 2))
-        self.options = {'length': length, 'stop': flags.ends, **controls}
+        self.options = {'length': length, 'stop': flags.ends, **controls,
+                        'prompt_lookup': flags.prompt_lookup}
 
     def context(self, prompt, place=''):  # -> tokens
         tokens = self.enc.encode(prompt, self.special_tokens)
