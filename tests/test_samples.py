@@ -294,7 +294,8 @@ def test_lengths_are_the_originals_where_none_is_given(fake, flags):
 
 
 def test_controls_reach_the_model(fake, flags):
-    controls = {'temperature': 0.7, 'top_k': 40, 'top_p': 0.9, 'repetition_penalty': 1.2}
+    controls = {'temperature': 0.7, 'top_k': 40, 'top_p': 0.9, 'repetition_penalty': 1.2,
+                'prompt_lookup': False}
     sample_model(**flags, nsamples=1, **controls)
     interact_model(**flags, prompt='x', **controls)
     assert len(fake.options) == 2 and all(options.items() >= controls.items() for options in fake.options)
@@ -1109,6 +1110,7 @@ def test_the_defaults_are_the_originals_and_what_is_new_changes_nothing():
         'checkpoint': None,
         'precision': 'float32',
         'repetition_penalty': 1,
+        'prompt_lookup': True,
         'truncate': None,
         'stop': (),
         'output': None,
