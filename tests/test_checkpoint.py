@@ -2,6 +2,7 @@ import json
 import os
 import pathlib
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import runs
 import tensorflow.compat.v1 as tf
 import toy
 
+import model
 from errors import InputError
 from evaluation import likelihood
 from formats import hugging_face, saved_model
@@ -154,3 +156,21 @@ def test_what_tensorflow_cannot_write_is_told_with_the_remedy_that_fits(graph, t
                 None, None, f'{run.folder}/model-1.tempstate; {os.strerror(number)}\n\t [[save]]')
         assert raised.value.__cause__.errno == number
         assert str(raised.value).endswith(f'the last: {paths.REMEDIES[number]}')
+
+
+def test_restored_variables_own_their_memory(tmp_path, monkeypatch):
+    """An update would copy an array that came from outside, and free it only when it has ended."""
+    toy.write_model(tmp_path)
+    reader, arrays = type(tf.train.load_checkpoint(str(tmp_path))), []
+    get_tensor = reader.get_tensor
+
+    def recorded(self, name):
+        array = get_tensor(self, name)
+        arrays.append(weakref.ref(array))
+        return array
+    monkeypatch.setattr(reader, 'get_tensor', recorded)
+    with toy.session() as session:
+        model.weights(checkpoint.load_hparams(tmp_path / 'hparams.json'))
+        checkpoint.restore(session, str(tmp_path / 'model.ckpt'), checkpoint.model_variables())
+        session.run(tf.no_op())  # TensorFlow lets arrays go when a next call begins
+        assert len(arrays) == 28 and not any(array() is not None for array in arrays)

@@ -108,8 +108,13 @@ def readable(prefix):
         raise InputError(f'{prefix} cannot be read, use another checkpoint ({reason})') from None
 
 
-def restore(session, prefix, variables):  # feeds initializers; sizes fit
-    load(session, prefix, {v.op.name: (v.initializer.inputs[1], [v.initializer]) for v in variables})
+def restore(session, prefix, variables):  # whose sizes fit
+    with session.graph.as_default():
+        values = [tf.placeholder(v.dtype, v.shape) for v in variables]
+        # Copied: an update could not change an array of NumPy's in place, and would leave it until its end.
+        load(session, prefix, {
+            v.op.name: (value, [v.assign(tf.raw_ops.DeepCopy(x=value), read_value=False)])
+            for v, value in zip(variables, values, strict=True)})
 
 
 def load(session, prefix, sources):
