@@ -2,7 +2,7 @@
 # make test    the tests of every module, some four minutes; with another Python: VENV=.venv-3.13 PYTHON=python3.13
 # make test-all  all tests, also slow ones, those with many processes, and those that compare with transformers
 #              (and torch, which is large); without Horovod, its tests are skipped: make horovod
-# make bench   speed and memory, beside those of benchmarks/requirements.txt that are installed; some twenty minutes
+# make bench   speed and memory, beside those of benchmarks/requirements.txt that are installed; some forty minutes
 # make horovod training on many processes, beside Debian's packages of install/horovod-debian.txt; MPI=0: without MPI
 # make check-gpu  what a GPU computes, beside the CPU, and how fast: a table to paste; five minutes
 # make torture faults injected by the thousand (damaged files, odd input, kills), and counts of what came of them; twelve minutes

@@ -5,11 +5,12 @@ import measure  # noqa: F401  before the project's own: it makes their import po
 from command_line import cli
 
 import encoding_speed
+import large_models
 import sampling_speed
 import table
 import training_speed
 
-BENCHMARKS = (training_speed, encoding_speed, sampling_speed)
+BENCHMARKS = (training_speed, encoding_speed, sampling_speed, large_models)
 
 
 def bench():

@@ -24,6 +24,11 @@ def sizes_of(text):
     return text.split(',')
 
 
+def n_parameters(size, n_ctx=1024):
+    n_layer, _, n_embd = SIZES[size]
+    return (N_VOCAB + n_ctx) * n_embd + n_layer * (12 * n_embd ** 2 + 13 * n_embd) + 2 * n_embd
+
+
 def make(directory, size, n_ctx=1024):
     """Makes directory/size, a model whose vocabulary has bytes and then words of three letters that nothing
     is encoded as, and directory/tokens.npz, random tokens of all ids."""

@@ -8,6 +8,7 @@ train on random tokens.
     ./benchmarks/training_speed.py
     ./benchmarks/training_speed.py --sizes 124M,355M --batch_size 2
 """
+import contextlib
 import os
 import statistics
 import sys
@@ -22,6 +23,7 @@ import table
 
 LEAST = 1.2  # times the peer's speed
 MOST = {False: 1.0, True: 0.8}  # times its memory, without and with memory saving
+MOST_OF_SAVE = 0.3  # seconds
 
 
 def training(sizes: str = '124M', batch_size: int = 1, sequence: int = 1024, steps: int = 5,
@@ -55,6 +57,8 @@ def rows(sizes='124M', batch_size=1, sequence=1024, steps=5, alternate=True):
                            for result in measured(group, steps, batch_size * sequence)]
                 work = f'training {size}, {batch_size} × {sequence} tokens, {precision}'
                 yield from compared(results, work)
+            if size == '124M':
+                yield from save_rows(directory, size)
 
 
 def measured(calls, steps, tokens):  # -> for each call its median of tokens/s, and its peak in GB
@@ -80,10 +84,34 @@ def compared(results, work):
         yield table.Row(f'{name}: peak memory', peak, peer_peak, 'GB', most=MOST[saving])
 
 
+def save_rows(directory, size):
+    with measure.children((saves, {'directory': directory, 'size': size})) as (child,):
+        update, save = map(statistics.median, zip(*(child.step() for _ in range(3)), strict=True))
+    yield table.Row(f'training {size}, float32: a save and the next update (peer: an update)', save, update,
+                    's', most=round(1 + MOST_OF_SAVE / update, 2))
+
+
 # What is measured, each in a process of its own: steps give seconds
 
 
 def ours(directory, size, batch_size, sequence, precision, saving, xla=False):
+    with prepared(directory, size, batch_size=batch_size, precision=precision, xla=xla,
+                  memory_saving_gradients=saving) as run:
+        yield from measure.seconds(run.update)
+
+
+def saves(directory, size):
+    """The seconds of an update, and of a save with another."""
+    with prepared(directory, size) as run:
+        def save():
+            run.save()
+            run.update()
+        yield from zip(measure.seconds(run.update), measure.seconds(save, warm_up=1), strict=True)
+
+
+@contextlib.contextmanager
+def prepared(directory, size, **flags):
+    """A Trainer before its first update."""
     cli.load_tensorflow()
     from command_line.flags import TrainFlags
 
@@ -93,13 +121,12 @@ def ours(directory, size, batch_size, sequence, precision, saving, xla=False):
     # Each process locks a run of its own.
     flags = TrainFlags(dataset=os.path.join(directory, 'tokens.npz'), model_name=size, models_dir=directory,
                        checkpoint_dir=os.path.join(directory, 'runs'), run_name=str(os.getpid()),
-                       batch_size=batch_size, sample_every=0, save_every=0, precision=precision,
-                       memory_saving_gradients=saving, xla=xla)
+                       sample_every=0, save_every=0, **flags)
     worker = trainer.Worker()
     with tf.Graph().as_default(), tf.Session(config=trainer.session_config(worker)) as session:
         run = trainer.Trainer(flags, worker, session)
         run.prepare()
-        yield from measure.seconds(run.update)
+        yield run
 
 
 def peer(size, batch_size, sequence, precision):

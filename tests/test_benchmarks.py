@@ -51,6 +51,12 @@ def test_two_processes_of_training_are_measured_side_by_side(benchmarks, monkeyp
         assert all(next(each) > 0 for each in steps)
 
 
+def test_a_save_is_measured_beside_an_update(benchmarks):
+    training, _, directory = benchmarks
+    with contextlib.closing(training.saves(directory, 'toy')) as steps:
+        assert min(next(steps)) > 0
+
+
 @pytest.mark.parametrize('precision', ['float32', 'int8'])
 def test_sampling_is_measured(benchmarks, precision):
     _, sampling, directory = benchmarks
