@@ -122,7 +122,7 @@ def load(session, prefix, sources):
     names = list(sources)
     with readable(prefix) as reader:  # Saver.restore prints lines about damage
         while names:  # one by one is slow, all take memory twice
-            part, names = names[:24], names[24:]
+            part, names = names[:8], names[8:]
             feed = {sources[name][0]: reader.get_tensor(name) for name in part}
             session.run([sources[name][1] for name in part], feed)
 
