@@ -67,8 +67,10 @@ def tokenizer_json(enc):  # -> str, as gigatoken reads it
 
 
 def is_known(text):  # to this Python; gigatoken and regex may differ on newer ones
+    if text.isascii():
+        return True
     codes = np.frombuffer(text.encode('utf-32-le'), '<u4')
-    return text.isascii() or known_codes().take(codes, mode='clip').all()
+    return known_codes().take(codes[codes > 127], mode='clip').all()
 
 
 @functools.cache
