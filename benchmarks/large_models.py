@@ -40,10 +40,10 @@ def rows(sizes='774M,1558M'):
             seconds, peak = measure.run_script(
                 'src/interactive_conditional_samples.py', '--models_dir', directory, '--model_name', size,
                 '--precision', 'int8', '--prompt', 'The lighthouse', '--length', '10')
-            work = f'{size}, int8: from the shell to ten tokens (peer: the aim)'
-            yield table.Row(work, seconds, start, 's', most=1)
+            work = f'{size}, int8, from the shell to ten tokens'
+            yield table.Row(f'{work} (peer: the aim)', seconds, start, 's', most=1)
             n = random_model.n_parameters(size)
-            yield table.Row(f'{work}: peak memory', peak, BYTES * n / 1e9, 'GB', most=1)
+            yield table.Row(f'{work}: peak memory (peer: the aim)', peak, BYTES * n / 1e9, 'GB', most=1)
 
 
 def update(directory, size):
