@@ -11,6 +11,7 @@ import numpy as np
 
 import encoder
 from errors import require
+from hparams import HParams
 from storage import vocabulary_files
 
 SIZES = {  # layers, heads, width
@@ -24,9 +25,9 @@ def sizes_of(text):
     return text.split(',')
 
 
-def n_parameters(size, n_ctx=1024):
-    n_layer, _, n_embd = SIZES[size]
-    return (N_VOCAB + n_ctx) * n_embd + n_layer * (12 * n_embd ** 2 + 13 * n_embd) + 2 * n_embd
+def hparams(size, n_ctx=1024):
+    n_layer, n_head, n_embd = SIZES[size]
+    return HParams(n_vocab=N_VOCAB, n_ctx=n_ctx, n_embd=n_embd, n_head=n_head, n_layer=n_layer)
 
 
 def make(directory, size, n_ctx=1024):
@@ -38,16 +39,13 @@ def make(directory, size, n_ctx=1024):
 
 def write(directory, size, n_ctx):
     cli.load_tensorflow()
-    import model
     from storage import new_model
-    n_layer, n_head, n_embd = SIZES[size]
     path = os.path.join(directory, size)
     os.mkdir(path)
     words = map(''.join, itertools.product(string.ascii_letters, repeat=3))
     symbols = itertools.chain(encoder.bytes_to_unicode().values(), [encoder.EOT], words)
     vocabulary_files.write_vocabulary(path, dict(zip(symbols, range(N_VOCAB), strict=False)), [])
-    new_model.create(path, model.default_hparams().override_from_dict(
-        {'n_vocab': N_VOCAB, 'n_ctx': n_ctx, 'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd}))
+    new_model.create(path, hparams(size, n_ctx))
     tokens = np.random.default_rng(1).integers(N_VOCAB, size=256 * n_ctx, dtype=np.uint16)
     np.savez(os.path.join(directory, 'tokens.npz'), tokens)
     yield

@@ -10,7 +10,7 @@ import tensorflow.compat.v1 as tf
 
 import model
 from errors import require
-from fast.kernels import float32, fused, in_kernel, kernel, traced, xla
+from fast.kernels import float32, in_kernel, kernel, traced, xla
 
 LAYERS_IN_KERNEL = 4  # docs/decisions/kernels.md
 
@@ -44,7 +44,7 @@ def top_p_logits(logits, p):  # [B, N] -> [B, N]
     return tf.ensure_shape(tf.cond((p > 0) & (p < 1), cut, lambda: logits), logits.shape)
 
 
-@fused
+@kernel
 def nucleus_threshold(probs, p):  # float32 [B, N], scalar -> int32 [B, 1]
     """The bits of the least probability kept: the likelier sum to less than p."""
     # Bisects the bits, which sort as numbers from 0 up. Sorting is slower.
@@ -175,15 +175,16 @@ def decode_blocks(x, layers, n_head, pasts, mask):  # as model.blocks
 
 def step(hparams, w, tokens, start, cache, n_past, n_drawn=1, blocks=decode_blocks):  # int32 [B, T]
     # -> logits of each row's last n_drawn tokens, [B * n_drawn, V], and presents
-    T = model.shape_list(tokens)[1]
+    B, T = model.shape_list(tokens)
     slots, own = tf.range(tf.shape(cache[0][0])[2]), n_past + tf.range(T)
     old = tf.where_v2(slots < n_past, slots, n_past + T)  # empty slots come after all queries
     seen = tf.concat([old, own], 0)
     mask = (seen <= own[:, None]) & (seen >= start[:, None, None, None])  # [B, 1, T, P + T]
     positions = tf.maximum(own - start[:, None], 0)
     h, presents = model.transformer(hparams, w, tf.maximum(tokens, 0), cache, positions, mask, blocks)
-    last = tf.reshape(h[:, -n_drawn:], [-1, hparams.n_embd])
-    return output_kernel({'wte': w['wte']}, last), presents  # a kernel reads all it gets
+    last = tf.reshape(h[:, -n_drawn:], [B * n_drawn, hparams.n_embd])
+    output = model.output if tf.is_tensor(n_drawn) else output_kernel  # each number would be compiled
+    return output({'wte': w['wte']}, last), presents  # a kernel reads all it gets
 
 
 def prefill(hparams, w, context, start, cache, n_past=0, n_drawn=1):  # as step

@@ -329,6 +329,23 @@ def test_log_probabilities_are_those_of_numpy_with_rounded_weights(precision):
     assert near < min(0.02, far / (2 if precision == 'int8' else 1))  # activations are rounded too
 
 
+@pytest.mark.parametrize('precision', ['bfloat16', 'int8'])
+def test_the_first_token_has_logits_in_float32(monkeypatch, precision):
+    """In bfloat16, numbers near 100 are half of one apart."""
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', 0)
+    hp = toy.hparams(n_vocab=60)
+    values = toy.weights(hp, scale=0.3)
+    values['model/ln_f/g'] *= 0
+    values['model/ln_f/b'] = np.full(hp.n_embd, 64, np.float32)  # the last hidden state, in any precision
+    expected = log_softmax(numpy_gpt2.logits(numpy_gpt2.with_rounded_matrices(values, precision), [1], 1)[-1])
+    assert abs(expected).max() > 50
+    for contexts in ([[1]], CONTEXTS):
+        seeds = [[i] for i in range(len(contexts))]
+        gpt2 = made(hp, values, packed(precision))
+        tokens, logprobs = next(gpt2.stream(contexts, seeds, length=1, temperature=1000))  # any token
+        np.testing.assert_allclose(logprobs, expected[tokens], atol=1e-3)
+
+
 @pytest.fixture(scope='module')
 def trained():
     """(HParams, weights, windows it has not seen) of a model of bytes, trained a little."""

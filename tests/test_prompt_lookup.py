@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import toy
-from test_generator import assert_greedy, compiled, every_id, made, operations, scored_rows_of  # noqa: F401
+from test_generator import assert_greedy, compiled, made, operations, scored_rows_of  # noqa: F401
 
 from fast.quantized import quantize
 from generation import generator
@@ -41,6 +41,17 @@ def test_after_right_guesses_the_text_is_followed_across_another_token():
     assert guesses(lookup, text)[:6] == [4, 5, 6, 7, 8, 9]
     lookup.learn(5)
     assert guesses(lookup, [*text, 4, 5, 6, 7, 8, 77])[:3] == [10, 11, 12]
+
+
+def test_a_token_that_is_drawn_alone_moves_the_place_too():
+    lookup, text = PromptLookup(), [*range(20), 90, 0, 1, 2, 3]
+    assert guesses(lookup, text, limit=WORTHWHILE - 1) == []
+    assert guesses(lookup, [*text, 4])[:2] == [5, 6]
+
+
+def test_any_id_has_a_character():
+    ids = [0xD800, 0xDFFF, 0x110000, 2**31 - 2]
+    assert guesses(PromptLookup(), [*ids, 7, 8, *ids])[:2] == [7, 8]
 
 
 def test_after_wrong_guesses_more_tokens_must_be_equal():
@@ -99,10 +110,12 @@ def test_draws_are_those_of_single_steps(monkeypatch, controls, n_ctx):
     assert n_passes[True] < n_passes[False]
 
 
-@pytest.mark.parametrize('convert, contexts', [
-    (lambda name, value: quantize(name, value, 'int8'), [[3, 1, 4]]),
-    (lambda name, value: value, [[3, 1, 4]] * 2)])
-def test_quantized_weights_and_several_rows_go_token_by_token(monkeypatch, convert, contexts):
+@pytest.mark.parametrize('convert, contexts, rounds', [
+    (lambda name, value: quantize(name, value, 'int8'), [[3, 1, 4]], False),
+    (lambda name, value: value, [[3, 1, 4]] * 2, False),
+    (lambda name, value: value, [[3, 1, 4]], True)])
+def test_rounded_products_and_several_rows_go_token_by_token(monkeypatch, convert, contexts, rounds):
+    monkeypatch.setattr(generator, 'rounds_products', lambda: rounds)
     gpt2 = made(*repeating(), convert)
     sizes = passes(monkeypatch)
     scored_rows_of(gpt2, contexts, [[1]] * len(contexts), length=40, temperature=0)

@@ -41,8 +41,8 @@ def kernel(function):  # of nests of tensors -> compiled, for sampling, for each
     in_xla = compiled(function)
 
     def call(*args):
-        sizes = [x.shape.num_elements() for x in tf.nest.flatten(args) if tf.is_tensor(x)]
-        return function(*args) if None in sizes or is_plain(sum(sizes)) else in_xla(*args)
+        size = sum(x.shape.num_elements() or 0 for x in tf.nest.flatten(args) if tf.is_tensor(x))
+        return function(*args) if is_plain(size) else in_xla(*args)
     return call
 
 

@@ -28,6 +28,12 @@ def session_config():  # -> tf.ConfigProto: takes a GPU's memory as needed
     return config
 
 
+def rounds_products() -> bool:  # of float32, to TF32
+    import tensorflow as tf
+    return bool(tf.config.list_physical_devices('GPU')
+                and tf.config.experimental.tensor_float_32_execution_enabled())
+
+
 def set_precision(precision: str):  # -> the type of the products' factors
     """Switches TF32 for the whole process. Call with int8 before XLA first compiles."""
     import tensorflow as tf

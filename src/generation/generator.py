@@ -10,7 +10,7 @@ import sample
 from errors import require
 from fast.kernels import kernel
 from fast.quantized import QuantizedMatrix, quantize
-from fast.session import session_config, set_precision
+from fast.session import rounds_products, session_config, set_precision
 from generation.continuation import Continuation
 from generation.prompt_lookup import PromptLookup
 from storage import checkpoint
@@ -47,8 +47,8 @@ class Generator:
     def __init__(self, session, hparams, enc, w):
         self.session, self.hparams, self.enc, self.w = session, hparams, enc, w
         self.active_stream, self.function = None, functools.cache(self.build)
-        # These round activations, in a pass over several tokens otherwise than in steps.
-        self.quantized = isinstance(w['wte'], QuantizedMatrix)
+        # Rounded activations differ between a pass over several tokens and steps.
+        self.rounds = isinstance(w['wte'], QuantizedMatrix) or rounds_products()
         H, D = hparams.n_head, hparams.n_embd // hparams.n_head
         with session.graph.as_default():
             keys = tf.placeholder(tf.int64, [None, 2])
@@ -72,13 +72,14 @@ class Generator:
             return tf.identity(n_past)
 
     def build(self, B, T, size):
-        """f(dict, draws): tokens and log-probabilities, if it draws. T, size: None in a prefill."""
-        rows = B if T or self.quantized else None
-        ints = {'tokens': [B, T], 'history': [rows, None], 'start': [B], 'n_past': [], 'top_k': []}
+        """f(dict, draws): tokens and log-probabilities, if it draws. T, size: None in a prefill or a
+        pass of guesses."""
+        n_draws = B if T or B > 1 or self.rounds else None  # None: of one row, several if there are guesses
+        ints = {'tokens': [B, T], 'history': [n_draws, None], 'start': [B], 'n_past': [], 'top_k': []}
         x = {name: tf.placeholder(tf.int32, shape) for name, shape in ints.items()}
         x |= {name: tf.placeholder(tf.float32, []) for name in ('temperature', 'top_p', 'repetition_penalty')}
-        x['uniform'] = tf.placeholder(tf.float64, [rows])
-        n_drawn = 1 if rows else tf.size(x['uniform']) // B
+        x['uniform'] = tf.placeholder(tf.float64, [n_draws])
+        n_drawn = 1 if n_draws else tf.size(x['uniform']) // B
         buffers = [tf.ensure_shape(v.read_value(), [B, v.shape[1], size, v.shape[3]]) for v in self.cache]
         cache = list(zip(buffers[::2], buffers[1::2], strict=True))
         decode, write = (sample.step, kernel(self.write)) if T else (sample.prefill, self.write)
@@ -114,7 +115,7 @@ class Generator:
         keys = np.array([[*seed, 0][:2] for seed in seeds], np.int64)
         uniforms = np.zeros([len(seeds), 0])
         stride = max(1, n_ctx // 4)  # docs/decisions/sliding-window.md
-        lookup = PromptLookup() if prompt_lookup and len(seeds) == 1 and not self.quantized else None
+        lookup = PromptLookup() if prompt_lookup and len(seeds) == 1 and not self.rounds else None
         this_stream, results = object(), []
         self.active_stream = this_stream
         for n in range(length):
@@ -142,7 +143,7 @@ class Generator:
         n = len(guesses)
         if not n:
             return []
-        history = np.repeat(values['history'], n + 1, axis=0)  # has all that is guessed
+        history = np.repeat(values['history'], n + 1, axis=0)  # guesses are of the text, so in it already
         values = {**values, 'uniform': uniforms[:n + 1], 'history': history}
         drawn, logprobs = self.run(np.append(tokens[:, -1:], guesses[None], 1), values, self.n_past + n + 1)
         n_right = int(np.argmin(np.append(drawn[:-1] == guesses, False)))

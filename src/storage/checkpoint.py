@@ -111,10 +111,13 @@ def readable(prefix):
 def restore(session, prefix, variables):  # whose sizes fit
     with session.graph.as_default():
         values = [tf.placeholder(v.dtype, v.shape) for v in variables]
-        # Copied: an update could not change an array of NumPy's in place, and would leave it until its end.
-        load(session, prefix, {
-            v.op.name: (value, [v.assign(tf.raw_ops.DeepCopy(x=value), read_value=False)])
-            for v, value in zip(variables, values, strict=True)})
+        load(session, prefix, {v.op.name: (value, [assign_copy(v, value)])
+                               for v, value in zip(variables, values, strict=True)})
+
+
+def assign_copy(v, value):  # -> operation
+    # An update cannot change a fed array in place: it would copy it, and free it only at its end.
+    return v.assign(tf.raw_ops.DeepCopy(x=value), read_value=False)
 
 
 def load(session, prefix, sources):

@@ -13,6 +13,7 @@ import tensorflow.compat.v1 as tf
 from horovod.runner.util.network import get_local_host_addresses
 
 from fast.session import cores
+from storage import checkpoint
 from training import log
 from training.worker import Worker
 
@@ -42,8 +43,9 @@ class HorovodWorker(Worker):
             # Fed, as other ranks' variables have no values yet.
             sources = [tf.placeholder(v.dtype.base_dtype, v.shape) for v in part]
             values = session.run(part) if self.rank == 0 else [np.zeros(v.shape) for v in part]
-            assigned = [v.assign(hvd.broadcast(source, 0, name=f'broadcast_{v.op.name}'), read_value=False)
+            received = [hvd.broadcast(source, 0, name=f'broadcast_{v.op.name}')
                         for v, source in zip(part, sources, strict=True)]
+            assigned = [checkpoint.assign_copy(v, value) for v, value in zip(part, received, strict=True)]
             session.run(assigned, dict(zip(sources, values, strict=True)))
 
     def reduce(self, grads):
