@@ -88,6 +88,17 @@ def assert_greedy(hp, values, contexts, length):
     assert len({token for row in tokens for token in row}) > len(contexts)  # no token again and again
 
 
+def passes(monkeypatch):  # -> a list that gets the number of tokens of each pass
+    sizes = []
+    run = generator.Generator.run
+
+    def recorded(self, tokens, *arguments, **options):
+        sizes.append(len(tokens[0]))
+        return run(self, tokens, *arguments, **options)
+    monkeypatch.setattr(generator.Generator, 'run', recorded)
+    return sizes
+
+
 @pytest.fixture(autouse=True)
 def operations(monkeypatch):
     """Nothing is compiled, but where a test asks for it."""
@@ -161,13 +172,7 @@ def test_a_cache_that_grows(monkeypatch):
 def test_contexts_are_prefilled_in_parts(monkeypatch, together, expected):
     monkeypatch.setattr(generator, 'PREFILL_TOKENS', together)
     monkeypatch.setattr(generator, 'MIN_PREFILL_TOKENS', 3)
-    parts = []
-    run = generator.Generator.run
-
-    def recorded(self, tokens, *arguments, **options):
-        parts.append(len(tokens[0]))
-        return run(self, tokens, *arguments, **options)
-    monkeypatch.setattr(generator.Generator, 'run', recorded)
+    parts = passes(monkeypatch)
     hp = toy.hparams(n_ctx=16)
     assert_greedy(hp, toy.weights(hp, scale=0.4), CONTEXTS, 20)
     assert parts[:parts.index(1, len(expected))] == expected

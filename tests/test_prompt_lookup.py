@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import toy
-from test_generator import assert_greedy, compiled, made, operations, scored_rows_of  # noqa: F401
+from test_generator import assert_greedy, compiled, made, operations, passes, scored_rows_of  # noqa: F401
 
 from fast.quantized import quantize
 from generation import generator
@@ -63,17 +63,6 @@ def test_after_wrong_guesses_more_tokens_must_be_equal():
 
 
 # Samples
-
-def passes(monkeypatch):  # -> a list that gets the number of tokens of each pass
-    sizes = []
-    run = generator.Generator.run
-
-    def recorded(self, tokens, *arguments, **options):
-        sizes.append(len(tokens[0]))
-        return run(self, tokens, *arguments, **options)
-    monkeypatch.setattr(generator.Generator, 'run', recorded)
-    return sizes
-
 
 def repeating(n_ctx=64, **sizes):
     """Sizes and weights of a model whose text often repeats itself."""
