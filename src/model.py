@@ -2,6 +2,7 @@
 
 B batch, T tokens, P past positions, S = P + T, L n_layer, E n_embd, H n_head, D = E / H, V n_vocab.
 past: a layer's keys and values, [B, H, P, D] each; present: the same, with T for P.
+hook(name, activation) -> what is used in its place (docs/inspection.md).
 """
 import secrets
 
@@ -19,6 +20,14 @@ def shape_list(x):  # -> numbers, or scalar tensors where unknown
     return [dynamic[i] if size is None else size for i, size in enumerate(x.shape.as_list())]
 
 
+def unhooked(name, x):  # no hook: where it is seen, the fast operations are built
+    return x
+
+
+def layer_hook(hook, i):  # -> hook, with the names of layer i
+    return hook if hook is unhooked else lambda name, x: hook(f'blocks.{i}.{name}', x)
+
+
 @fused
 def gelu(x):  # [...] -> [...], by tanh (Hendrycks & Gimpel 2016, section 2)
     dtype, x = x.dtype, float32(x)
@@ -32,14 +41,21 @@ def norm(x, g, b):  # [..., E], [E], [E] -> [..., E]: layer normalization (Ba et
     return centred * (tf.rsqrt(variance + 1e-5) * g) + b
 
 
-def split_heads(x, n_head):  # [B, T, E] -> [B, H, T, D]
+def hooked_norm(x, w, scope, name, hook):  # as norm; hook sees it before gain and bias
+    g, b = w[f'{scope}/g'], w[f'{scope}/b']
+    if hook is unhooked:
+        return norm(x, g, b)
+    return hook(name, norm(x, tf.ones_like(g), tf.zeros_like(b))) * g + b
+
+
+def split_states(x, n_head):  # [B, T, E] -> [B, T, H, D]
     B, T, E = shape_list(x)
-    return tf.transpose(tf.reshape(x, [B, T, n_head, E // n_head]), [0, 2, 1, 3])
+    return tf.reshape(x, [B, T, n_head, E // n_head])
 
 
-def merge_heads(x):  # [B, H, T, D] -> [B, T, E]
-    B, H, T, D = shape_list(x)
-    return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [B, T, H * D])
+def merge_states(x):  # [B, T, H, D] -> [B, T, E]
+    B, T, H, D = shape_list(x)
+    return tf.reshape(x, [B, T, H * D])
 
 
 def conv1d(x, w, scope):  # [B, T, n_in] -> [B, T, n_out]
@@ -74,29 +90,48 @@ def attention_with_past(q, k, v, past, mask):  # three of [B, H, T, D] -> [B, H,
     return tf.matmul(p[..., :P], past_v) + tf.matmul(p[..., P:], v)
 
 
-def attn(x, w, n_head, past, mask):  # [B, T, E] -> [B, T, E], present (Vaswani et al. 2017, section 3.2)
-    qkv = conv1d(x, w, 'attn/c_attn')
-    q, k, v = (split_heads(part, n_head) for part in tf.split(qkv, 3, -1))
+def hooked_attention(q, k, v, hook):  # as causal_attention; in blocks, if hook gives scores and pattern back
+    if hook is not unhooked:  # what nobody reads of these is not computed
+        scores = tf.matmul(q, k, transpose_b=True)
+        scores = tf.where_v2(causal_mask(*shape_list(scores)[2:]), scores, -np.inf)  # as in TransformerLens
+        used_scores = hook('attn.hook_attn_scores', scores)
+        seen = float32(used_scores > -np.inf)  # a query that sees nothing has no pattern, in place of NaN
+        pattern = tf.nn.softmax(tf.maximum(float32(used_scores), tf.float32.min)) * seen
+        pattern = tf.cast(pattern, scores.dtype)
+        used_pattern = hook('attn.hook_pattern', pattern)
+        if used_scores is not scores or used_pattern is not pattern:
+            return tf.matmul(used_pattern, v)
+    return in_blocks(causal_attention, q, k, v)
+
+
+def attn(x, w, n_head, past, mask, hook):  # [B, T, E] -> [B, T, E], present (Vaswani et al. 2017, 3.2)
+    parts = zip('qkv', tf.split(conv1d(x, w, 'attn/c_attn'), 3, -1), strict=True)
+    q, k, v = (tf.transpose(hook(f'attn.hook_{name}', split_states(part, n_head)), [0, 2, 1, 3])
+               for name, part in parts)
     q = q * tf.cast(1 / np.sqrt(q.shape.as_list()[-1]), q.dtype)
-    a = in_blocks(causal_attention, q, k, v) if past is None else attention_with_past(q, k, v, past, mask)
-    return conv1d(merge_heads(a), w, 'attn/c_proj'), (k, v)
+    a = hooked_attention(q, k, v, hook) if past is None else attention_with_past(q, k, v, past, mask)
+    z = hook('attn.hook_z', tf.transpose(a, [0, 2, 1, 3]))
+    return conv1d(merge_states(z), w, 'attn/c_proj'), (k, v)
 
 
-def mlp(x, w):  # [B, T, E] -> [B, T, E]
-    return conv1d(gelu(conv1d(x, w, 'mlp/c_fc')), w, 'mlp/c_proj')
+def mlp(x, w, hook):  # [B, T, E] -> [B, T, E]
+    h = hook('mlp.hook_post', gelu(hook('mlp.hook_pre', conv1d(x, w, 'mlp/c_fc'))))
+    return conv1d(h, w, 'mlp/c_proj')
 
 
-def block(x, w, n_head, past, mask):  # [B, T, E] -> [B, T, E], present
-    a, present = attn(norm(x, w['ln_1/g'], w['ln_1/b']), w, n_head, past, mask)
-    x = x + tf.cast(a, x.dtype)
-    return x + tf.cast(mlp(norm(x, w['ln_2/g'], w['ln_2/b']), w), x.dtype), present
+def block(x, w, n_head, past, mask, hook):  # [B, T, E] -> [B, T, E], present
+    x = hook('hook_resid_pre', x)
+    a, present = attn(hooked_norm(x, w, 'ln_1', 'ln1.hook_normalized', hook), w, n_head, past, mask, hook)
+    x = hook('hook_resid_mid', x + tf.cast(hook('hook_attn_out', a), x.dtype))
+    m = mlp(hooked_norm(x, w, 'ln_2', 'ln2.hook_normalized', hook), w, hook)
+    return hook('hook_resid_post', x + tf.cast(hook('hook_mlp_out', m), x.dtype)), present
 
 
-def blocks(x, layers, n_head, pasts, mask, block=block):  # [B, T, E] -> [B, T, E], presents
+def blocks(x, layers, n_head, pasts, mask, block=block, hook=unhooked):  # [B, T, E] -> [B, T, E], presents
     presents = []
-    for w, past in zip(layers, pasts, strict=True):
+    for i, (w, past) in enumerate(zip(layers, pasts, strict=True)):
         tf.add_to_collection('checkpoints', x)  # for memory_saving_gradients
-        x, present = block(x, w, n_head, past, mask)
+        x, present = block(x, w, n_head, past, mask, layer_hook(hook, i))
         presents.append(present)
     return x, presents
 
@@ -105,17 +140,18 @@ def past_shape(*, hparams, batch_size=None, sequence=None):  # -> [B, L, 2, H, P
     return [batch_size, hparams.n_layer, 2, hparams.n_head, sequence, hparams.n_embd // hparams.n_head]
 
 
-def transformer(hparams, w, X, pasts=None, positions=None, mask=None, blocks=blocks):  # [B, T] -> [B, T, E]
-    """The last hidden state, and all presents. pasts: one a layer. positions: int32 [T] or [B, T]; None:
-    after the past. mask: only with a past; keys that a token sees, bool [T, S] or [B, 1, T, S]; None: up
-    to its own. blocks: runs all layers."""
+def transformer(hparams, w, X, pasts=None, positions=None, mask=None, blocks=blocks, hook=unhooked):
+    """From int32 [B, T] to the last hidden state, [B, T, E], and all presents. pasts: one a layer; hook then
+    sees no scores and no pattern. positions: int32 [T] or [B, T]; None: after the past. mask: only with a
+    past; keys that a token sees, bool [T, S] or [B, 1, T, S]; None: up to its own. blocks runs all layers."""
     P, T = shape_list(pasts[0][0])[2] if pasts else 0, shape_list(X)[1]
     positions = P + tf.range(T) if positions is None else positions
     mask = causal_mask(T, P + T) if pasts and mask is None else mask
-    h = lookup(w['wte'], X) + tf.gather(w['wpe'], positions)
+    h = hook('hook_embed', lookup(w['wte'], X)) + hook('hook_pos_embed', tf.gather(w['wpe'], positions))
     layers = [layer_weights(w, f'h{i}/') for i in range(hparams.n_layer)]
-    h, presents = blocks(h, layers, hparams.n_head, pasts or [None] * hparams.n_layer, mask)
-    return norm(h, w['ln_f/g'], w['ln_f/b']), presents
+    hooks = {} if hook is unhooked else {'hook': hook}  # blocks for sampling take none
+    h, presents = blocks(h, layers, hparams.n_head, pasts or [None] * hparams.n_layer, mask, **hooks)
+    return hooked_norm(h, w, 'ln_f', 'ln_final.hook_normalized', hook), presents
 
 
 def output(w, h):  # [..., E] -> logits [..., V]; w['output']: wte in another precision
