@@ -44,6 +44,7 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/generation/': MODEL | {'generation', 'sample', 'fast', 'tqdm'},
     'src/evaluation/': MODEL | {'evaluation', 'fast', 'load_dataset', 'regex', 'tqdm'},
     'src/formats/': MODEL | {'formats', 'fast', 'sample', 'safetensors'},
+    'src/inspection/': MODEL | {'inspection', 'fast', 'tqdm'},
     'src/training/': MODEL
     | {
         'training',
@@ -61,6 +62,7 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/evaluate.py': {'command_line', 'evaluation', 'fast.session', 'load_dataset'},
     'src/export.py': {'command_line', 'formats.saved_model'},
     'src/generate_unconditional_samples.py': {'command_line', 'generation.samples'},
+    'src/inspect_model.py': {'command_line', 'fast.session', 'generation.samples', 'inspection'},
     'src/interactive_conditional_samples.py': {'command_line', 'generation.samples', 'storage.text_files'},
 }
 TENSORFLOW_FREE = [
@@ -96,6 +98,7 @@ TENSORFLOW_FREE = [
     'evaluation.metrics',
     'evaluate',
     'export',
+    'inspect_model',
 ]
 CONSTANT_MAKERS = {'kernel', 'traced', 're.compile', 'regex.compile', 'struct.Struct', 'frozenset',
                    'functools.partial', 'spacing', 'swap', 'perplexity_of', 'typing.TypeVar', 'pathlib.Path',
@@ -267,10 +270,10 @@ def test_a_script_is_executable_and_ends_in_cli_run(name):
     assert is_guard(PARSED[name].body[-1], name)
 
 
-def test_all_root_files_and_six_of_src_are_scripts():
+def test_all_root_files_and_seven_of_src_are_scripts():
     assert {name for name in NAMES if '/' not in name} <= set(SCRIPTS)
     assert {'src/convert.py', 'src/create_model.py', 'src/evaluate.py', 'src/export.py',
-            'src/generate_unconditional_samples.py',
+            'src/generate_unconditional_samples.py', 'src/inspect_model.py',
             'src/interactive_conditional_samples.py'} <= set(SCRIPTS)
 
 
