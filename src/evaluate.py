@@ -96,7 +96,14 @@ def lambada(flags):
 @cli.takes(Flags)
 def cbt(flags):
     """The Children's Book Test (a file of cbtest_CN or cbtest_NE): accuracy among ten choices."""
-    evaluate('cbt', flags, list(test_sets.cbt_questions(flags.data)), metrics.cbt)
+    evaluate('cbt', flags, list(test_sets.cbt_questions(flags.data)), metrics.multiple_choice)
+
+
+@cli.takes(Flags)
+def hellaswag(flags):
+    """HellaSwag (hellaswag_val.jsonl): accuracy among four endings, also by log-probability a character."""
+    questions = list(test_sets.hellaswag_questions(flags.data))
+    evaluate('hellaswag', flags, questions, metrics.multiple_choice, by_length=True)
 
 
 @cli.takes(LineFlags)
@@ -110,7 +117,7 @@ def logprobs(flags):
 
 COMMANDS = {
     'perplexity': perplexity, **{name: perplexity_of(name) for name in test_sets.TEXTS},
-    'lambada': lambada, 'cbt': cbt, 'logprobs': logprobs}
+    'lambada': lambada, 'cbt': cbt, 'hellaswag': hellaswag, 'logprobs': logprobs}
 
 
 def evaluate(command, flags, data, measure, **options):  # measure: a function of metrics

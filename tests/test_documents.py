@@ -77,6 +77,7 @@ NOT_RUN = {  # command: why not
     './src/evaluate.py wikitext2 --data wikitext-2/ --stride 32': TEST_SET,
     './src/evaluate.py lambada --data lambada_test.jsonl': TEST_SET,
     './src/evaluate.py cbt --data CBTest/data/cbtest_CN_valid_2500ex.txt': TEST_SET,
+    './src/evaluate.py hellaswag --data hellaswag_val.jsonl': TEST_SET,
     'docker run --rm -p 8501:8501 -v "$PWD/served/notes:/models/notes" -e MODEL_NAME=notes '
     'tensorflow/serving': 'needs Docker',
     '''curl http://localhost:8501/v1/models/notes:predict -d '{"signature_name": "generate", "inputs": {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import reference
 from test_metrics import TEXT, assert_metrics, passage, perplexities
-from test_test_sets import cbt_text
+from test_test_sets import OF_WIKIHOW, QUESTION, cbt_text
 from tiny_vocab import shared
 
 import encode
@@ -149,7 +149,12 @@ def test_lambada_and_cbt_have_the_metrics_of_their_files(scored, measured, tmp_p
     assert measured('lambada', '--data', tmp_path / 'a.txt', '--detokenize', *flags) == results(
         metrics.lambada(scorer, [("He didn 't, the", ' lighthouse')], boundary))
     assert measured('cbt', '--data', tmp_path / 'cbtest_CN', *flags) == results(
-        metrics.cbt(scorer, test_sets.cbt_questions(str(tmp_path / 'cbtest_CN')), boundary))
+        metrics.multiple_choice(scorer, test_sets.cbt_questions(str(tmp_path / 'cbtest_CN')), boundary))
+    (tmp_path / 'h.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in (QUESTION, OF_WIKIHOW)))
+    expected = results(metrics.multiple_choice(
+        scorer, test_sets.hellaswag_questions(str(tmp_path / 'h.jsonl')), boundary, by_length=True))
+    assert measured('hellaswag', '--data', tmp_path / 'h.jsonl', *flags) == expected
+    assert [*expected] == ['accuracy, %', 'accuracy by length, %']
 
 
 def test_logprobs_are_json_lines_with_a_prompt(scored, command, tmp_path):

@@ -1,4 +1,5 @@
 """Metrics against those of tests/reference.py, which computes each token by itself."""
+import json
 import math
 
 import numpy as np
@@ -197,9 +198,9 @@ def test_cbt(scored, name, tmp_path):
     for context, endings, _ in questions:
         totals = []
         for candidate, text in zip(CHOICES.split('|'), endings, strict=True):
-            assert text == f' {candidate}, "we go."'
-            ids = enc.encode(text)
-            tokens = [*enc.encode(context), *ids][-n_ctx - 1:]
+            assert text == f'{candidate}, "we go."' and context.endswith(' ')
+            ids = enc.encode(f' {text}')
+            tokens = [*enc.encode(context[:-1]), *ids][-n_ctx - 1:]
             rows = scored.numpy[name](tokens[:-1])[-len(ids):]
             totals.append(sum(row[token] for row, token in zip(rows, ids, strict=True)))
         likeliest.append(int(np.argmax(totals)))
@@ -207,7 +208,8 @@ def test_cbt(scored, name, tmp_path):
     for answers, accuracy in ((likeliest, 100), ([likeliest[0], *others[1:]], 25)):
         answered = [(context, endings, answer)
                     for (context, endings, _), answer in zip(questions, answers, strict=True)]
-        assert values(metrics.cbt(scored.likelihood(name), answered)) == {'accuracy, %': (accuracy, 4)}
+        measured = values(metrics.multiple_choice(scored.likelihood(name), answered))
+        assert measured == {'accuracy, %': (accuracy, 4)}
 
 
 # Log-probabilities
@@ -227,3 +229,43 @@ def test_logprobs(scored, name, boundary):
         assert line['logprobs'][:len(unscored)] == unscored
         assert line['logprobs'][len(unscored):] == pytest.approx([-loss for loss in losses], rel=1e-5)
         assert line['total'] == pytest.approx(-sum(losses), rel=1e-5)
+
+
+# HellaSwag
+
+def hellaswag_questions(n):
+    words, random = ENGLISH.split(), np.random.RandomState(4)
+    return [{'activity_label': words[k],
+             'ctx_a': ' '.join(words[k:k + 5]) + ' [title]', 'ctx_b': words[k + 5] + ' [step]' * (k % 2),
+             'endings': ['[substeps] ' * (i % 2) + ' '.join(random.choice(words, random.randint(1, 6)))
+                         for i in range(4)],
+             'label': str(random.randint(4))} for k in random.randint(0, len(words) - 6, n)]
+
+
+def test_hellaswag_is_that_of_lm_evaluation_harness(scored, tmp_path, monkeypatch):
+    pytest.importorskip('lm_eval', reason='make test-all compares with lm-evaluation-harness')
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setenv('HF_HOME', str(tmp_path / 'cache'))
+    from lm_eval import evaluator
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks.hellaswag.utils import process_docs
+
+    from formats import hugging_face
+    data = tmp_path / 'hellaswag_val.jsonl'
+    data.write_text(''.join(json.dumps(question) + '\n' for question in hellaswag_questions(40)))
+    (tmp_path / 'hf').mkdir()
+    hugging_face.write(str(tmp_path / 'hf'), f'{scored.folder}/trained', None)
+    peer = HFLM(pretrained=str(tmp_path / 'hf'), device='cpu', batch_size=4)
+    task = ConfigurableTask(config={
+        'task': 'hellaswag', 'dataset_path': 'json', 'validation_split': 'validation',
+        'dataset_kwargs': {'data_files': {'validation': str(data)}}, 'process_docs': process_docs,
+        'output_type': 'multiple_choice', 'doc_to_text': '{{query}}', 'doc_to_target': '{{label}}',
+        'doc_to_choice': 'choices',
+        'metric_list': [{'metric': 'acc'}, {'metric': 'acc_norm'}]})
+    theirs = evaluator.evaluate(peer, {'hellaswag': task}, bootstrap_iters=0)['results']['hellaswag']
+    questions = test_sets.hellaswag_questions(str(tmp_path))
+    ours = values(metrics.multiple_choice(scored.likelihood('trained'), questions, by_length=True))
+    assert ours == {'accuracy, %': (pytest.approx(100 * theirs['acc,none']), 40),
+                    'accuracy by length, %': (pytest.approx(100 * theirs['acc_norm,none']), 40)}
+    assert 0 < theirs['acc,none'] != theirs['acc_norm,none'] > 0

@@ -324,8 +324,8 @@ def test_questions_of_the_published_format(tmp_path):
     answers = [line.split('\t')[1] for line in cbt_text(2).split('\n') if '\t' in line]
     assert [CHOICES.split('|')[answer] for _, _, answer in questions] == answers
     (context, endings, _), (second, *_) = questions
-    assert context.endswith(' "So," said the')
-    assert endings == [f' {choice}, "we go."' for choice in CHOICES.split('|')]
+    assert context.endswith(' "So," said the ')
+    assert endings == [f'{choice}, "we go."' for choice in CHOICES.split('|')]
     assert second.count(" didn't come, he said.") == 20
     assert second.startswith('The ')
 
@@ -347,3 +347,42 @@ def test_a_question_that_is_cut_off_is_refused(tmp_path):
         list(test_sets.cbt_questions(str(tmp_path / 'a.txt')))
     with pytest.raises(InputError, match=r'absent.*cbtest_CN'):
         list(test_sets.cbt_questions(str(tmp_path / 'absent')))
+
+
+# HellaSwag
+
+QUESTION = {'activity_label': 'Sailing', 'ctx_a': 'A man stands in a boat.', 'ctx_b': 'he', 'label': 2,
+            'endings': ['pulls a rope.', 'sings [x] loudly.', 'falls into the sea.', 'is a lamp.']}
+OF_WIKIHOW = {'activity_label': 'Home', 'ctx_a': 'How to light a lamp [title] Find oil. [step] Pour  it.',
+              'ctx_b': '', 'label': '0',
+              'endings': ['[substeps] Wait an hour.', ' Light it.', 'Sleep [title] Wake.', 'Go.']}
+
+
+def test_hellaswag_without_wikihow_s_marks(tmp_path):
+    (tmp_path / 'hellaswag_val.jsonl').write_text(json.dumps(OF_WIKIHOW))
+    assert list(test_sets.hellaswag_questions(str(tmp_path))) == [(
+        'Home: How to light a lamp. Find oil. Pour it. ',
+        [' Wait an hour.', 'Light it.', 'Sleep. Wake.', 'Go.'], 0)]
+
+
+def test_hellaswag_is_cleaned_as_the_harness_does(tmp_path):
+    harness = pytest.importorskip('lm_eval.tasks.hellaswag.utils',
+                                  reason='make test-all compares with lm-evaluation-harness')
+    datasets = pytest.importorskip('datasets')
+    rows = [{**row, 'label': str(row['label'])} for row in (QUESTION, OF_WIKIHOW)]
+    (tmp_path / 'hellaswag_val.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    theirs = harness.process_docs(datasets.Dataset.from_list(rows))
+    ours = list(test_sets.hellaswag_questions(str(tmp_path)))
+    assert ours == [(f'{row["query"]} ', row['choices'], row['gold']) for row in theirs]
+
+
+@pytest.mark.parametrize('line', [
+    '{', '[]', '[' * 9999, *(json.dumps({**QUESTION, **wrong}) for wrong in (
+        {'label': 4}, {'label': -1}, {'endings': []}, {'ctx_b': 7}, {'endings': [3]}, {'label': None},
+        {'label': float('inf')}, {'ctx_a': None}, {'activity_label': ['a']},
+        {'endings': ['a', '[step]', 'c']}))])
+def test_a_line_that_is_no_question_is_told(tmp_path, line):
+    path = tmp_path / 'hellaswag_val.jsonl'
+    path.write_text(f'{json.dumps(QUESTION)}\n\n{line}\n')
+    with pytest.raises(InputError, match=r'val\.jsonl line 3 is not an object of JSON with activity_label'):
+        list(test_sets.hellaswag_questions(str(path)))

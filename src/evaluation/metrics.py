@@ -76,7 +76,8 @@ def perplexity(model, documents, stride=None, boundary='endoftext', lines=False)
 
 
 def ending(model, start, context, text):  # -> a span
-    ids = model.enc.encode(text)
+    ids = model.enc.encode(context[len(context.rstrip()):] + text)  # a word begins with its space
+    context = context.rstrip()
     require(len(ids) <= model.context,
             f'the ending {text.strip()[:40]!r} has {len(ids)} tokens; --context is {model.context}')
     return np.array([*start, *model.enc.encode(context), *ids][-model.context - 1:], np.int32), len(ids)
@@ -112,16 +113,21 @@ def lambada(model, passages, boundary='none') -> list[Metric]:
     return metrics
 
 
-def cbt(model, questions, boundary='none') -> list[Metric]:
-    """The share of test_sets.cbt_questions whose answer is the likeliest ending."""
-    start, questions, right = prefix(model.enc, boundary), list(questions), 0
+def multiple_choice(model, questions, boundary='none', by_length=False) -> list[Metric]:
+    """The share of questions (context, endings, the answer's index) whose answer is the likeliest ending;
+    by_length: also by log-probability a character."""
+    start, questions, right = prefix(model.enc, boundary), list(questions), []
     require(questions, 'the data holds no question')
     rows = [ending(model, start, context, text) for context, endings, _ in questions for text in endings]
     scores = model.score(rows)
     for _, endings, answer in questions:
-        totals = [values.sum() for _, values in itertools.islice(scores, len(endings))]
-        right += int(np.argmax(totals) == answer)
-    return [Metric('accuracy, %', 100 * right / len(questions), len(questions), 'questions')]
+        totals = np.array([values.sum() for _, values in itertools.islice(scores, len(endings))])
+        scores_of = {'accuracy, %': totals}
+        if by_length:
+            scores_of['accuracy by length, %'] = totals / [*map(len, endings)]
+        right.append([np.argmax(values) == answer for values in scores_of.values()])
+    return [Metric(name, 100 * share, len(questions), 'questions')
+            for name, share in zip(scores_of, np.mean(right, 0), strict=True)]
 
 
 def logprobs(model, texts, stride=None, boundary='endoftext') -> Iterator[dict]:

@@ -112,6 +112,7 @@ TEXTS = {  # source; file of a folder; steps, none: of bytes
     'text8': ('mattmahoney.net/dc/text8.zip', 'text8', ())}
 LAMBADA = ('openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl (natural), or '
            'zenodo.org/record/2630551, lambada_test_plain_text.txt (tokenised)')
+HELLASWAG = 'github.com/rowanz/hellaswag, data/hellaswag_val.jsonl'
 CBT = 'CBTest.tgz, cbtest_CN_valid_2500ex.txt or …_NE_…; see huggingface.co/datasets/cam-cst/cbt'
 
 
@@ -189,7 +190,28 @@ def cbt_questions(data: str) -> Iterator[tuple[str, list[str], int]]:
                                  '"21 … XXXXX …", tab, answer, two tabs, choices with |')
             *sentences, last = [detokenize(text, BOOK_STEPS) for text in match.groups()[:21]]
             before, _, after = last.partition('XXXXX')
-            text = ' '.join([*sentences, before])
-            context = text.rstrip(' ')
-            endings = [text[len(context):] + choice + after.replace('XXXXX', choice) for choice in choices]
-            yield context, endings, choices.index(match[22])
+            endings = [choice + after.replace('XXXXX', choice) for choice in choices]
+            yield ' '.join([*sentences, before]), endings, choices.index(match[22])
+
+
+def hellaswag_questions(data: str) -> Iterator[tuple[str, list[str], int]]:
+    """Context, endings and the answer's index, cleaned as lm-evaluation-harness does."""
+    for path in files_of(data, HELLASWAG, 'hellaswag_val.jsonl'):
+        for number, line in enumerate(read_lines(path), 1):
+            if not line.strip():
+                continue
+            try:
+                question = json.loads(line)
+                first, second = question['ctx_a'], question['ctx_b'].capitalize()
+                context = without_marks(question['activity_label'] + ': ' + first + ' ' + second)
+                endings, answer = [*map(without_marks, question['endings'])], int(question['label'])
+                require(0 <= answer < len(endings) and all(endings), 'no answer, or an empty ending')
+            except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError,
+                    RecursionError):
+                raise InputError(f'{path} line {number} is not an object of JSON with activity_label, ctx_a, '
+                                 'ctx_b, endings and label, as in hellaswag_val.jsonl') from None
+            yield f'{context} ', endings, answer
+
+
+def without_marks(text):  # of WikiHow: [title], [step], [substeps]
+    return re.sub(r'\[.*?\]', '', text.strip().replace(' [title]', '. ')).replace('  ', ' ')
