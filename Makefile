@@ -47,7 +47,7 @@ samples: | install checkpoint/demo/checkpoint
 	$(call draw,top-k-40,--top_k 40)
 
 curve: $(VENV)/installed-tests | checkpoint/demo/checkpoint
-	./benchmarks/loss_curve.py demo gpt-2-samples/loss.svg
+	./src/plot_runs.py demo --output gpt-2-samples/loss.svg
 
 checkpoint/demo/checkpoint:
 	$(MAKE) demo

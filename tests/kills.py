@@ -269,7 +269,15 @@ def kill_training(count, seed):
         end, expected = final(flags), final(whole)
         for name in expected:
             assert end[name] == expected[name], f'seed {seed}: {name} not as after an undisturbed run'
+        assert metrics(flags) == metrics(whole), f'seed {seed}: metrics.jsonl not as of an undisturbed run'
     return {**counts, 'checkpoints checked': len(seen), 'most steps lost': most_lost}
+
+
+def metrics(flags):  # -> lines of metrics.jsonl, without what differs from run to run
+    differs = {'time', 'tokens_per_second', 'peak_memory_gb'}
+    with open(os.path.join(flags.checkpoint_dir, flags.run_name, 'metrics.jsonl')) as file:
+        lines = map(json.loads, file)
+        return [{name: line[name] for name in line if name not in differs} for line in lines]
 
 
 def world(folder):  # -> TrainFlags
@@ -316,6 +324,7 @@ def inspected(flags, what):  # -> [(what, digest of weights)]
         'hparams',
         'vocab',
         'events',
+        'metrics',
         *map(os.path.basename, named),
         *([os.path.basename(run_folder.state_prefix(last))] if last else []),
     }

@@ -56,7 +56,7 @@ NOT_RUN = {  # command: why not
     '.ci/run': SUITE,
     'make lint': '.ci/run runs it',
     'make samples': SAMPLES,
-    'make curve': 'test_loss_curve.py draws one',
+    'make curve': 'test_plot_runs.py draws one',
     'make bench': 'takes ten minutes',
     'make torture': 'takes ten minutes; the suite has short forms',
     'make check-gpu': 'needs a GPU; test_benchmarks.py computes the same on a CPU',

@@ -62,6 +62,7 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/evaluate.py': {'command_line', 'evaluation', 'fast.session', 'load_dataset'},
     'src/export.py': {'command_line', 'formats.saved_model'},
     'src/generate_unconditional_samples.py': {'command_line', 'generation.samples'},
+    'src/plot_runs.py': {'command_line', 'matplotlib', 'storage.metrics_file'},
     'src/inspect_model.py': {'command_line', 'fast.session', 'generation.samples', 'inspection'},
     'src/interactive_conditional_samples.py': {'command_line', 'generation.samples', 'storage.text_files'},
 }
@@ -70,6 +71,7 @@ TENSORFLOW_FREE = [
     'generation.continuation',
     'encoder',
     'hparams',
+    'storage.metrics_file',
     'storage.npz',
     'storage.paths',
     'storage.run_lock',
@@ -99,6 +101,7 @@ TENSORFLOW_FREE = [
     'evaluate',
     'export',
     'inspect_model',
+    'plot_runs',
 ]
 CONSTANT_MAKERS = {'kernel', 'traced', 're.compile', 'regex.compile', 'struct.Struct', 'frozenset',
                    'functools.partial', 'spacing', 'swap', 'perplexity_of', 'typing.TypeVar', 'pathlib.Path',
@@ -270,11 +273,11 @@ def test_a_script_is_executable_and_ends_in_cli_run(name):
     assert is_guard(PARSED[name].body[-1], name)
 
 
-def test_all_root_files_and_seven_of_src_are_scripts():
+def test_all_root_files_and_eight_of_src_are_scripts():
     assert {name for name in NAMES if '/' not in name} <= set(SCRIPTS)
     assert {'src/convert.py', 'src/create_model.py', 'src/evaluate.py', 'src/export.py',
             'src/generate_unconditional_samples.py', 'src/inspect_model.py',
-            'src/interactive_conditional_samples.py'} <= set(SCRIPTS)
+            'src/interactive_conditional_samples.py', 'src/plot_runs.py'} <= set(SCRIPTS)
 
 
 @pytest.mark.parametrize('name', [name for name in SCRIPTS if '/' not in name])

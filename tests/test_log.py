@@ -1,11 +1,19 @@
+import importlib.machinery
+import json
 import os
+import pathlib
+import signal
 import sys
+import time
 
 import pytest
 import runs
 import tensorflow.compat.v1 as tf
 
+from errors import InputError
+from storage.run_state import TrainState
 from training import log, trainer
+from training.signals import Stopped
 from training.worker import Worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('usual_signals')]
@@ -26,10 +34,122 @@ def test_what_is_seen_in_tensorboard(flags, capsys):
     assert last.startswith('4 steps done, loss=') and last.endswith(os.path.join(made.checkpoint_dir, 'run1'))
 
 
+def lines(flags):
+    return [json.loads(line) for line in
+            pathlib.Path(flags.checkpoint_dir, flags.run_name, 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_metrics_has_a_line_for_each_update_and_validation(flags):
+    made = flags(steps=4, val_every=2)
+    trainer.train(made)
+    logged = lines(made)
+    assert [line['step'] for line in logged] == [1, 2, 2, 3, 4, 4]
+    assert all(time.time() - 100 < line['time'] <= time.time() for line in logged)
+    for tag in ('loss', 'learning_rate', 'gradient_norm', 'tokens_per_second', 'peak_memory_gb', 'val_loss'):
+        values = {line['step']: line[tag] for line in logged if tag in line}
+        assert values == pytest.approx(runs.events(made, tag), rel=1e-6)  # which are float32
+
+
+def test_a_run_that_goes_on_drops_what_is_done_again(flags, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr(trainer.Trainer, 'save_last', lambda self: None)
+        trainer.train(flags(steps=5, save_every=3, val_every=2))
+    before = lines(flags())
+    with open(pathlib.Path(flags().checkpoint_dir, 'run1', 'metrics.jsonl'), 'a') as file:
+        file.write('{"step": 6, "lo')  # a process was killed within a line
+    trainer.train(flags(steps=6, save_every=3, val_every=2))
+    after = lines(flags())
+    assert after[:4] == before[:4]  # to step 3
+    assert [line['step'] for line in after] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+    assert [line.get('loss') for line in after[:7]] == [line.get('loss') for line in before]
+
+
+def test_lines_of_checkpoints_that_are_left_go_with_them(flags):
+    trainer.train(flags(steps=4, save_every=2))
+    before = lines(flags())
+    trainer.train(flags(steps=3, save_every=2, restore_from=f'{flags().checkpoint_dir}/run1/model-2'))
+    assert [line['step'] for line in lines(flags())] == [1, 2, 3]
+    assert lines(flags(run_name='run1/left-4')) == before
+
+
+def test_a_run_goes_on_from_what_it_left_with_its_lines(flags):
+    trainer.train(flags(steps=4, save_every=2))
+    trainer.train(flags(steps=3, save_every=2, restore_from=f'{flags().checkpoint_dir}/run1/model-2'))
+    trainer.train(flags(steps=6, restore_from=f'{flags().checkpoint_dir}/run1/left-4/model-4'))
+    whole = lines(flags())
+    assert [line['step'] for line in whole] == [1, 2, 3, 4, 5, 6]
+    assert whole[:4] == lines(flags(run_name='run1/left-4'))
+
+
+def test_a_validation_that_was_not_finished_is_not_there_twice(flags, monkeypatch):
+    def stopped(self, loss):
+        raise Stopped(signal.SIGTERM)
+    with monkeypatch.context() as interrupted, pytest.raises(SystemExit):
+        interrupted.setattr(trainer.Trainer, 'save_best', stopped)
+        trainer.train(flags(steps=4, val_every=2))
+    assert [line['step'] for line in lines(flags())] == [1, 2, 2]
+    trainer.train(flags(steps=4, val_every=2))
+    assert [line['step'] for line in lines(flags())] == [1, 2, 2, 3, 4, 4]
+
+
+class Tracker:
+    """As wandb and trackio; it fails where `fails` says so."""
+
+    def __init__(self, fails=''):
+        self.fails, self.told = fails, []
+
+    def __getattr__(self, name):
+        def call(*values, **options):
+            if name == self.fails:
+                raise ConnectionResetError('Connection lost')
+            self.told.append((name, *values, options.get('step', options.get('group'))))
+        return call
+
+
+@pytest.fixture
+def tracker(monkeypatch):
+    def make(fails=''):
+        made = Tracker(fails)
+        monkeypatch.setitem(sys.modules, 'wandb', made)
+        monkeypatch.setattr('importlib.util.find_spec', lambda name: importlib.machinery.ModuleSpec(
+            name, None, origin='wandb/__init__.py'))
+        return made
+    return make
+
+
+def test_a_tracker_is_told_all(flags, tracker):
+    made = tracker()
+    trainer.train(flags(steps=2, val_every=2, log_to='wandb'))
+    assert [(name, step) for name, *_, step in made.told] == [
+        ('init', 'run1'), ('log', 1), ('log', 2), ('log', 2), ('finish', None)]
+    update = ['loss', 'learning_rate', 'gradient_norm', 'tokens_per_second', 'peak_memory_gb']
+    logged = [list(values[0]) for name, *values, _ in made.told if name == 'log']
+    assert logged == [update, update, ['val_loss']]
+
+
+@pytest.mark.parametrize('fails', ['log', 'finish'])
+def test_a_tracker_that_fails_does_not_end_training(flags, tracker, capsys, fails):
+    tracker(fails)
+    trainer.train(flags(steps=2, log_to='wandb'))
+    assert runs.final(flags())[1]['step'] == 2 and len(lines(flags())) == 2
+    assert capsys.readouterr().err.count('the log of --log_to could not be written: Connection lost') == 1
+
+
+def test_a_tracker_that_cannot_start_is_told(flags, tracker):
+    tracker('init')
+    with pytest.raises(InputError, match='--log_to wandb: Connection lost'):
+        trainer.train(flags(steps=2, log_to='wandb'))
+
+
+def test_a_missing_tracker_is_told_before_training(flags):
+    with pytest.raises(InputError, match='--log_to trackio needs this package: pip install trackio'):
+        flags(log_to='trackio')
+
+
 def test_starts_within_a_second_keep_what_each_logged(flags, tmp_path):
     for step in range(8):
         with tf.Graph().as_default():
-            log.Log(flags(), Worker(), str(tmp_path), step, 32).close()
+            log.Log(flags(), Worker(), str(tmp_path), TrainState(step), 32).close()
     assert len(list(tmp_path.glob('events.out.tfevents.*'))) == 8
 
 

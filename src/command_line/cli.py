@@ -100,7 +100,8 @@ def parse(main, script, argv):  # -> {flag: value}, or None for help
         if word[:1] == '-' and word[1:2] not in '0123456789.':  # no negative number
             name, text = split_flag(word, types, words)
         else:
-            name, text = next((name for name in required if name not in texts), None), word
+            name = next((name for name in required if name not in texts or is_repeated(types[name])), None)
+            text = word
         if name is None:
             faults.append(f'{word!r} was not expected')
         elif name not in types:
@@ -108,13 +109,17 @@ def parse(main, script, argv):  # -> {flag: value}, or None for help
             faults.append(f'unknown flag --{name}' + (f' (did you mean --{near}?)' if near else ''))
         elif text is None:
             faults.append(f'--{name} needs a value')
-        elif name in texts and typing.get_origin(types[name]) is not tuple:
+        elif name in texts and not is_repeated(types[name]):
             faults.append(f'--{name} is given twice')
         texts.setdefault(name, []).append(text)
     faults += [f'--{name} must be given' for name in required if name not in texts]
     if faults:
         raise InputError(f'{faults[0]}; see {script} --help')
     return {name: convert(name, types[name], values) for name, values in texts.items()}
+
+
+def is_repeated(hint):
+    return typing.get_origin(hint) is tuple
 
 
 def split_flag(word, types, words):  # -> name, text (maybe off `words`) or None
@@ -134,7 +139,7 @@ def split_flag(word, types, words):  # -> name, text (maybe off `words`) or None
 
 
 def convert(name, hint, texts):  # -> the value, of type `hint`
-    if typing.get_origin(hint) is tuple:
+    if is_repeated(hint):
         return tuple(texts)
     (text,), (kind, *optional) = texts, typing.get_args(hint) or (hint,)
     if kind is str or (optional and text == 'None'):

@@ -1,5 +1,6 @@
 """Flags that several scripts share, for them and for callers from Python."""
 import dataclasses
+import importlib.util
 import typing
 from dataclasses import dataclass
 
@@ -30,7 +31,8 @@ class Checked:
             name, value = field.name, getattr(self, field.name)
             least, choices = field.metadata['least'], field.metadata['choices']
             self.check(name, None in (value, least) or value >= least, f'{least} or more')
-            self.check(name, not choices or value in choices, f'one of {", ".join(choices)}')
+            self.check(name, not choices or value in (field.default, *choices),
+                       f'one of {", ".join(choices)}')
 
     def check(self, name, valid, expected):
         require(valid, f'--{name} must be {expected}, not {getattr(self, name)!r}')
@@ -91,6 +93,7 @@ class TrainFlags(TextFlags):
     val_batch_count: int = flag(40, 'validation batches, always the same', 1)
     val_every: int = flag(0, 'updates between validations; model-best is of the best; 0 for none', 0)
     patience: int = flag(0, 'stop after so many validations without a lower loss; 0 for never', 0)
+    log_to: str | None = flag(None, 'also log to this package', choices=('wandb', 'trackio'))
 
     def __post_init__(self):
         super().__post_init__()
@@ -99,6 +102,9 @@ class TrainFlags(TextFlags):
         self.check('top_p', 0 <= self.top_p <= 1, 'from 0 to 1')
         require(self.schedule == 'constant' or self.steps, f'--schedule {self.schedule} needs --steps')
         require(not self.patience or self.val_every, '--patience needs --val_every')
+        spec = self.log_to and importlib.util.find_spec(self.log_to)
+        require(not self.log_to or (spec and spec.origin),  # wandb makes a folder of its name
+                f'--log_to {self.log_to} needs this package: pip install {self.log_to}')
 
 
 @dataclass(frozen=True)

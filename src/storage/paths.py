@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import stat
 import sys
 import tempfile
@@ -126,6 +127,11 @@ def replacing(path, mode='w'):
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def copy_file(source, target):  # replaces the target
+    with open(source, 'rb') as original, replacing(target, 'wb') as file:
+        shutil.copyfileobj(original, file)
 
 
 def open_to_write(target, mode):  # a path, or a descriptor, which stays open

@@ -13,14 +13,14 @@ import tensorflow.compat.v1 as tf
 
 from errors import InputError, require
 from hparams import load_hparams
-from storage import checkpoint, paths, run_state, vocabulary_files
+from storage import checkpoint, metrics_file, paths, run_state, vocabulary_files
 from storage.run_state import BEST, Best, TrainState
 
 KEPT = 5  # checkpoints
 PART = r'\.(index|meta|data-[0-9]{5}-of-[0-9]{5})'
 REMAINS = (  # of a killed process, from TensorFlow, paths.replacing and paths.making
     rf'((model|{BEST}|training)-[0-9]+{PART}|(training-[0-9]+|{BEST}|hparams|encoder|special_tokens)\.json|'
-    r'vocab\.bpe|checkpoint|counter|saving|dataset-[0-9a-f]+\.npz)\.(tempstate[0-9]+|tmp[0-9a-f]{32}|[0-9]+\.tmp)'
+    r'vocab\.bpe|checkpoint|counter|saving|metrics\.jsonl|dataset-[0-9a-f]+\.npz)\.(tempstate[0-9]+|tmp[0-9a-f]{32}|[0-9]+\.tmp)'
     r'|\.left-[0-9]+(-[0-9]+)?\.[a-z0-9_]{8}')
 
 
@@ -98,7 +98,7 @@ class Run:
             say(f'{prefix} has no training state beside it: the optimizer and the data start anew')
         self.saved_step = state.step
         if last and prefix != last:  # later saves overwrite no committed checkpoint
-            self.save(session, state, left=number(last))
+            self.save(session, state, left=number(last), source=os.path.dirname(prefix))
         return state
 
     def best_so_far(self, last):  # -> [loss, step] or None
@@ -122,14 +122,17 @@ class Run:
             raise NotSaved(f'{prefix} could not be saved ({error.strerror or error}); the same command goes '
                            f'on from the last: {paths.remedy(error)}') from error
 
-    def save(self, session, state, left=None):
-        """Writes a checkpoint; moves those from this step on, and `left`, into a folder left-N."""
+    def save(self, session, state, left=None, source=None):
+        """Writes a checkpoint; moves those from this step on, and `left`, into a folder left-N. source: the
+        folder that it goes on from."""
         step = state.step
         with self.saving(self.path(f'model-{step}')):
             self.clear_up()
             present = sorted(steps(os.listdir(self.folder), r'\.index'))
             if behind := [other for other in present if other >= step or other == left]:
                 self.leave(behind)
+            if source and os.path.realpath(source) != os.path.realpath(self.folder):
+                metrics_file.copy(source, self.folder)
             self.copy_model_files()
             kept = [other for other in named_steps(self.folder) if other in present and other not in behind]
             kept.append(step)
@@ -164,7 +167,8 @@ class Run:
                 try:
                     os.link(os.path.realpath(source), target)  # it may be replaced, not changed
                 except OSError:
-                    copy(source, target)
+                    paths.copy_file(source, target)
+            metrics_file.copy(self.folder, new)  # no link, since lines are added to it
             checkpoint.commit(new, names)
         paths.synchronize(self.folder)
         self.say(f'Left behind in {folder}, from where --restore_from goes on: {", ".join(names)}')
@@ -204,18 +208,13 @@ class Run:
         for source in sources:
             target = self.path(os.path.basename(source))
             if not (os.path.exists(target) and filecmp.cmp(source, target, shallow=False)):
-                copy(source, target)
+                paths.copy_file(source, target)
         for path in paths.descriptions(self.folder)[len(sources):]:  # another model's
             os.unlink(path)
 
 
 def files_of(step):  # a pattern, of weights and training state
     return rf'(model|training)-{step}{PART}|training-{step}\.json'
-
-
-def copy(source, target):
-    with open(source, 'rb') as original, paths.replacing(target, 'wb') as file:
-        shutil.copyfileobj(original, file)
 
 
 def steps(names, suffix=''):  # of checkpoints among names

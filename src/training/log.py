@@ -1,10 +1,21 @@
-"""The log of training: a bar on stderr, lines on stdout, TensorBoard events."""
+"""The log of training: a bar on stderr, lines on stdout, TensorBoard events, metrics.jsonl."""
+import importlib
+import json
+import math
+import os
 import sys
 import time
 from contextlib import contextmanager, suppress
 
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
+
+from errors import InputError
+from storage import metrics_file
+
+SINKS = {  # of Log: what fails, and how
+    'events': ('TensorBoard events', (OSError, tf.errors.OpError)), 'metrics': ('metrics.jsonl', OSError),
+    'tracker': ('the log of --log_to', Exception)}
 
 
 def say(line, file=None):  # past the bar, while anybody reads it
@@ -37,34 +48,62 @@ class Bar(tqdm):
 class Log:
     """Of rank 0; others write nothing."""
 
-    def __init__(self, flags, worker, folder, step, n_ctx):
+    def __init__(self, flags, worker, folder, state, n_ctx):
+        step = state.step
         self.tokens = flags.batch_size * flags.accumulate_gradients * n_ctx * worker.size  # of an update
-        self.events = None
+        self.events = self.metrics = self.tracker = None
         self.last = time.perf_counter()
         self.bar = Bar(initial=step, total=flags.steps, unit='step', disable=worker.rank != 0,
                        dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 10)
         if worker.rank == 0:
-            with self.writing_events():
+            with self.writing('metrics'):
+                self.metrics = metrics_file.reopen(folder, step, state.actions_done > 0, warn)
+            with self.writing('events'):
                 # Names have seconds: a later start would replace the file of one in the same second.
                 self.events = tf.summary.FileWriter(folder, filename_suffix=f'.{step}')
                 # Hides what was logged after the last save.
                 self.events.add_session_log(tf.SessionLog(status='START'), step)
+        worker.run_on_rank0(lambda: self.start_tracker(flags, step))
         self.text(step, 'flags', '\n'.join(f'    --{name} {value}' for name, value in vars(flags).items()))
 
+    def start_tracker(self, flags, step):  # each session is a run of its own there, in one group
+        if flags.log_to:
+            name = f'{flags.run_name} from {step}, {time.strftime("%Y-%m-%d %H:%M:%S")}'
+            try:
+                tracker = importlib.import_module(flags.log_to)
+                tracker.init(project='gpt-2', group=flags.run_name, name=name, config=vars(flags))
+            except Exception as error:
+                raise InputError(f'--log_to {flags.log_to}: {error}') from None
+            self.tracker = tracker
+
     @contextmanager
-    def writing_events(self):  # until they cannot be written
-        with warning_of((OSError, tf.errors.OpError), 'TensorBoard events could not be written') as errors:
+    def writing(self, sink):  # one of SINKS, until that fails
+        name, failures = SINKS[sink]
+        with warning_of(failures, f'{name} could not be written') as errors:
             yield
         if errors:
-            self.events = None
+            setattr(self, sink, None)
 
     def add(self, step, *values):  # dicts of tf.Summary.Value's fields
-        with self.writing_events():
+        with self.writing('events'):
             if self.events:
                 self.events.add_summary(tf.Summary(value=values), step)
 
     def scalars(self, step, **values):
         self.add(step, *({'tag': tag, 'simple_value': value} for tag, value in values.items()))
+        numbers = {tag: float(value) if math.isfinite(value) else None for tag, value in values.items()}
+        with self.writing('metrics'):
+            if self.metrics:
+                line = {'step': step, **numbers, 'time': round(time.time(), 3)}
+                self.metrics.write(f'{json.dumps(line)}\n'.encode())
+        with self.writing('tracker'):
+            if self.tracker:
+                self.tracker.log(numbers, step=step)
+
+    def sync(self):  # before a checkpoint, which a later session goes on from
+        with self.writing('metrics'):
+            if self.metrics:
+                os.fsync(self.metrics.fileno())
 
     def text(self, step, tag, text):
         tensor = tf.make_tensor_proto(text.encode(errors='backslashreplace'))  # names of files
@@ -84,9 +123,15 @@ class Log:
     def close(self):
         with suppress(OSError):
             self.bar.close()
-        with self.writing_events():
+        with self.writing('events'):
             if self.events:
                 self.events.close()
+        with self.writing('metrics'):
+            if self.metrics:
+                self.metrics.close()
+        with self.writing('tracker'):
+            if self.tracker:
+                self.tracker.finish()
 
 
 def peak_memory() -> float:  # bytes; NaN on Windows, where Python cannot tell

@@ -48,7 +48,7 @@ class Trainer:
             if self.sample_every:
                 self.generator = generator.Generator(self.session, hparams, enc, self.graph.weights)
             self.resume()
-        self.log = log.Log(flags, worker, folder, self.state.step, hparams.n_ctx)
+        self.log = log.Log(flags, worker, folder, self.state, hparams.n_ctx)
 
     def load_model(self):
         flags = self.flags
@@ -202,6 +202,7 @@ class Trainer:
         if self.worker.rank == 0 and self.run.saved_step != self.state.step:
             self.check_finite(self.session.run(self.graph.finite))
             self.lock.check()
+            self.log.sync()
             log.say(f'Saving {self.run.path(f"model-{self.state.step}")}')
             self.run.save(self.session, self.state)
 
