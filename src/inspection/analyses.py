@@ -93,7 +93,7 @@ def activation_patching(inspector, clean, corrupted, metric, activation='hook_re
     activation: a name without its layer."""
     clean, corrupted = inspector.tokens(clean), inspector.tokens(corrupted)
     require(clean.shape == corrupted.shape and len(clean) == 1,
-            f'clean and corrupted must be a text each, of as many tokens, not of shapes {clean.shape} and '
+            f'clean and corrupted must be one text, of as many tokens, not of shapes {clean.shape} and '
             f'{corrupted.shape}')
     names = [f'blocks.{i}.{activation}' for i in range(inspector.hparams.n_layer)]
     require(inspector.names(names) == names, f'{activation} is not the name of an activation of a layer')

@@ -10,8 +10,7 @@ END = '\x1b[0m'
 
 
 def print_text(models, ids):
-    """Prints a text by the ranks of the first of pairs of name and Inspector, and a line of figures of
-    each."""
+    """Prints a text and figures. models: pairs of name and Inspector; the first gives the colours."""
     readings = [(name, read_text(inspector, ids)) for name, inspector in models]
     classes = np.searchsorted(RANKS, readings[0][1]['ranks'])
     pieces = [piece(models[0][1].enc, id) for id in ids]

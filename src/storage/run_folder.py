@@ -20,7 +20,8 @@ KEPT = 5  # checkpoints
 PART = r'\.(index|meta|data-[0-9]{5}-of-[0-9]{5})'
 REMAINS = (  # of a killed process, from TensorFlow, paths.replacing and paths.making
     rf'((model|{BEST}|training)-[0-9]+{PART}|(training-[0-9]+|{BEST}|hparams|encoder|special_tokens)\.json|'
-    r'vocab\.bpe|checkpoint|counter|saving|metrics\.jsonl|dataset-[0-9a-f]+\.npz)\.(tempstate[0-9]+|tmp[0-9a-f]{32}|[0-9]+\.tmp)'
+    r'vocab\.bpe|checkpoint|counter|saving|metrics\.jsonl|dataset-[0-9a-f]+\.npz)'
+    r'\.(tempstate[0-9]+|tmp[0-9a-f]{32}|[0-9]+\.tmp)'
     r'|\.left-[0-9]+(-[0-9]+)?\.[a-z0-9_]{8}')
 
 
