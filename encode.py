@@ -8,7 +8,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), 'src'))
 
 from command_line import cli
-from command_line.flags import REQUIRED, TEXTS, TextFlags, flag
+from command_line.flags import REQUIRED, TEXTS, DataFlags, flag
 
 import encoder
 import load_dataset
@@ -18,7 +18,7 @@ from storage.npz import write_npz
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodeFlags(TextFlags):
+class EncodeFlags(DataFlags):
     """Encodes text as a .npz of tokens, which train.py reads in place."""
     in_text: str = flag(REQUIRED, TEXTS)
     out_npz: str = flag(REQUIRED, 'the file to write; .npz is added')
@@ -30,14 +30,15 @@ class EncodeFlags(TextFlags):
 def encode(flags):
     if flags.workers:
         os.environ['RAYON_NUM_THREADS'] = str(flags.workers)  # for gigatoken
-    enc = encoder.get_encoder(flags.find_model(flags.model_name))
+    folder = flags.find_model(flags.model_name)
+    enc = encoder.get_encoder(folder)
     files, out = load_dataset.find_files(flags.in_text), paths.expand(flags.out_npz)
     is_file = paths.stream(out) is None
     out += '.npz' if is_file and not load_dataset.is_npz(out) else ''
     is_input = os.path.exists(out) and any(os.path.samefile(out, path) for path in files)
     require(is_file and not os.path.isdir(out) and not is_input,
             f'{out} is a directory, a device or an input; name another file')
-    chunks = load_dataset.iter_chunks(enc, files, flags.combine, flags.encoding, flags.special_tokens)
+    chunks = load_dataset.iter_chunks(enc, files, flags.combine, *flags.reading(folder))
     first = require(next(chunks, None), f'{flags.in_text} holds no text')
     os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
     chunks = itertools.chain([first], chunks)

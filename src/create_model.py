@@ -9,13 +9,13 @@ import encoder
 import load_dataset
 from errors import InputError, require
 from storage import paths, vocabulary_files
-from storage.text_files import read_text
+from storage.template import Template
 
 
 def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 768, n_ctx: int = 1024,
                  models_dir: str = 'models', vocab_from: str | None = None, train_vocab: int | None = None,
-                 corpus: str | None = None, encoding: str = 'utf-8', seed: int | None = None,
-                 checkpoint_dir: str = 'checkpoint'):
+                 corpus: str | None = None, encoding: str = 'utf-8', text_field: str = 'text',
+                 seed: int | None = None, checkpoint_dir: str = 'checkpoint'):
     """Makes a model of these sizes, initialized as the paper's.
 
     Its vocabulary is the 256 bytes and <|endoftext|>, unless a flag says otherwise.
@@ -31,6 +31,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
         train_vocab: learn so many tokens, 257 to about 50,000
         corpus: its text, a file, folder or quoted glob
         encoding: of the corpus
+        text_field: of its rows in .jsonl, .csv, .tsv and .parquet
         seed: of the weights; None for new ones
         checkpoint_dir: where runs are
     """
@@ -48,7 +49,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
             encoder.get_encoder(source)  # refuses an unusable vocabulary
             vocab, merges, special = vocabulary_files.load_vocabulary(source)
         elif corpus is not None:
-            vocab, merges = learn_vocabulary(train_vocab, corpus, encoding)
+            vocab, merges = learn_vocabulary(train_vocab, corpus, encoding, text_field)
         else:
             symbols = [*encoder.bytes_to_unicode().values(), encoder.EOT]
             vocab, merges = {symbol: id for id, symbol in enumerate(symbols)}, []
@@ -58,7 +59,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
     print(f'Made {target}: {hparams.n_parameters():,} parameters')
 
 
-def learn_vocabulary(size, corpus, encoding='utf-8'):  # -> {symbol: id}, list of pairs
+def learn_vocabulary(size, corpus, encoding='utf-8', text_field='text'):  # -> {symbol: id}, list of pairs
     """Bytes, merges of pairs that the corpus has twice, <|endoftext|>: `size` tokens."""
     # tokenizers takes memory for all
     require(257 <= size <= 1 << 24, f'--train_vocab must be 257 to 16,777,216, not {size}')
@@ -66,9 +67,10 @@ def learn_vocabulary(size, corpus, encoding='utf-8'):  # -> {symbol: id}, list o
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     except ImportError:
         raise InputError('--train_vocab needs the package tokenizers: pip install tokenizers') from None
-    texts = (text for path in load_dataset.find_files(corpus)
-             for text in load_dataset.split_text(read_text(path, encoding), [encoder.EOT])
-             if text != encoder.EOT)
+    texts = (piece for path in load_dataset.find_files(corpus)
+             for document in load_dataset.iter_documents(path, encoding, text_field, Template())
+             for text in document for piece in load_dataset.split_text(text, [encoder.EOT], f'{path}: ')
+             if piece != encoder.EOT)
     tokenizer, level = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel
     tokenizer.pre_tokenizer = level(add_prefix_space=False)
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(

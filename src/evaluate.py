@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from command_line import cli
-from command_line.flags import CHECKPOINT, REQUIRED, TF32, ModelFlags, flag
+from command_line.flags import CHECKPOINT, REQUIRED, TF32, ModelFlags, TextFlags, flag
 
 import load_dataset
 from evaluation import metrics, test_sets
@@ -50,9 +50,8 @@ class SpanFlags(Flags):
 
 
 @dataclass(frozen=True)
-class FileFlags(SpanFlags):
-    encoding: str = flag('utf-8', 'of the text files')
-    special_tokens: bool = flag(True, 'in text files, a special token is one id')
+class FileFlags(SpanFlags, TextFlags):
+    pass
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class LambadaFlags(Flags):
 def perplexity(flags):
     """Perplexity of any text, or of a .npz of encode.py, and bits per byte."""
     files, model = load_dataset.find_files(flags.data), load(flags)
-    texts = test_sets.text_documents(model.enc, files, flags.encoding, flags.special_tokens)
+    texts = test_sets.text_documents(model.enc, files, *flags.reading(os.path.dirname(model.prefix)))
     report('perplexity', flags, model, metrics.perplexity(model, texts, flags.stride, flags.boundary))
 
 

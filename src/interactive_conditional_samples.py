@@ -23,6 +23,7 @@ class PromptFlags(SamplingFlags):
         '--output has some already, the others'))
     logprobs: bool = flag(False, 'with prompts_file, add the log-probability of each token')
     include_prefix: bool = flag(False, 'print the prompt before each continuation')
+    template: str | None = flag(None, "words around a prompt, as in training; None: the run's; '': none")
     special_tokens: bool = flag(False, 'in prompts, <|endoftext|> or another special token is one id')
 
     def __post_init__(self):
@@ -38,7 +39,8 @@ class PromptFlags(SamplingFlags):
 def interact_model(flags):
     with cli.load_tensorflow():
         from generation import samples
-        writer = samples.SampleWriter(flags, unconditional=False, special_tokens=flags.special_tokens)
+        writer = samples.SampleWriter(flags, unconditional=False, special_tokens=flags.special_tokens,
+                                      words=flags.template)
     if flags.prompts_file is not None:
         writer.complete(flags.prompts_file, flags.output, flags.logprobs)
         return

@@ -1,12 +1,15 @@
 """Files → documents → chunks of token ids, from which training.windows.Sampler draws.
 
-A chunk is an array of a .npz, or documents, each followed by the id that ends a text. A text file is a
-document, or several with <|endoftext|> (or the vocabulary's own end) between.
+A chunk is an array of a .npz, or documents, each followed by the id that ends a text. A row of a .jsonl,
+.csv, .tsv or .parquet is a document. Any other file is one, too, or several with <|endoftext|> (or the
+vocabulary's own end) between. Ids of prompts, which are not learned, have PROMPT added.
 """
+import functools
 import glob
 import io
 import itertools
 import os
+import re
 import sys
 
 import numpy as np
@@ -17,11 +20,14 @@ from encoder import digest, special_pattern
 from errors import require
 from fast.bulk_encoding import BulkEncoder
 from storage import paths
-from storage.npz import npz_arrays, token_dtype, vocabulary_of, write_npz
+from storage.npz import PROMPT, npz_arrays, token_dtype, vocabulary_of, write_npz
+from storage.rows import has_rows, read_rows
+from storage.template import DEFAULT, Prompt, Template
 from storage.text_files import open_text, read_text
 from training.windows import Sampler
 
 MAX_GROUP_SIZE = 1 << 22  # bytes, about, of texts encoded together
+MAX_PIECE = 1 << 24  # characters with no place to cut, for memory
 # The last place (?r) where encoder.PATTERN always ends a piece.
 SAFE_CUT = regex.compile(r'(?r)(?<=\S)(?=\s)|(?<=\p{L})(?=\P{L})|(?<=\p{N})(?=\P{N})')
 
@@ -52,12 +58,23 @@ def encode_to_npz(enc, sources, folder, *options):
 
 
 def fingerprint(enc, *data, length=1024):
-    """16 digits that tell vocabularies and data (sizes, 64 windows) apart."""
+    """16 digits that tell vocabularies and data (pairs of weight and chunks: sizes, 64 windows) apart."""
     contents = [enc.fingerprint]
-    for chunks in data:
+    for weight, chunks in data:
         sampler = Sampler(chunks, seed=0)
-        contents += [list(map(len, chunks)), [sampler.sample(length).tolist() for _ in range(64)]]
+        contents += [weight, list(map(len, chunks)), [sampler.sample(length).tolist() for _ in range(64)]]
     return digest(contents)
+
+
+def find_parts(path):
+    """'a/:0.7,b.jsonl:0.3' -> [('a/', 0.7), ('b.jsonl', 0.3)]; of a path without weights [(path, 1.0)]."""
+    parts = [part.rpartition(':') for part in path.split(',')]
+    are_numbers = [bool(colon and re.fullmatch(r'[0-9]*\.?[0-9]+', weight)) for _, colon, weight in parts]
+    if not any(are_numbers) or os.path.exists(paths.expand(path)):
+        return [(path, 1.0)]
+    require(all(are_numbers) and all(float(weight) and name for name, _, weight in parts),
+            f'{path}: each part of a mixture needs a weight above 0, as in novels/:0.7,letters.jsonl:0.3')
+    return [(name, float(weight)) for name, _, weight in parts]
 
 
 def find_files(path):
@@ -86,13 +103,15 @@ def is_npz(path):  # -> bool
     return path.lower().endswith('.npz')
 
 
-def iter_chunks(enc, files, combine=50000, encoding='utf-8', special_tokens=True, progress=True):
+def iter_chunks(enc, files, combine=50000, encoding='utf-8', special_tokens=True, text_field='text',
+                template=DEFAULT, progress=True):
     """Yields chunks, iterators over parts (1-D arrays), each to be exhausted before the next. Memory is
-    bounded by the longest piece of a text and the largest deflated array."""
+    bounded by the longest piece or row of a text and the largest deflated array. text_field: of rows that are
+    a text; template: of others, see storage.template."""
     open_text(io.BytesIO(), encoding)  # refuses an unknown encoding
     with tqdm(total=sum(map(os.path.getsize, files)), desc='encoding', unit='B', unit_scale=True,
               disable=None if progress else True) as bar:
-        reader = Reader(enc, combine, encoding, special_tokens, bar)
+        reader = Reader(enc, combine, encoding, special_tokens, text_field, Template(template), bar)
         for kind, parts in itertools.groupby(encode_items(enc, reader.items(files)), type):
             if kind is np.ndarray:
                 yield parts
@@ -111,33 +130,52 @@ def encode_items(enc, items):
         if item is None or size >= MAX_GROUP_SIZE or is_array:
             rows = iter(encoder.encode([item for item in group if isinstance(item, str)]))
             for item in group:
-                yield next(rows).astype(dtype, copy=False) if isinstance(item, str) else item
+                ids = next(rows).astype(dtype, copy=False) if isinstance(item, str) else item
+                yield unlearned(ids) if isinstance(item, Prompt) else ids
             group, size = [], 0
+
+
+def unlearned(ids):  # -> int32
+    return ids.astype(np.int32) | PROMPT
+
+
+def iter_documents(path, encoding, text_field, template, tell=None):
+    """Yields a file's documents as Template.texts does, or the file's text, an iterator over parts."""
+    if not has_rows(path):
+        yield [read_text(path, encoding, tell)]
+        return
+    for place, row in read_rows(path, encoding, (text_field, 'prompt', 'completion', 'messages'), tell):
+        yield template.texts(row, place, text_field)
 
 
 class Reader:
     """items: texts to encode alone, arrays of ids, and () at a chunk's end."""
 
-    def __init__(self, enc, combine, encoding, special_tokens, bar):
+    def __init__(self, enc, combine, encoding, special_tokens, text_field, template, bar):
         self.enc, self.combine, self.encoding, self.bar = enc, combine, encoding, bar
+        self.text_field, self.template = text_field, template
         special, dtype = enc.special if special_tokens else {}, token_dtype(len(enc))
         self.special = {text: np.array([id], dtype) for text, id in special.items()}
         self.ends = [None, *(text for text, id in special.items() if id == enc.eot)]
         self.end = [] if enc.eot is None else [np.array([enc.eot], dtype)]
         self.unnamed, self.n_special, self.run_together = [], 0, False
-        self.n_chars = 0  # of the chunk
+        self.n_chars, self.has_prompts = 0, False  # of the chunk
 
     def items(self, files):
         for path in files:
+            before = self.bar.n
             if is_npz(path):
                 yield from self.arrays(path)
                 self.n_chars = self.combine
             else:
-                self.run_together |= self.n_chars > 0 and not self.end
-                yield from self.documents(path)
+                yield from self.texts(path, functools.partial(self.tell, before))
+            self.tell(before, os.path.getsize(path))
             if self.n_chars >= self.combine:
                 yield ()
                 self.n_chars = 0
+
+    def tell(self, before, n_bytes):  # of this file
+        self.bar.update(before + n_bytes - self.bar.n)
 
     def arrays(self, path):
         vocabulary, expected = vocabulary_of(path), self.enc.fingerprint
@@ -147,26 +185,38 @@ class Reader:
             self.unnamed.append(path)
         for array in filter(len, npz_arrays(path)):
             yield from ((), array)
-        self.bar.update(os.path.getsize(path))
 
-    def documents(self, path):
-        """Drops a document of white space, but not a whole file."""
+    def texts(self, path, tell):
+        for texts in iter_documents(path, self.encoding, self.text_field, self.template, tell):
+            has_prompts = isinstance(texts[0], Prompt)
+            if has_prompts != self.has_prompts and self.n_chars:
+                yield ()  # as a chunk has one type
+                self.n_chars = 0
+            if has_prompts and not self.n_chars:
+                yield Prompt('')  # of this type, even if the first prompt is empty
+            self.has_prompts = has_prompts
+            self.run_together |= self.n_chars > 0 and not self.end
+            yield from self.document(path, texts)
+
+    def document(self, path, texts):
+        """Drops a document of white space, but not a whole file or row."""
         is_open, several = False, False
-        for piece, following in itertools.pairwise(itertools.chain(self.pieces(path), [None, None])):
+        for piece, following in itertools.pairwise(itertools.chain(self.pieces(path, texts), [None, None])):
             if piece in self.ends:
                 if is_open:
                     yield from self.end
                 is_open, several = False, True
             elif is_open or not piece.isspace() or following not in self.ends or not (several or following):
-                yield self.special.get(piece, piece)
+                special = self.special.get(piece, piece)
+                yield unlearned(special) if isinstance(piece, Prompt) and piece in self.special else special
                 is_open = True
 
-    def pieces(self, path):
-        for piece in split_text(read_text(path, self.encoding), self.special):
-            self.n_chars += len(piece)
-            self.bar.update(len(piece.encode()))
-            self.n_special += piece in self.special
-            yield piece
+    def pieces(self, path, texts):
+        for text in texts:
+            for piece in split_text(text, self.special, f'{path}: '):
+                self.n_chars += len(piece)
+                self.n_special += piece in self.special
+                yield Prompt(piece) if isinstance(text, Prompt) else piece
 
     def notes(self):
         if self.n_special:
@@ -177,16 +227,19 @@ class Reader:
             yield f'{self.unnamed[0]} does not name its vocabulary ({len(self.unnamed)} such files)'
 
 
-def split_text(texts, tokens):
-    """Yields a text of parts in pieces: each token, and text cut where no id changes."""
-    pattern, longest, text = special_pattern(tokens), max(map(len, tokens), default=1), ''
-    for part in texts:
+def split_text(texts, tokens, place=''):
+    """Yields a text, maybe of parts, in pieces: each token, and text cut where no id changes."""
+    pattern, longest = special_pattern(tokens), max(map(len, tokens), default=1)
+    text, searched = '', 0  # from where on a cut or token may come
+    for part in [texts] if isinstance(texts, str) else texts:
         text += part
         limit = max(len(text) - longest + 1, 0)  # a token from here may go on in the next part
-        ends = [match.end() for match in pattern.finditer(text) if match.start() < limit]
+        ends = [match.end() for match in pattern.finditer(text, searched) if match.start() < limit]
         start = ends[-1] if ends else 0
-        match = SAFE_CUT.search(text, start, max(start, limit))
+        match = SAFE_CUT.search(text, max(start, searched - 1), max(start, limit))
         cut = match.start() if match else start
         yield from filter(None, pattern.split(text[:cut]))
-        text = text[cut:]
+        text, searched = text[cut:], max(limit - cut, 0)
+        require(len(text) < MAX_PIECE, f'{place}{MAX_PIECE:,} characters without a blank or another place to '
+                'cut; give text')
     yield from filter(None, pattern.split(text))

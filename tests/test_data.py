@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 
 import numpy as np
@@ -9,7 +10,7 @@ from tiny_vocab import ENGLISH
 
 from encoder import get_encoder
 from errors import InputError
-from storage import checkpoint, npz
+from storage import checkpoint, npz, template
 from training import trainer
 from training.windows import Sampler
 
@@ -33,7 +34,8 @@ def test_batches_read_ahead_are_those_of_the_stream(flags):
     enc = checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2]
     data = trainer.Data(made, enc, toy.hparams(), trainer.Worker())
     data.start(seed=1, position=6)
-    sampler = Sampler(data.training, seed=1)
+    ((_, chunks),) = data.training
+    sampler = Sampler(chunks, seed=1)
     sampler.position = 6
     for i in range(4):
         assert data.position == 6 + 3 * i
@@ -64,7 +66,8 @@ def test_held_out_tokens_are_not_trained_on(flags, world):
         toy.hparams(),
         trainer.Worker(),
     )
-    join = [np.concatenate(each).tolist() for each in (data.training, data.validation, whole.training)]
+    join = [np.concatenate(chunks).tolist()
+            for ((_, chunks),) in (data.training, data.validation, whole.training)]
     assert join[0] + join[1] == join[2] and len(join[1]) == round(0.05 * len(join[2]))
 
 
@@ -93,7 +96,8 @@ def test_special_tokens_in_texts_are_a_flag_for_training_and_validation_alike(fl
         path = str(tmp_path / 'a.txt')
         made = flags(dataset=path, val_dataset=path, val_every=1, special_tokens=special)
         data = trainer.Data(made, enc, hp, trainer.Worker())
-        assert [each.tolist() for each in (*data.training, *data.validation)] == [expected, expected]
+        assert [chunk.tolist() for _, chunks in (*data.training, *data.validation) for chunk in chunks] == [
+            expected, expected]
         said = capsys.readouterr()
         assert said.err.count('the text has 2 special tokens;') == 2 * special
         assert said.out == ''
@@ -111,3 +115,84 @@ def test_two_workers_share_the_windows_of_an_epoch(flags, tmp_path):
         data.start(seed=1, position=0)
         seen += [window[0] for _ in range(117) for window in data.next_batch()[1]]
     assert len(set(seen)) == len(seen) == 468
+
+
+# Prompts and answers, mixtures
+
+def write_rows(path, rows):
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return str(path)
+
+
+def test_prompts_are_seen_and_not_learned_and_no_example_is_cut(flags, tmp_path):
+    rows = [{'prompt': f'{i} ' * (i % 5 + 1), 'completion': f'is {i}.'} for i in range(40)]
+    made = flags(dataset=write_rows(tmp_path / 'a.jsonl', rows), template='Q{prompt}A{completion}',
+                 val_every=1, val_batch_count=9)
+    enc = checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2]
+    data, seen = trainer.Data(made, enc, toy.hparams(), trainer.Worker()), set()
+    data.start(seed=1, position=0)
+    for batch in [*(data.next_batch() for _ in range(30)), *data.val_batches()]:
+        for inputs, labels in zip(*batch, strict=True):
+            n = np.flatnonzero(labels >= 0)[-1] + 1
+            texts = enc.decode(inputs[:n]).split('<|endoftext|>')
+            assert texts.pop() == ''
+            expected = []
+            for text in texts:
+                prompt, mark, answer = text.partition('A')
+                ids = enc.encode(prompt + mark)
+                assert inputs[len(expected):len(expected) + len(ids)].tolist() == ids
+                expected += [-1] * len(ids) + enc.encode(answer) + [enc.eot]
+            assert labels.tolist() == expected + [-1] * (len(labels) - n)
+            seen |= {*texts}
+    assert seen == {f'Q{row["prompt"]}A{row["completion"]}' for row in rows}
+
+
+def test_a_template_goes_into_the_run_and_is_kept(flags, tmp_path):
+    rows = [{'prompt': f'{i}', 'completion': f'{i + 1}'} for i in range(20)]
+    dataset = write_rows(tmp_path / 'a.jsonl', rows)
+    made = flags(dataset=dataset, template='{prompt}={completion}', steps=1, val_every=1)
+    folder = os.path.join(made.checkpoint_dir, made.run_name)
+    trainer.train(made)
+    assert template.find(folder) == '{prompt}={completion}'
+    trainer.train(dataclasses.replace(made, steps=2, template=None))  # the run's
+    assert template.find(folder) == '{prompt}={completion}'
+    trainer.train(dataclasses.replace(made, steps=3, restore_from=f'{folder}/model-1'))
+    assert template.find(f'{folder}/left-2') == '{prompt}={completion}'
+    other = flags(dataset=dataset, run_name='other', model_name=folder, steps=1)
+    trainer.train(other)  # the model's
+    assert template.find(os.path.join(made.checkpoint_dir, 'other')) == '{prompt}={completion}'
+    trainer.train(flags(run_name='plain', steps=1))
+    assert template.find(os.path.join(made.checkpoint_dir, 'plain')) is None
+
+
+def test_a_mixture_resumes_exactly_and_keeps_its_weights(flags, tmp_path):
+    np.savez(tmp_path / 'a.npz', np.arange(200, dtype=np.uint16))
+    rows = [{'text': ENGLISH[i:i + 90]} for i in range(0, len(ENGLISH) - 90, 90)]
+    write_rows(tmp_path / 'b.jsonl', rows)
+    options = {'dataset': f'{tmp_path}/a.npz:0.75,{tmp_path}/b.jsonl:0.25', 'val_every': 2, 'save_every': 1}
+    trainer.train(flags(run_name='whole', steps=6, **options))
+    for steps in (1, 3, 6):
+        trainer.train(flags(run_name='parts', steps=steps, **options))
+    assert runs.final(flags(run_name='parts')) == runs.final(flags(run_name='whole'))
+    made = flags(**{**options, 'val_every': 0})
+    enc = checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2]
+    data = trainer.Data(made, enc, toy.hparams(), trainer.Worker())
+    data.start(seed=1, position=0)
+    counting = [(np.diff(window) == 1).all() for _ in range(40) for window in data.next_batch()[1]]
+    assert sum(counting) == 0.75 * len(counting)
+    with pytest.raises(InputError, match=r'each part of a mixture needs a weight'):
+        trainer.train(flags(dataset=f'{tmp_path}/a.npz:0.75,{tmp_path}/b.jsonl'))
+
+
+def test_ranks_read_a_mixture_that_was_encoded_once(flags, tmp_path):
+    dataset = write_rows(tmp_path / 'a.jsonl', [{'prompt': f'{i}', 'completion': ENGLISH} for i in range(9)])
+    made = flags(dataset=f'{dataset}:2,{tmp_path}/b.txt:1', checkpoint_dir=str(tmp_path))
+    (tmp_path / 'b.txt').write_text(ENGLISH)
+    os.mkdir(tmp_path / 'run1')
+    enc = checkpoint.load_sizes_and_vocabulary('toy', made.models_dir)[2]
+    one, two = (trainer.Data(made, enc, toy.hparams(), worker)
+                for worker in (trainer.Worker(), runs.OneRank(1, 2)))
+    assert len(list((tmp_path / 'run1').glob('dataset-*.npz'))) == 2
+    for (weight, chunks), (other_weight, others) in zip(one.training, two.training, strict=True):
+        assert weight == other_weight and list(map(list, chunks)) == list(map(list, others))
+    assert two.template == one.template == '{prompt}{completion}'

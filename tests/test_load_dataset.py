@@ -1,4 +1,7 @@
+import gzip
+import io
 import itertools
+import json
 import os
 import random
 import re
@@ -16,6 +19,7 @@ from encoder import Encoder, bytes_to_unicode
 from errors import InputError
 from load_dataset import find_files, iter_chunks, split_text
 from storage import npz, text_files
+from storage.npz import PROMPT
 from storage.vocabulary_files import SpecialTokens
 from training.windows import Sampler
 
@@ -329,3 +333,91 @@ def test_chunks_come_in_parts(tmp_path, enc):
     parts = list(next(chunks))
     assert len(parts) > 5 and next(chunks, None) is None
     assert np.concatenate(parts).tolist() == load(enc, tmp_path / 'a')[0].tolist()
+
+
+# Rows
+
+def write_rows(path, rows):
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def test_a_row_is_a_document(tmp_path, enc):
+    texts = ['first', ' \n', 'two<|endoftext|>three', '', 'last']
+    ids = [id for text in ['first', ' \n', 'two', 'three', 'last'] for id in (*enc.encode(text), enc.eot)]
+    write_rows(tmp_path / 'a.jsonl', [{'text': text, 'n': 1} for text in texts])
+    assert lists(load(enc, tmp_path / 'a.jsonl')) == [ids]
+    write_rows(tmp_path / 'b.jsonl', [{'body': text} for text in texts])
+    assert lists(load(enc, tmp_path / 'b.jsonl', text_field='body')) == [ids]
+    with pytest.raises(InputError, match=r"b\.jsonl line 1 has no \"text\", .* 'body'; give --text_field"):
+        load(enc, tmp_path / 'b.jsonl')
+    (tmp_path / 'c.csv').write_text('text\nfirst\n" \n"\ntwo<|endoftext|>three\n""\nlast\n')
+    assert lists(load(enc, tmp_path / 'c.csv')) == [ids]
+
+
+def test_a_packed_text_is_its_text(tmp_path, enc):
+    (tmp_path / 'a.txt').write_text(SEVERAL * 50)
+    (tmp_path / 'a.txt.gz').write_bytes(gzip.compress((SEVERAL * 50).encode()))
+    assert lists(load(enc, tmp_path / 'a.txt.gz')) == lists(load(enc, tmp_path / 'a.txt'))
+
+
+def test_prompts_are_marked_in_chunks_of_their_own(tmp_path, enc):
+    write_rows(tmp_path / 'a.jsonl', [
+        {'text': 'plain'}, {'prompt': '', 'completion': 'said'},
+        {'prompt': 'what?<|endoftext|>', 'completion': 'that'}, {'text': 'end'}])
+    plain, asked, end = load(enc, tmp_path / 'a.jsonl', template='Q{prompt}A{completion}.')
+    assert plain.tolist() == [*enc.encode('plain'), enc.eot] and end.tolist() == [*enc.encode('end'), enc.eot]
+    assert (plain.dtype, asked.dtype, end.dtype) == (np.uint16, np.int32, np.uint16)
+    expected = [(True, 'QA'), (False, 'said.<|endoftext|>'), (True, 'Qwhat?'), (False, '<|endoftext|>'),
+                (True, 'A'), (False, 'that.<|endoftext|>')]
+    ids = [(is_prompt, id) for is_prompt, text in expected for id in enc.encode(text, allowed_special=True)]
+    assert [(bool(id & PROMPT), id & ~PROMPT) for id in asked.tolist()] == ids
+    load_dataset.encode_to_npz(enc, [str(tmp_path / 'a.jsonl')], str(tmp_path), 50000, 'utf-8', True, 'text',
+                               'Q{prompt}A{completion}.')
+    (path,) = tmp_path.glob('*.npz')
+    encoded = load(enc, path)
+    assert lists(encoded) == lists([plain, asked, end]) and encoded[1].dtype == np.int32
+
+
+def test_a_prompt_that_is_empty_still_makes_a_chunk_that_can_be_written(tmp_path, enc):
+    write_rows(tmp_path / 'a.jsonl', [{'prompt': prompt, 'completion': 'said'} for prompt in ('', 'x')])
+    (chunk,) = load(enc, tmp_path / 'a.jsonl')
+    npz.write_npz(str(tmp_path / 'a.npz'), iter_chunks(enc, [str(tmp_path / 'a.jsonl')]), len(enc))
+    assert lists(load(enc, tmp_path / 'a.npz')) == [chunk.tolist()]
+
+
+def test_a_text_without_a_place_to_cut_takes_bounded_memory(tmp_path, enc, monkeypatch):
+    monkeypatch.setattr(load_dataset, 'MAX_PIECE', 1 << 16)
+    monkeypatch.setattr(text_files, 'READ_CHARS', 1 << 14)
+    (tmp_path / 'a.txt').write_bytes(b'word ' + b'\0' * (1 << 17))
+    with pytest.raises(InputError, match=r'a\.txt: 65,536 characters without a blank'):
+        load(enc, tmp_path / 'a.txt')
+
+
+def test_parts_of_a_mixture(tmp_path):
+    find = load_dataset.find_parts
+    assert find('a/:0.7,b.jsonl:0.3') == [('a/', 0.7), ('b.jsonl', 0.3)]
+    assert find('a.txt:2,b:.5') == [('a.txt', 2), ('b', 0.5)]
+    for path in ('a', 'a,b', '5', 'C:\\texts', 'a:b', 'a:-1', 'a:1e3'):
+        assert find(path) == [(path, 1)]
+    (tmp_path / 'a:3').write_text('')
+    assert find(f'{tmp_path}/a:3') == [(f'{tmp_path}/a:3', 1)]
+    for path in ('a:1,b', 'a,b:1', 'a:0,b:1', ':1,b:1'):
+        with pytest.raises(InputError, match='each part of a mixture needs a weight above 0'):
+            find(path)
+
+
+def test_bytes_done_are_those_of_files(tmp_path, enc, monkeypatch):
+    (tmp_path / 'a.txt').write_text('word ' * 100000)
+    (tmp_path / 'b.txt.gz').write_bytes(gzip.compress(os.urandom(100000).hex().encode()))
+    write_rows(tmp_path / 'c.jsonl', [{'text': 'word'}] * 1000)
+    np.savez(tmp_path / 'd.npz', np.arange(500))
+    bars = []
+
+    class Bar(load_dataset.tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **{**options, 'disable': False, 'file': io.StringIO()})
+            bars.append(self)
+    monkeypatch.setattr(load_dataset, 'tqdm', Bar)
+    load(enc, tmp_path)
+    assert [bar.n for bar in bars] == [bar.total for bar in bars] == [
+        sum(path.stat().st_size for path in tmp_path.iterdir())]

@@ -195,6 +195,26 @@ def test_special_tokens_in_a_prompt_are_text_unless_asked_for(fake, flags, enc, 
     assert (as_text, as_token) == (enc.encode(f'a{END}b'), [*enc.encode('a'), 256, *enc.encode('b')])
 
 
+def test_the_runs_template_is_around_a_prompt_and_ends_the_answer(
+        fake, flags, models, enc, capsys, tmp_path):
+    shutil.copytree(models / 'toy', tmp_path / 'toy')
+    flags['models_dir'], path = str(tmp_path), tmp_path / 'toy' / 'template.json'
+    path.write_text(json.dumps({'template': f'{END}Q: {{prompt}}\nA: {{completion}}\n'}))
+    fake.texts = [f' It is.\n{END}Q: more', f' It is.{END}\n', ' It']
+    interact_model(**flags, prompt='What?', nsamples=3)
+    assert fake.calls[-1][2] == [256, *enc.encode('Q: What?\nA: ')]  # as the template has a special token
+    assert split_samples(capsys.readouterr().out) == [' It is.', ' It is.', ' It']
+    interact_model(**flags, prompt='What?', template='{prompt}={completion}')
+    interact_model(**flags, prompt='What?', template='')
+    sample_model(**flags, nsamples=1)
+    assert [call[2] for call in fake.calls[-3:]] == [enc.encode('What?='), enc.encode('What?'), [256]]
+    with pytest.raises(InputError, match='a template must have'):
+        interact_model(**flags, prompt='What?', template='Q')
+    path.write_text('{"template": "Q"}')
+    with pytest.raises(InputError, match='a template must have'):
+        interact_model(**flags, prompt='What?')
+
+
 def test_prompts_are_asked_for_on_stderr_and_answered_on_stdout(fake, flags, capsys, monkeypatch):
     type_in(monkeypatch, b'one\ntwo\n')
     interact_model(**flags, nsamples=2)
@@ -1118,7 +1138,7 @@ def test_the_defaults_are_the_originals_and_what_is_new_changes_nothing():
     }
     other = defaults_of(interact_model)
     assert other == {**defaults, 'nsamples': 1, 'prompt': None, 'prompts_file': None, 'logprobs': False,
-                     'include_prefix': False, 'special_tokens': False}
+                     'include_prefix': False, 'special_tokens': False, 'template': None}
 
 
 def defaults_of(function):

@@ -26,7 +26,7 @@ import load_dataset
 from storage import checkpoint
 from storage.npz import write_npz
 from training import trainer
-from training.windows import Sampler
+from training.windows import Mixture, Sampler
 
 pytestmark = pytest.mark.processes
 
@@ -185,7 +185,7 @@ def events(made, tag):
 def test_ranks_draw_together_what_one_process_draws(size):
     chunks = [np.arange(100), np.arange(200, 250), np.arange(300, 310)]
     alone = Sampler(chunks, seed=5)
-    ranks = [Sampler(chunks, seed=5, rank=rank, size=size) for rank in range(size)]
+    ranks = [Mixture([(1, chunks)], 5, rank, size) for rank in range(size)]
     windows = 85 + 35 + 1
     expected = [alone.sample(16).tolist() for _ in range(windows // size * size)]
     together = [each.sample(16).tolist() for _ in range(windows // size) for each in ranks]

@@ -12,7 +12,7 @@ from tiny_vocab import tiny_bpe
 import load_dataset
 from encoder import Encoder
 from errors import InputError
-from training.windows import PADDING, Sampler, hold_out, permuted
+from training.windows import PADDING, Mixture, Sampler, hold_out, pack, permuted
 
 
 @pytest.fixture(scope='module')
@@ -70,9 +70,9 @@ def test_sample_is_a_fresh_int32_array():
 
 @pytest.mark.parametrize('size', [2, 3, 5])
 def test_ranks_share_each_epoch(size):
-    one = Sampler(CHUNKS, seed=7)
+    one = Mixture([(1, CHUNKS)], seed=7)
     stream = [one.sample(3).tolist() for _ in range(60)]
-    ranks = [Sampler(CHUNKS, seed=7, rank=rank, size=size) for rank in range(size)]
+    ranks = [Mixture([(1, CHUNKS)], 7, rank, size) for rank in range(size)]
     assert [sampler.sample(3).tolist() for _ in range(60 // size) for sampler in ranks] == stream
     assert all(sampler.position == 60 // size for sampler in ranks)
 
@@ -133,3 +133,59 @@ def test_too_little_data():
     for chunks in ([], [np.array([5])], [np.array([5]), np.array([6])]):
         with pytest.raises(InputError, match='has no 2 tokens in one chunk'):
             Sampler(chunks)
+
+
+# Mixtures
+
+@pytest.mark.parametrize('weights', [(0.7, 0.3), (1, 1), (5, 3, 2), (1, 1e-3), (0.1, 0.2, 0.3, 0.4), (3,)])
+def test_a_mixture_gives_each_part_its_share_and_the_windows_of_a_sampler(weights):
+    parts = [(weight, [np.arange(1000 * i, 1000 * i + 40 + i)]) for i, weight in enumerate(weights)]
+    mixture, n = Mixture(parts, seed=7), 4000
+    alone = [Sampler(chunks, 7 + i) for i, (_, chunks) in enumerate(parts)]
+    counts = [0] * len(parts)
+    for drawn in range(1, n + 1):
+        window = mixture.sample(8)
+        part = int(window[0]) // 1000
+        assert window.tolist() == alone[part].sample(8).tolist()
+        counts[part] += 1
+        shares = np.array(weights) / sum(weights)
+        assert np.abs(counts - shares * drawn).max() <= len(parts) - 1 + 1e-6
+
+
+def test_a_mixture_goes_on_at_any_position_and_is_shared_by_ranks():
+    parts = [(0.7, CHUNKS), (0.3, [np.arange(100, 150)])]
+    one = Mixture(parts, seed=3)
+    stream = [one.sample(5).tolist() for _ in range(60)]
+    other = Mixture(parts, seed=3)
+    other.position = 41
+    assert [other.sample(5).tolist() for _ in range(19)] == stream[41:]
+    ranks = [Mixture(parts, 3, rank, 3) for rank in range(3)]
+    assert [sampler.sample(5).tolist() for _ in range(20) for sampler in ranks] == stream
+
+
+def test_a_weight_that_is_no_share_is_refused():
+    with pytest.raises(InputError, match='less than one in 1,000,000'):
+        Mixture([(1, CHUNKS), (1e-9, CHUNKS)], seed=1)
+
+
+# Windows of documents
+
+def test_documents_are_packed_whole_and_only_long_ones_are_cut():
+    rng = np.random.default_rng(1)
+    for length in (8, 13):
+        documents = [[*rng.integers(1, 99, rng.integers(0, 20)), 0] for _ in range(300)]
+        chunk = np.array([id for document in documents for id in document])
+        windows = [window.tolist() for window in pack(chunk, length, 0)]
+        assert [id for window in windows for id in window] == chunk.tolist()
+        assert max(map(len, windows)) == length
+        starts = np.cumsum([0, *map(len, windows)])[:-1]
+        ends = np.cumsum([0, *map(len, documents)])
+        for start, window in zip(starts, windows, strict=True):
+            if start not in ends:  # a long document was cut, at full windows
+                first = max(end for end in ends if end <= start)
+                assert (start - first) % length == 0
+            if len(window) < length:  # as the next document does not fit
+                following = np.searchsorted(ends, start + len(window), 'right')
+                assert following == len(ends) or ends[following] - start > length
+    assert [window.tolist() for window in pack(np.arange(1, 6), 2, None)] == [[1, 2], [3, 4], [5]]
+    assert list(pack(np.arange(0), 2, 0)) == []

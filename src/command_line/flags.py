@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 from errors import require
 from fast.session import PRECISIONS, WEIGHT_PRECISIONS
-from storage import paths
+from storage import paths, template
 
 REQUIRED = dataclasses.MISSING  # as a default
 TF32 = "tf32: products in TF32 on NVIDIA's GPUs"
 MODEL = 'a name in models_dir or checkpoint_dir, or a path with a /'
 TOP_K = 'draw from so many of the likeliest tokens; 0 for all'
 TOP_P = 'draw from the likeliest tokens of this probability in sum; 0 or 1 for all'
-TEXTS = 'a text file, .npz of encode.py, folder, quoted glob, or several, with commas'
+TEXTS = ('a file (text, .jsonl, .csv, .tsv, .parquet, maybe packed; .npz of encode.py), folder, quoted glob, '
+         'or several, with commas')
+TEXT_FIELD = 'of a row, with its text'
 CHECKPOINT = "model-best, model-N or any checkpoint's path; None for the newest"
 
 
@@ -54,16 +56,27 @@ class ModelFlags(FolderFlags):
 
 @dataclass(frozen=True)
 class TextFlags(ModelFlags):
-    """How text files become tokens of a model."""
-    combine: int = flag(50000, 'join small files to chunks of so many characters', 1)
+    """How files become texts and tokens of a model."""
     encoding: str = flag('utf-8', 'of the text files')
     special_tokens: bool = flag(True, 'in text, <|endoftext|> or another special token is one id')
+    text_field: str = flag('text', TEXT_FIELD)
+    template: str | None = flag(None, "of rows with an answer; None for the model's, or {prompt}{completion}")
+
+    def reading(self, *folders):  # -> options of load_dataset.iter_chunks; folders: of templates
+        text = self.template or template.find(*folders) or template.DEFAULT
+        template.Template(text)  # refuses another
+        return self.encoding, self.special_tokens, self.text_field, text
 
 
 @dataclass(frozen=True)
-class TrainFlags(TextFlags):
+class DataFlags(TextFlags):
+    combine: int = flag(50000, 'join small files to chunks of so many characters', 1)
+
+
+@dataclass(frozen=True)
+class TrainFlags(DataFlags):
     """Fine-tunes a model on text. A run with a checkpoint continues as if it had never stopped."""
-    dataset: str = flag(REQUIRED, TEXTS)
+    dataset: str = flag(REQUIRED, f'{TEXTS}; these as PATH:WEIGHT,PATH:WEIGHT are mixed')
     batch_size: int = flag(1, 'windows of n_ctx tokens in a batch', 1)
     learning_rate: float = flag(2e-5, 'of the optimizer')
     accumulate_gradients: int = flag(1, 'batches averaged for one update', 1)

@@ -16,7 +16,7 @@ import regex
 
 import load_dataset
 from errors import InputError, require
-from storage import paths, text_files
+from storage import npz, paths, text_files
 
 SEEN = 6  # characters on both sides that a rule sees
 ENWIK8_BYTES, ENWIK8_TEST = 100_000_000, 5_000_000  # text8, too
@@ -141,10 +141,10 @@ def documents(name: str, data: str) -> Iterator[tuple[str, str]]:
             yield text, detokenize(text, steps)
 
 
-def text_documents(enc, files: list[str], encoding='utf-8', special_tokens=True) -> Iterator[tuple]:
-    """Those of files that training reads, as text and ids."""
-    for parts in load_dataset.iter_chunks(enc, files, 1, encoding, special_tokens):
-        chunk = np.concatenate(list(parts))
+def text_documents(enc, files: list[str], *options) -> Iterator[tuple]:
+    """Those of files that training reads, as text and ids. options: of iter_chunks, after combine."""
+    for parts in load_dataset.iter_chunks(enc, files, 1, *options):
+        chunk = npz.ids_of(np.concatenate(list(parts)))
         for ids in np.split(chunk, np.flatnonzero(chunk == enc.eot)):
             ids = ids[ids != enc.eot]  # with which all but the first begin
             if len(ids):

@@ -13,13 +13,13 @@ import sample
 from errors import InputError, require
 from fast.session import device
 from generation import generator
-from storage import paths, text_files
+from storage import paths, template, text_files
 
 
 class SampleWriter:
     """Writes the samples that SamplingFlags ask for."""
 
-    def __init__(self, flags, unconditional, special_tokens=False):
+    def __init__(self, flags, unconditional, special_tokens=False, words=None):  # words: of a template
         controls = {name: getattr(flags, name) for name in generator.CONTROLS}
         sample.check_controls(length=1, **controls)
         folder = flags.find_model(flags.model_name)
@@ -28,13 +28,17 @@ class SampleWriter:
         require(self.enc.eot is not None or not unconditional,
                 f'{folder}/encoder.json lacks {encoder.EOT}, with which samples begin; give a prompt')
         self.seed, self.nsamples, self.batch_size = flags.seed, flags.nsamples, flags.batch_size
-        self.special_tokens, self.device = special_tokens, device()
+        words = '' if unconditional else template.find(folder) if words is None else words
+        self.template, self.device = template.Template(words) if words else None, device()
+        ends = self.template.ends(self.enc) if self.template else []
+        self.special_tokens = special_tokens or any(token in (words or '') for token in self.enc.special)
         length = flags.length or (self.n_ctx if unconditional else max(1, self.n_ctx // 2))
-        self.options = {'length': length, 'stop': flags.ends, **controls,
+        self.options = {'length': length, 'stop': (*flags.ends, *ends), **controls,
                         'prompt_lookup': flags.prompt_lookup}
 
     def context(self, prompt, place=''):  # -> tokens
-        tokens = self.enc.encode(prompt, self.special_tokens)
+        text = self.template.prompt(prompt) if self.template else prompt
+        tokens = self.enc.encode(text, self.special_tokens)
         if len(tokens) > self.n_ctx:
             tqdm.write(f'{place}the prompt has {len(tokens)} tokens; its last {self.n_ctx} are used',
                        file=sys.stderr)

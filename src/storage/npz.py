@@ -1,5 +1,6 @@
 """Encoded data: a .npz (a zip of .npy files) of 1-D arrays of token ids, maybe larger than memory."""
 import contextlib
+import itertools
 import mmap
 import os
 import re
@@ -14,6 +15,7 @@ import numpy as np
 from errors import InputError, require
 from storage import paths
 
+PROMPT = 1 << 30  # added to an id that is not learned; such arrays are int32
 STEP = 1 << 18  # tokens or bytes
 SPOOL_BYTES = 1 << 26  # of a chunk in memory; more in a temporary file
 CHECKED_BYTES = 1 << 30  # takes a second or so
@@ -105,14 +107,17 @@ def release(chunks):  # frees the memory of mapped chunks, which stay usable
 def write_npz(path, chunks, n_vocab, compress=False, vocabulary=None):
     """Writes chunks (1-D arrays, or iterators over parts of one); returns numbers of tokens and chunks.
     vocabulary: its fingerprint. Raises InputError for ids from n_vocab on."""
-    dtype, lengths = token_dtype(n_vocab), []
+    lengths = []
     method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
     with paths.output(path, 'wb') as file, zipfile.ZipFile(file, 'w', method) as archive:
         archive.comment = f'vocabulary {vocabulary}'.encode() if vocabulary else b''
         for chunk in chunks:
-            parts = [chunk] if isinstance(chunk, np.ndarray) else chunk
+            parts = iter([chunk] if isinstance(chunk, np.ndarray) else chunk)
+            first = next(parts)
+            is_wide = has_prompts(first)
+            dtype = first.dtype if is_wide else token_dtype(n_vocab)
             with tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=os.path.dirname(path) or '.') as spool:
-                length = spool_tokens(spool, parts, dtype, n_vocab)
+                length = spool_tokens(spool, itertools.chain([first], parts), dtype, n_vocab, is_wide)
                 with archive.open(f'arr_{len(lengths)}.npy', 'w', force_zip64=True) as member:  # undated
                     header = {'descr': dtype.str, 'fortran_order': False, 'shape': (length,)}
                     np.lib.format.write_array_header_1_0(member, header)
@@ -122,11 +127,20 @@ def write_npz(path, chunks, n_vocab, compress=False, vocabulary=None):
     return sum(lengths), len(lengths)
 
 
-def spool_tokens(spool, parts, dtype, n_vocab):  # -> number of tokens
+def ids_of(array):  # without PROMPT
+    return array & (PROMPT - 1) if array.dtype.itemsize > 2 else array
+
+
+def has_prompts(part):  # the first of a chunk; it is int32, and empty or begins with a prompt
+    return part.dtype == np.int32 and part[:STEP].max(initial=0 if len(part) else PROMPT) >= PROMPT
+
+
+def spool_tokens(spool, parts, dtype, n_vocab, is_wide):  # -> number of tokens
     for part in parts:
         for start in range(0, len(part), STEP):
             tokens = part[start:start + STEP]
-            bad = tokens[(tokens < 0) | (tokens >= n_vocab)]
+            ids = ids_of(tokens) if is_wide else tokens
+            bad = tokens[(tokens < 0) | (ids >= n_vocab)]
             require(not len(bad), f'the data has token id {bad[:1].tolist()}, expected 0 to {n_vocab - 1}')
             spool.write(np.ascontiguousarray(tokens, dtype))
             release([tokens])

@@ -13,13 +13,13 @@ import tensorflow.compat.v1 as tf
 
 from errors import InputError, require
 from hparams import load_hparams
-from storage import checkpoint, metrics_file, paths, run_state, vocabulary_files
+from storage import checkpoint, metrics_file, paths, run_state, template, vocabulary_files
 from storage.run_state import BEST, Best, TrainState
 
 KEPT = 5  # checkpoints
 PART = r'\.(index|meta|data-[0-9]{5}-of-[0-9]{5})'
 REMAINS = (  # of a killed process, from TensorFlow, paths.replacing and paths.making
-    rf'((model|{BEST}|training)-[0-9]+{PART}|(training-[0-9]+|{BEST}|hparams|encoder|special_tokens)\.json|'
+    rf'((model|{BEST}|training)-[0-9]+{PART}|(training-[0-9]+|{BEST}|hparams|encoder|special_tokens|template)\.json|'
     r'vocab\.bpe|checkpoint|counter|saving|metrics\.jsonl|dataset-[0-9a-f]+\.npz)'
     r'\.(tempstate[0-9]+|tmp[0-9a-f]{32}|[0-9]+\.tmp)'
     r'|\.left-[0-9]+(-[0-9]+)?\.[a-z0-9_]{8}')
@@ -62,6 +62,7 @@ class Run:
         self.state_saver = self.state_variables and tf.train.Saver(self.state_variables, max_to_keep=0)
         self.pending, self.best = self.path('saving'), self.path(BEST)
         self.saved_step: int | None = None
+        self.template: str | None = None  # of prompts and answers, if the data has them
 
     def matching(self, pattern):  # -> paths
         return [self.path(name) for name in os.listdir(self.folder) if re.fullmatch(pattern, name)]
@@ -162,7 +163,8 @@ class Run:
         folder = next(path for path in folders if not os.path.lexists(path))
         names = [f'model-{step}' for step in behind]
         with paths.making(folder) as new:
-            for source in [*filter(os.path.isfile, paths.descriptions(self.folder)),
+            files = [*paths.descriptions(self.folder), self.path(template.FILE)]
+            for source in [*filter(os.path.isfile, files),
                            *self.matching('|'.join(map(files_of, behind)))]:
                 target = f'{new}/{os.path.basename(source)}'
                 try:
@@ -212,6 +214,8 @@ class Run:
                 paths.copy_file(source, target)
         for path in paths.descriptions(self.folder)[len(sources):]:  # another model's
             os.unlink(path)
+        if self.template not in (None, template.find(self.folder)):
+            paths.write_json(self.path(template.FILE), {'template': self.template})
 
 
 def files_of(step):  # a pattern, of weights and training state

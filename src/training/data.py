@@ -4,40 +4,58 @@ import concurrent.futures
 import numpy as np
 
 from errors import require
-from load_dataset import encode_to_npz, fingerprint, load_dataset
+from load_dataset import encode_to_npz, find_parts, fingerprint, load_dataset
 from storage import npz, paths
-from training.windows import Sampler, hold_out
+from training.windows import PADDING, Mixture, hold_out, pack
+
+
+def count(parts):  # -> tokens
+    return sum(len(chunk) for _, chunks in parts for chunk in chunks)
 
 
 class Data:
     def __init__(self, flags, enc, hparams, worker):
         self.flags, self.enc, self.hparams, self.worker = flags, enc, hparams, worker
-        self.options = flags.combine, flags.encoding, flags.special_tokens
-        sources = [flags.dataset]
-        if flags.val_every and flags.val_dataset:
-            sources.append(flags.val_dataset)
+        folder = paths.run_dir(flags.run_name, flags.checkpoint_dir)
+        model_folder = flags.find_model(flags.model_name, quiet=True)
+        self.options = flags.combine, *flags.reading(folder, model_folder)
+        val_path = flags.val_dataset if flags.val_every else None
+        sources = [find_parts(path) for path in (flags.dataset, val_path) if path]
         if worker.size > 1:  # text is encoded once
-            folder = paths.run_dir(flags.run_name, flags.checkpoint_dir)
-            sources = worker.run_on_rank0(lambda: encode_to_npz(enc, sources, folder, *self.options))
+            sources = worker.run_on_rank0(lambda: self.encode(sources, folder))
         worker.check_same({'the dataset': worker.run_on_all(lambda: self.load(*sources))})
 
-    def load(self, path, val_path=None):  # -> its fingerprint
-        self.training = self.chunks(path)
-        self.validation = self.chunks(val_path) if val_path else []
-        self.whole_size = sum(map(len, self.training))
-        if self.flags.val_every and not val_path:
-            self.training, self.validation = hold_out(self.training, 0.05)
-        self.size = sum(map(len, self.training))
-        return fingerprint(self.enc, self.training + self.validation)
+    def encode(self, sources, folder):  # -> the same of .npz
+        targets = iter(encode_to_npz(self.enc, [path for parts in sources for path, _ in parts], folder,
+                                     *self.options))
+        return [[(next(targets), weight) for _, weight in parts] for parts in sources]
+
+    def load(self, parts, val_parts=()):  # -> its fingerprint
+        self.template = None
+        self.training, self.validation = ([(weight, self.chunks(path)) for path, weight in source]
+                                          for source in (parts, val_parts))
+        self.whole_size = count(self.training)
+        if self.flags.val_every and not val_parts:
+            held = [(weight, *hold_out(chunks, 0.05)) for weight, chunks in self.training]
+            self.training = [(weight, chunks) for weight, chunks, _ in held]
+            self.validation = [(weight, chunks) for weight, _, chunks in held]
+        self.size = count(self.training)
+        return fingerprint(self.enc, *self.training, *self.validation)
 
     def chunks(self, path):
-        chunks = load_dataset(self.enc, path, *self.options, progress=self.worker.rank == 0)
-        size = sum(map(len, chunks))
-        require(size >= 16, f'{path} has {size} tokens, but at least 16 are needed')
+        chunks = []
+        for chunk in load_dataset(self.enc, path, *self.options, progress=self.worker.rank == 0):
+            if npz.has_prompts(chunk):
+                self.template = self.options[-1]
+                chunks += pack(chunk, self.hparams.n_ctx, self.enc.eot)
+            else:
+                chunks.append(chunk)
+        n_tokens = sum(map(len, chunks))
+        require(n_tokens >= 16, f'{path} has {n_tokens} tokens, but at least 16 are needed')
         return chunks
 
     def start(self, seed, position):  # to read ahead; checks that tokens are the model's
-        self.sampler = Sampler(self.training, seed, self.worker.rank, self.worker.size)
+        self.sampler = Mixture(self.training, seed, self.worker.rank, self.worker.size)
         self.sampler.position = self.position = position
         self.reader = concurrent.futures.ThreadPoolExecutor(1)
         self.ahead = self.reader.submit(self.read_batch)
@@ -59,19 +77,19 @@ class Data:
             others = rng.integers(self.hparams.n_vocab, size=tokens.shape, dtype=np.int32)
             inputs = np.where(noisy, others, inputs)
         if position // flags.batch_size % 256 == 0:
-            npz.release(self.training)
+            npz.release([chunk for _, chunks in self.training for chunk in chunks])
         return (inputs, tokens), sampler.position
 
     def batch(self, sampler, size):
         tokens = np.stack([sampler.sample(self.hparams.n_ctx) for _ in range(size)])
-        n_vocab = self.hparams.n_vocab
-        require(tokens.max() < n_vocab,
-                f'the dataset holds token {tokens.max()}, but n_vocab is {n_vocab}; encode it for this model')
-        return np.maximum(tokens, 0), tokens
+        ids, n_vocab = npz.ids_of(np.maximum(tokens, 0)), self.hparams.n_vocab
+        require(ids.max() < n_vocab,
+                f'the dataset holds token {ids.max()}, but n_vocab is {n_vocab}; encode it for this model')
+        return ids, np.where(tokens < npz.PROMPT, tokens, PADDING)
 
     def val_batches(self):  # this rank's share; None if it has one batch fewer than others
         count, size = self.flags.val_batch_count, self.flags.val_batch_size
-        sampler = Sampler(self.validation, seed=1)
+        sampler = Mixture(self.validation, seed=1)
         for number in range(self.worker.rank, count + self.worker.rank, self.worker.size):
             sampler.position = number * size
             yield self.batch(sampler, size) if number < count else None

@@ -43,6 +43,7 @@ class Trainer:
         with default_signal_handlers(self.lock.unlock):
             self.graph = Graph(flags, hparams, worker.reduce)
             self.run = run_folder.Run(folder, path)
+            self.run.template = self.data.template
             # Not the weights: random numbers would keep memory.
             self.session.run(tf.variables_initializer(self.run.state_variables))
             if self.sample_every:
@@ -150,8 +151,9 @@ class Trainer:
 
     def mean_of_all(self, sums, norm=0.0):  # sum of losses, their number -> mean of all ranks
         total, count = np.sum(self.worker.gather(sums.tolist()), 0)
-        self.check_finite(np.isfinite([total / count, norm]).all())
-        return float(total / count)
+        loss = total / max(count, 1)  # there may be prompts alone
+        self.check_finite(np.isfinite([loss, norm]).all())
+        return float(loss)
 
     def check_finite(self, is_finite):
         if not is_finite:

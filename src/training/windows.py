@@ -8,17 +8,35 @@ import secrets
 import numpy as np
 
 from errors import InputError, require
+from storage.npz import has_prompts
 
 PADDING = -1  # after a short chunk; the loss leaves it out
 MASK = (1 << 64) - 1
+UNIT = 1_000_000  # of shares
+
+
+def pack(chunk, length, end):
+    """Yields windows of whole documents, as many as fit; longer ones are cut. end: the id after each."""
+    start = stop = 0
+    for after in [*(np.flatnonzero(chunk == end) + 1), len(chunk)]:
+        if after - start > length and stop > start:
+            yield chunk[start:stop]
+            start = stop
+        while after - start > length:
+            yield chunk[start:start + length]
+            start += length
+        stop = after
+    if stop > start:
+        yield chunk[start:stop]
 
 
 def hold_out(chunks, fraction):  # -> lists of training, of the last fraction
     total = sum(map(len, chunks))
     training, validation, left = [], [], total - round(total * fraction)
     for chunk in chunks:
-        training.append(chunk[:left])
-        validation.append(chunk[left:])
+        cut = left if not has_prompts(chunk) else len(chunk) * (left >= len(chunk))  # no example is cut
+        training.append(chunk[:cut])
+        validation.append(chunk[cut:])
         left = max(left - len(chunk), 0)
     return list(filter(len, training)), list(filter(len, validation))
 
@@ -26,13 +44,12 @@ def hold_out(chunks, fraction):  # -> lists of training, of the last fraction
 class Sampler:
     """Draws windows of consecutive tokens from chunks, all equally likely, each once an epoch. A short chunk
     is one window, which PADDING fills up; a single token is none. `position`, the number of draws, is all
-    state, and may be set. Rank r of `size` takes the draws r, r + size, …"""
+    state, and may be set."""
 
-    def __init__(self, chunks: list[np.ndarray], seed: int | None = None, rank: int = 0, size: int = 1):
+    def __init__(self, chunks: list[np.ndarray], seed: int | None = None):
         self.chunks = [chunk for chunk in map(np.asarray, chunks) if len(chunk) >= 2]
         require(self.chunks, 'the data has no 2 tokens in one chunk; give more text')
-        self.seed = secrets.randbits(63) if seed is None else int(seed)
-        self.rank, self.size, self.position = rank, size, 0
+        self.seed, self.position = secrets.randbits(63) if seed is None else int(seed), 0
         self.starts = {}  # length: windows before each chunk, and in all
 
     def sample(self, length: int) -> np.ndarray:  # int32 [length]
@@ -40,7 +57,7 @@ class Sampler:
             counts = (max(len(chunk) - length + 1, 1) for chunk in self.chunks)
             self.starts[length] = list(itertools.accumulate(counts, initial=0))
         starts = self.starts[length]
-        epoch, draw = divmod(self.position * self.size + self.rank, starts[-1])
+        epoch, draw = divmod(self.position, starts[-1])
         key = hashlib.blake2b(f'{self.seed} {epoch}'.encode(), digest_size=8).digest()
         window = permuted(draw, starts[-1], int.from_bytes(key, 'little'))
         i = bisect.bisect_right(starts, window) - 1
@@ -51,6 +68,29 @@ class Sampler:
         padded = np.full(length, PADDING, np.int32)
         padded[:len(tokens)] = tokens
         return padded
+
+
+class Mixture:
+    """Draws from the parts (weight, chunks) in turn: of n draws, a part gets its share of n, to one.
+    `position` is all state, as a Sampler's. Rank r of `size` takes the draws r, r + size, …"""
+
+    def __init__(self, parts: list[tuple[float, list[np.ndarray]]], seed: int, rank: int = 0, size: int = 1):
+        self.samplers = [Sampler(chunks, seed + i) for i, (_, chunks) in enumerate(parts)]
+        total = sum(weight for weight, _ in parts)
+        self.shares = [round(weight / total * UNIT) for weight, _ in parts]
+        require(all(self.shares), f'a weight of less than one in {UNIT:,} of their sum: leave that part out')
+        self.seed, self.rank, self.size, self.position = seed, rank, size, 0
+
+    def sample(self, length: int) -> np.ndarray:  # int32 [length]
+        draw, left = self.position * self.size + self.rank, sum(self.shares)
+        self.position += 1
+        for sampler, share in zip(self.samplers, self.shares, strict=True):
+            before = draw * share // left  # of `draw` draws, those of this part
+            if (draw + 1) * share // left > before:
+                sampler.position = before
+                return sampler.sample(length)
+            draw, left = draw - before, left - share
+        raise AssertionError
 
 
 def permuted(index, n, key):

@@ -1,0 +1,113 @@
+"""Rows of .jsonl, .csv, .tsv and .parquet files, as pairs: place (file, line or row), {field: value}."""
+import contextlib
+import csv
+import itertools
+import json
+import os
+import shutil
+import tempfile
+
+from errors import InputError, require
+from storage import paths
+from storage.text_files import BYTE_ORDER_MARK, check_size, open_text, opened, suffixes
+
+MAX_LINE = 1 << 26  # characters, for memory
+PARQUET_ROWS = 1024  # at once
+
+
+def has_rows(path):  # -> bool
+    return suffixes(path)[0] in READERS
+
+
+def read_rows(path, encoding, fields, tell=None):
+    """Yields place and row. fields: those that are read of a .parquet; tell: see text_files.opened. Raises
+    InputError for what is no row."""
+    return READERS[suffixes(path)[0]](path, encoding, fields, tell)
+
+
+def read_lines(path, encoding, tell):  # -> place, line
+    with opened(path, tell) as data:
+        file, mark = open_text(data, encoding), BYTE_ORDER_MARK
+        for number in itertools.count(1):
+            try:
+                line = file.readline(MAX_LINE)
+                line.encode()  # refuses half a UTF-16 pair in utf-7
+            except UnicodeError as error:
+                if isinstance(error, UnicodeDecodeError):  # several lines are decoded at once
+                    number += error.object[:error.start].decode(file.encoding, 'replace').count('\n')
+                raise InputError(f'{path} line {number}: not {file.encoding}; give its --encoding') from None
+            place = f'{path} line {number}'
+            require(len(line) < MAX_LINE, f'{place} has {MAX_LINE:,} characters or more; split it')
+            if not line:
+                return
+            yield place, line.removeprefix(mark)
+            mark = ''
+
+
+def json_rows(path, encoding, fields, tell):
+    for place, line in read_lines(path, encoding, tell):
+        if not line.isspace():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f'{place} is not JSON ({error}); mend it') from None
+            require(isinstance(row, dict), f'{place} is not an object like {{"text": "…"}}; mend it')
+            yield place, row
+
+
+def csv_rows(path, encoding, fields, tell):
+    csv.field_size_limit(MAX_LINE)  # of the process
+    dialect, names = {'.csv': 'excel', '.tsv': 'excel-tab'}[suffixes(path)[0]], None
+    reader = csv.reader((line for _, line in read_lines(path, encoding, tell)), dialect, strict=True)
+    try:
+        for row in filter(None, reader):
+            place = f'{path} line {reader.line_num}'
+            names = names or row
+            require(len(row) == len(names),
+                    f'{place} has {len(row)} fields, but the first line names {len(names)}; mend it')
+            if row is not names:
+                yield place, dict(zip(names, row, strict=True))
+    except csv.Error as error:
+        raise InputError(f'{path} line {reader.line_num}: {error}; mend it') from None
+
+
+def parquet_rows(path, encoding, fields, tell):
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise InputError(f'{path} needs the package pyarrow: pip install pyarrow') from None
+    with seekable(path) as file:
+        try:
+            schema = ParquetFile(file).schema
+            # Texts that come again are kept once.
+            table = ParquetFile(file, read_dictionary=[schema.column(i).path for i in range(len(schema))])
+            groups = map(table.metadata.row_group, range(table.num_row_groups))
+            check_size(path, sum(group.total_byte_size for group in groups))
+            known = table.schema_arrow.names
+            names = require([name for name in fields if name in known],
+                            f'{path} has no column {" or ".join(fields)}, but {", ".join(known)}')
+            n_rows = n_chars = 0
+            for batch in table.iter_batches(PARQUET_ROWS, columns=names):
+                for i in range(batch.num_rows):  # one by one: all could be one large text of a bomb
+                    values = [column[i].as_py() for column in batch.columns]
+                    n_rows, n_chars = n_rows + 1, n_chars + sum(len(x) for x in values if type(x) is str)
+                    check_size(path, n_chars)
+                    yield f'{path} row {n_rows}', dict(zip(batch.schema.names, values, strict=True))
+                if tell:
+                    tell(os.path.getsize(path) * n_rows // table.metadata.num_rows)
+        except (ArrowException, OSError, UnicodeDecodeError, KeyError) as error:
+            reason = str(error).partition('\n')[0]
+            raise InputError(f'{path} is no whole .parquet file ({reason}); make it anew') from None
+
+
+@contextlib.contextmanager
+def seekable(path):  # a file, unpacked
+    with paths.open_regular(path) as file, tempfile.TemporaryFile() as unpacked:
+        if suffixes(path)[1]:
+            with opened(path) as data:
+                shutil.copyfileobj(data, unpacked)
+        yield unpacked if suffixes(path)[1] else file
+
+
+READERS = {'.jsonl': json_rows, '.csv': csv_rows, '.tsv': csv_rows, '.parquet': parquet_rows}

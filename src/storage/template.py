@@ -1,0 +1,81 @@
+"""Rows → documents: a text, or prompts and answers with a template's words around them (docs/answers.md)."""
+import os
+import re
+
+from errors import InputError, require
+from storage import paths
+
+FILE = 'template.json'  # in a run's folder
+DEFAULT = '{prompt}{completion}'
+MESSAGES = 'a list of {"role": …, "content": …}: maybe the system\'s, then user\'s and assistant\'s in turn'
+
+
+class Prompt(str):
+    """Text that is not learned, before an answer."""
+
+
+class Template:
+    """What stands before a prompt, between it and the answer, and after that. Raises InputError without the
+    places of both."""
+
+    def __init__(self, text=DEFAULT):
+        parts = re.split(r'(\{prompt\}|\{completion\})', text)
+        require(parts[1::2] == ['{prompt}', '{completion}'], 'a template must have {prompt} and, after it, '
+                f'{{completion}}, once, not {text[:200]!r}')
+        self.text, (self.before, self.between, self.after) = text, parts[::2]
+
+    def prompt(self, text):  # -> str
+        return Prompt(self.before + text + self.between)
+
+    def ends(self, enc):  # -> texts that may follow an answer
+        end = '' if enc.eot is None else enc.decode([enc.eot])
+        return [*filter(None, dict.fromkeys([self.after + self.before, self.after + end, end]))]
+
+    def texts(self, row, place, field):
+        """Of a row: [text], or [Prompt, answer, Prompt, answer, …]. Raises InputError without these."""
+        if field in row:
+            return [text_of(row, field, place)]
+        if 'prompt' in row and 'completion' in row:
+            pairs = [[text_of(row, name, place) for name in ('prompt', 'completion')]]
+        else:
+            require('messages' in row, f'{place} has no "{field}", no "prompt" and "completion", and no '
+                    f'"messages", but {", ".join(map(repr, row))}; give --text_field')
+            pairs = exchanges(row['messages'], place)
+            require(len(pairs) == 1 or self.after + self.before,
+                    f'{place} has several answers: --template needs a text that tells where one ends, as in '
+                    "'Q: {prompt}\\nA: {completion}\\n'")
+        return [text for prompt, answer in pairs for text in (self.prompt(prompt), answer + self.after)]
+
+
+def text_of(values, name, place):  # str; raises InputError
+    text = values[name]
+    require(isinstance(text, str), f'{place}: "{name}" is {text!r:.40}, not a text; mend it')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f'{place}: "{name}" has half a UTF-16 pair; mend it') from None
+    return text
+
+
+def exchanges(messages, place):  # -> [[prompt, answer], …]
+    try:
+        roles = [message['role'] for message in messages]
+        contents = [text_of(message, 'content', place) for message in messages]
+    except (TypeError, KeyError):
+        raise InputError(f'{place}: "messages" must be {MESSAGES}') from None
+    if roles[:1] == ['system']:
+        del roles[0]
+        contents[:2] = ['\n\n'.join(contents[:2])]
+    require(roles and roles == ['user', 'assistant'] * (len(roles) // 2),
+            f'{place}: the roles in "messages" are {roles!r:.80}, not those of {MESSAGES}')
+    return [contents[i:i + 2] for i in range(0, len(contents), 2)]
+
+
+def find(*folders):  # of runs or models -> the text of the first template, or None
+    path = next((path for folder in folders if os.path.lexists(path := f'{folder}/{FILE}')), None)
+    if path is None:
+        return None
+    text = paths.read_json(path, 'remove it').get('template')
+    require(isinstance(text, str), f'{path} must hold a "template", a text; remove it')
+    Template(text)
+    return text
