@@ -68,6 +68,7 @@ def causal_mask(T, S):  # -> bool [T, S]; the last query sees all keys
     return tf.range(S) <= S - T + tf.range(T)[:, None]
 
 
+@fused(gradient=softmax_grad)
 def masked_softmax(scores, mask):  # [B, H, T, S], bool -> [B, H, T, S]
     return tf.cast(tf.nn.softmax(tf.where_v2(mask, float32(scores), tf.float32.min)), scores.dtype)
 

@@ -158,7 +158,7 @@ def test_a_template_goes_into_the_run_and_is_kept(flags, tmp_path):
     assert template.find(folder) == '{prompt}={completion}'
     trainer.train(dataclasses.replace(made, steps=3, restore_from=f'{folder}/model-1'))
     assert template.find(f'{folder}/left-2') == '{prompt}={completion}'
-    other = flags(dataset=dataset, run_name='other', model_name=folder, steps=1)
+    other = flags(dataset=dataset, run_name='other', model_name=folder, steps=1, isolate_documents=True)
     trainer.train(other)  # the model's
     assert template.find(os.path.join(made.checkpoint_dir, 'other')) == '{prompt}={completion}'
     trainer.train(flags(run_name='plain', steps=1))

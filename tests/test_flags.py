@@ -17,7 +17,7 @@ OWN = {'checkpoint_dir': 'checkpoint', 'samples_dir': 'samples', 'sample_length'
        'seed': None,
        'precision': 'float32', 'xla': False, 'warmup_steps': 0, 'schedule': 'constant', 'weight_decay': None,
        'clip_norm': 0.0, 'patience': 0, 'log_to': None, 'special_tokens': True,
-       'text_field': 'text', 'template': None}
+       'text_field': 'text', 'template': None, 'isolate_documents': False}
 COUNTS = ('sample_every', 'sample_num', 'save_every', 'val_every', 'top_k', 'steps', 'seed', 'warmup_steps',
           'patience')
 

@@ -1,3 +1,4 @@
+import itertools
 import os
 import subprocess
 
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 import runs
 import tensorflow.compat.v1 as tf
+import toy
 from tiny_vocab import ENGLISH
 
 from fast import kernels
 from training import trainer
+from training.graph import Graph
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('usual_signals')]
 
@@ -97,3 +100,39 @@ def test_xla_gives_the_same_losses(flags, options):
         assert plain.keys() == xla.keys()
         tolerance = 1e-4 if 'precision' not in options else 1e-2
         np.testing.assert_allclose(list(xla.values()), list(plain.values()), rtol=tolerance)
+
+
+@pytest.mark.parametrize('options', [
+    {}, {'precision': 'bfloat16'}, {'memory_saving_gradients': True}, {'xla': True}])
+@pytest.mark.parametrize('least_fused', [0, 1 << 14])
+def test_isolated_documents_give_what_documents_one_by_one_do(flags, monkeypatch, options, least_fused):
+    """Losses and gradients."""
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', least_fused)
+    hp, end, rng = toy.hparams(), 556, np.random.default_rng(1)
+    documents = [[*rng.integers(0, end, n), end] for n in (9, 1, 6, 20, 3, 7)]
+    rows = [[*itertools.chain(*documents[:3])], [*itertools.chain(*documents[3:])]]  # 33 tokens: one is cut
+    rows, documents[-1] = [row[:hp.n_ctx] for row in rows], documents[-1][:-1]
+
+    def padded(rows):
+        tokens = np.full([len(rows), hp.n_ctx], -1)
+        for row, ids in zip(tokens, rows, strict=True):
+            row[:len(ids)] = ids
+        return tokens
+
+    def results(rows, end):
+        tokens = padded(rows)
+        with toy.session() as s:
+            graph = Graph(flags(optimizer='sgd', **options), hp, None, end)
+            toy.assign(s, toy.weights(hp))
+            total, count, grads = graph.losses_and_gradients(*graph.batch, graph.weights)
+            feed = dict(zip(graph.batch, (np.maximum(tokens, 0), tokens), strict=True))
+            total, count, grads = s.run([total, count, [tf.convert_to_tensor(grad) for grad in grads]], feed)
+        return total, count, [grad * tokens[:, 1:].size for grad in grads]
+    total, count, grads = results(rows, end)
+    expected_total, expected_count, expected = results(documents, None)
+    assert count == expected_count == sum(len(document) - 1 for document in documents)
+    tolerance = 2e-2 if 'precision' in options else 1e-5
+    np.testing.assert_allclose(total, expected_total, rtol=tolerance)
+    for grad, other in zip(grads, expected, strict=True):
+        np.testing.assert_allclose(grad, other, atol=tolerance * np.abs(other).max())
+    assert abs(results(rows, None)[0] - total) > 1  # else this would show nothing

@@ -89,6 +89,7 @@ class TrainFlags(DataFlags):
     schedule: str = flag('constant', 'of the learning rate', choices=('constant', 'cosine', 'linear'))
     weight_decay: float | None = flag(None, 'of matrices; None: 0.01 with adamw, else 0', 0)
     clip_norm: float = flag(0.0, 'scale greater gradients down to this norm; 0 for never', 0)
+    isolate_documents: bool = flag(False, 'no document in a window sees another; for short ones, and answers')
     noise: float = flag(0.0, 'share of input tokens made random, against overfitting')
     top_k: int = flag(40, f'of samples: {TOP_K}', 0)
     top_p: float = flag(0.0, f'of samples: {TOP_P}')

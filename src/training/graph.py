@@ -12,8 +12,8 @@ class Graph:
     """Placeholders: batch (input, tokens), rate. Operations: those of update_operations; losses: sum and
     number (update_losses: in an update); finite: are all weights?"""
 
-    def __init__(self, flags, hparams, reduce):
-        self.flags, self.hparams = flags, hparams
+    def __init__(self, flags, hparams, reduce, end=None):  # the id after a document, if they are isolated
+        self.flags, self.hparams, self.end = flags, hparams, end
         self.batch = tuple(tf.placeholder(tf.int32, [None, hparams.n_ctx]) for _ in range(2))
         self.rate = tf.placeholder(tf.float32, [], 'learning_rate')
         self.weights, self.dtype = model.weights(hparams), session.set_precision(flags.precision)
@@ -31,8 +31,20 @@ class Graph:
 
     def losses_of(self, inputs, tokens, w):
         w = with_precision(w, self.dtype)
-        h, _ = model.transformer(self.hparams, w, inputs)
+        pasts = positions = mask = None
+        if self.end is not None:
+            pasts, positions, mask = self.isolated(tokens)
+            tokens = tf.where_v2(positions > 0, tokens, -1)  # nothing before it tells a document's first
+        h, _ = model.transformer(self.hparams, w, inputs, pasts, positions, mask)
         return model.loss(model.output(w, h), tokens)
+
+    def isolated(self, tokens):  # -> pasts, of no positions, positions and mask of documents one by one
+        B, T = model.shape_list(tokens)
+        document = tf.cumsum(tf.cast(tf.equal(tokens, self.end), tf.int32), 1, exclusive=True)
+        mask = tf.equal(document[:, :, None], document[:, None]) & model.causal_mask(T, T)
+        B, _, _, *shape = model.past_shape(hparams=self.hparams, batch_size=B, sequence=0)
+        past = (tf.zeros([B, *shape], self.dtype),) * 2
+        return [past] * self.hparams.n_layer, tf.reduce_sum(tf.cast(mask, tf.int32), 2) - 1, mask[:, None]
 
     def losses_and_gradients(self, inputs, tokens, w):
         total, count = self.losses_of(inputs, tokens, w)

@@ -41,7 +41,7 @@ class Trainer:
         worker.check_same({**vars(flags), 'hparams.json': hparams.values(), 'vocabulary': enc.fingerprint})
         self.data = Data(flags, enc, hparams, worker)
         with default_signal_handlers(self.lock.unlock):
-            self.graph = Graph(flags, hparams, worker.reduce)
+            self.graph = Graph(flags, hparams, worker.reduce, enc.eot if flags.isolate_documents else None)
             self.run = run_folder.Run(folder, path)
             self.run.template = self.data.template
             # Not the weights: random numbers would keep memory.
@@ -56,6 +56,8 @@ class Trainer:
         path, hparams, enc = checkpoint.load_sizes_and_vocabulary(
             flags.find_model(flags.model_name, quiet=True))
         require(hparams.n_ctx > 1, f'{path} has n_ctx 1, too few to predict a token')
+        require(enc.eot is not None or not flags.isolate_documents,
+                '--isolate_documents needs a vocabulary with a token that ends a text')
         if self.sample_every:
             require(enc.eot is not None, 'samples need a token that ends a text: use --sample_every 0')
             if self.worker.rank == 0:
