@@ -10,8 +10,10 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import gzip
 import itertools
 import json
+import lzma
 import math
 import os
 import random
@@ -246,7 +248,7 @@ def make_targets(folder):
         json.dump({'tokens': [encoder.EOT, '!'], 'end': encoder.EOT}, file)
     with training_run(folder, models) as run:
         yield [*of_a_model(models), *of_datasets(folder, models), run, of_hugging_face(folder, models),
-               of_texts(folder)]
+               of_texts(folder), of_rows(folder, models)]
 
 
 def of_a_model(models):
@@ -448,3 +450,28 @@ def of_texts(folder):
         'cbt.txt': lambda: list(test_sets.cbt_questions(at('cbt.txt'))),
         'wiki.test.tokens': lambda: list(test_sets.documents('wikitext2', at('wiki.test.tokens')))}
     return Target('texts', list(map(at, loads)), lambda: [load() for load in loads.values()], sealed=False)
+
+
+def of_rows(folder, models):
+    """Data sets of rows, as they are and packed, and a template. What packs them has checksums."""
+    import pyarrow.parquet
+    import zstandard
+
+    from storage import template
+    enc, folder = encoder.get_encoder('toy', models), os.path.join(folder, 'rows')
+    os.makedirs(folder)
+    rows = [{'prompt': f'é {i}', 'completion': f'"{i}"\n'} for i in range(30)]
+    lines = ''.join(json.dumps(row) + '\n' for row in rows).encode()
+    contents = {'a.jsonl': lines, 'a.jsonl.gz': gzip.compress(lines), 'a.jsonl.xz': lzma.compress(lines),
+                'a.jsonl.zst': zstandard.compress(lines), 'a.csv': b'text,n\n"one, ""two""",1\nthree,2\n',
+                'template.json': b'{"template": "Q{prompt}A{completion}"}'}
+    at = functools.partial(os.path.join, folder)
+    for name, content in contents.items():
+        with open(at(name), 'wb') as file:
+            file.write(content)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), at('a.parquet'))
+    names = sorted(os.listdir(folder))
+
+    def load():
+        return template.find(folder), [arrays(enc, at(name)) for name in names if name != 'template.json']
+    return Target('texts', list(map(at, names)), load, sealed=False)

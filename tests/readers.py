@@ -4,6 +4,7 @@
 """
 import contextlib
 import functools
+import json
 import os
 import sys
 import tempfile
@@ -14,7 +15,8 @@ if __name__ == '__main__':  # what is imported here tells which of its lines are
     import atheris
 
     watched = atheris.instrument_imports(
-        include=['encoder', 'vocabulary_files', 'hugging_face', 'model', 'npz', 'samples', 'json', 'zipfile']
+        include=['encoder', 'vocabulary_files', 'hugging_face', 'model', 'npz', 'rows', 'samples', 'template',
+                 'text_files', 'json', 'zipfile']
     )
 else:
     watched = contextlib.nullcontext()
@@ -24,10 +26,12 @@ with watched:
     from formats import hugging_face
     from generation import samples
     from hparams import load_hparams
-    from storage import npz
+    from storage import npz, rows, template
 
 import numpy as np
+import pyarrow
 import tiny_vocab
+from pyarrow import parquet
 
 
 def read_encoder(folder, data, name):
@@ -66,7 +70,15 @@ def read_prompts(folder, data):
         assert line >= 1 and prompt.encode()
 
 
+def read_rows(folder, data, name):
+    fields = ('text', 'prompt', 'completion', 'messages')
+    for place, row in rows.read_rows(written(folder, data, name), 'utf-8', fields):
+        for text in template.Template().texts(row, place, 'text'):
+            text.encode()
+
+
 READERS = {
+    **{name: functools.partial(read_rows, name=name) for name in ('a.jsonl', 'a.csv', 'a.parquet')},
     'encoder.json': functools.partial(read_encoder, name='encoder.json'),
     'vocab.bpe': functools.partial(read_encoder, name='vocab.bpe'),
     'npz': read_npz, 'hparams.json': read_hparams, 'safetensors': read_safetensors, 'prompts': read_prompts}
@@ -84,6 +96,13 @@ def write_corpus(name, folder):
                                    [np.zeros([2, 3]), np.ones([1])])
     with open(os.path.join(folder, 'prompts'), 'w') as file:
         file.write('{"prompt": "Once"}\n{"prompt": "upon \\u00e9"}\n')
+    contents = [{'prompt': 'a', 'completion': 'b\n'}, {'text': 'c'},
+                {'messages': [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]}]
+    with open(os.path.join(folder, 'a.jsonl'), 'w') as file:
+        file.writelines(json.dumps(row) + '\n' for row in contents)
+    with open(os.path.join(folder, 'a.csv'), 'w') as file:
+        file.write('text,n\n"a ""b""\n",1\n')
+    parquet.write_table(pyarrow.Table.from_pylist(contents[2:]), os.path.join(folder, 'a.parquet'))
     for each in os.listdir(folder):
         if not each.startswith(name):
             os.unlink(os.path.join(folder, each))

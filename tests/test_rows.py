@@ -80,7 +80,7 @@ def test_what_is_no_row_is_told_with_its_place(tmp_path):
             ('a.tsv', 'text\nä\n'.encode('latin-1'), r'a\.tsv line 2: not utf-8'),
             ('a.parquet', b'PAR1 no PAR1', r'a\.parquet is no whole \.parquet file'),
             ('a.parquet', b'', r'a\.parquet is no whole \.parquet file'),
-            ('a.parquet', encoded('.parquet', [{'n': 1, 'm': 2}]), r'a\.parquet has no column text, but n'),
+            ('a.parquet', encoded('.parquet', [{'n': 1, 'm': 2}]), r"parquet has no column text, but 'n, m'"),
             ('a.jsonl.gz', b'{"text": "a"}\n', r'a\.jsonl\.gz is damaged \(Not a gzipped file'),
             ('a.jsonl.gz', gzip.compress(b'{}\n' * 1000)[:-9], r'a\.jsonl\.gz is damaged \(Comp'),
             ('a.jsonl.xz', lzma.compress(b'{}\n' * 1000)[:-9], r'a\.jsonl\.xz is damaged'),

@@ -86,7 +86,7 @@ def parquet_rows(path, encoding, fields, tell):
             check_size(path, sum(group.total_byte_size for group in groups))
             known = table.schema_arrow.names
             names = require([name for name in fields if name in known],
-                            f'{path} has no column {" or ".join(fields)}, but {", ".join(known)}')
+                            f'{path} has no column {" or ".join(fields)}, but {", ".join(known)!r:.200}')
             n_rows = n_chars = 0
             for batch in table.iter_batches(PARQUET_ROWS, columns=names):
                 for i in range(batch.num_rows):  # one by one: all could be one large text of a bomb
@@ -97,7 +97,7 @@ def parquet_rows(path, encoding, fields, tell):
                 if tell:
                     tell(os.path.getsize(path) * n_rows // table.metadata.num_rows)
         except (ArrowException, OSError, UnicodeDecodeError, KeyError) as error:
-            reason = str(error).partition('\n')[0]
+            reason = str(error).partition('\n')[0][:200]
             raise InputError(f'{path} is no whole .parquet file ({reason}); make it anew') from None
 
 

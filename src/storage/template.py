@@ -38,8 +38,9 @@ class Template:
         if 'prompt' in row and 'completion' in row:
             pairs = [[text_of(row, name, place) for name in ('prompt', 'completion')]]
         else:
+            names = ', '.join(map(repr, row))[:200]
             require('messages' in row, f'{place} has no "{field}", no "prompt" and "completion", and no '
-                    f'"messages", but {", ".join(map(repr, row))}; give --text_field')
+                    f'"messages", but {names}; give --text_field')
             pairs = exchanges(row['messages'], place)
             require(len(pairs) == 1 or self.after + self.before,
                     f'{place} has several answers: --template needs a text that tells where one ends, as in '
