@@ -5,6 +5,7 @@
 # make bench   speed and memory, beside those of benchmarks/requirements.txt that are installed; some forty minutes
 # make horovod training on many processes, beside Debian's packages of install/horovod-debian.txt; MPI=0: without MPI
 # make check-gpu  what a GPU computes, beside the CPU, and how fast: a table to paste; five minutes
+# make check-released MODEL=124M  a released model beside what is published of it: a table to paste; DATA=folder for test sets
 # make torture faults injected by the thousand (damaged files, odd input, kills), and counts of what came of them; twelve minutes
 # make samples the texts of gpt-2-samples, and make curve the picture of the loss, again from the demo's run
 # make lint    what must hold before a change is proposed
@@ -22,7 +23,7 @@ STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdli
 CORPUS = $(STDLIB)/[!_]*.py
 
 .NOTPARALLEL:
-.PHONY: demo samples curve test test-all torture bench check-gpu lint install horovod clean
+.PHONY: demo samples curve test test-all torture bench check-gpu check-released lint install horovod clean
 
 demo: install models/demo data/demo.npz
 	./train.py --dataset data/demo.npz --model_name demo --run_name demo --seed 1 --steps $(DEMO_STEPS) \
@@ -111,6 +112,11 @@ bench: install
 
 check-gpu: install
 	./benchmarks/check_gpu.py
+
+MODEL ?= 124M
+
+check-released: install
+	./benchmarks/check_released.py --model_name "$(MODEL)" $(if $(DATA),--data "$(DATA)")
 
 lint: $(VENV)/installed-tests
 	ruff check .

@@ -23,7 +23,7 @@ import time
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 ROOT = os.path.dirname(HERE)
-sys.path.insert(0, os.path.join(ROOT, 'src'))
+sys.path[:0] = os.path.join(ROOT, 'src'), ROOT
 SERVE = 'import sys, measure; measure.serve(*sys.argv[1:])'
 
 

@@ -42,6 +42,7 @@ LANGUAGES = {*RUN, 'text', 'bibtex', 'mermaid'}
 INSTALLS = 'installs from a registry'
 SUITE = 'runs the tests, of which this is one'
 TEST_SET = 'the test set is not here; test_evaluate.py has small ones of its formats'
+RELEASED = 'needs the released weights; test_check_released.py computes the same of random ones'
 SAMPLES = 'docs/sampling.md runs both scripts on this model'
 NOT_RUN = {  # command: why not
     'python3 -m venv .venv': INSTALLS,
@@ -60,6 +61,8 @@ NOT_RUN = {  # command: why not
     'make bench': 'takes ten minutes',
     'make torture': 'takes ten minutes; the suite has short forms',
     'make check-gpu': 'needs a GPU; test_benchmarks.py computes the same on a CPU',
+    'make check-released MODEL=124M': RELEASED,
+    'make check-released MODEL=355M DATA=testsets': RELEASED,
     './src/generate_unconditional_samples.py --top_k 40 --nsamples 10 --batch_size 5 '
     '--output data/samples.txt': 'docs/sampling.md runs it on the model of the demo',
     './src/generate_unconditional_samples.py --model_name checkpoint/demo --seed 1 --length 400 '
