@@ -30,7 +30,7 @@ from tqdm import tqdm
 import encoder
 from errors import InputError
 from evaluation import test_sets
-from storage import vocabulary_files
+from storage import metrics_file, vocabulary_files
 
 SECONDS = 60  # that the loading of a small file may take
 ALLOWANCE = 64 << 20  # bytes that loading it may add to the process
@@ -432,6 +432,10 @@ def of_texts(folder):
             json.dumps({'text': f'It was the {word}'}) + '\n' for word in ('end', 'night.')
         ),
         'cbt.txt': question * 2,
+        'hellaswag_val.jsonl': json.dumps({
+            'activity_label': 'Home', 'ctx_a': 'Light [title] a', 'ctx_b': 'lamp', 'label': 1,
+            'endings': ['It is dark.', '[step] It is bright.']}) + '\n',
+        'metrics.jsonl': '{"step": 1, "loss": 6.5, "time": 1.5}\n{"step": 2, "loss": null}\n',
         'wiki.test.tokens': ' = Title = \n \n The @-@ word " quoted " , 1 @,@ 000 .\n',
     }
     at = functools.partial(os.path.join, folder)
@@ -448,6 +452,8 @@ def of_texts(folder):
         'prompts.jsonl': lambda: samples.read_prompts(at('prompts.jsonl')), 'answers.jsonl': answered,
         'lambada.jsonl': lambda: list(test_sets.lambada_passages(at('lambada.jsonl'))),
         'cbt.txt': lambda: list(test_sets.cbt_questions(at('cbt.txt'))),
+        'hellaswag_val.jsonl': lambda: list(test_sets.hellaswag_questions(at('hellaswag_val.jsonl'))),
+        'metrics.jsonl': lambda: list(metrics_file.read(folder)),
         'wiki.test.tokens': lambda: list(test_sets.documents('wikitext2', at('wiki.test.tokens')))}
     return Target('texts', list(map(at, loads)), lambda: [load() for load in loads.values()], sealed=False)
 
