@@ -38,7 +38,7 @@ def encode(flags):
     is_input = os.path.exists(out) and any(os.path.samefile(out, path) for path in files)
     require(is_file and not os.path.isdir(out) and not is_input,
             f'{out} is a directory, a device or an input; name another file')
-    chunks = load_dataset.iter_chunks(enc, files, flags.combine, *flags.reading(folder))
+    chunks = load_dataset.iter_chunks(enc, files, flags.combine, *flags.text_options(folder))
     first = require(next(chunks, None), f'{flags.in_text} holds no text')
     os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
     chunks = itertools.chain([first], chunks)

@@ -67,8 +67,9 @@ def learn_vocabulary(size, corpus, encoding='utf-8', text_field='text'):  # -> {
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     except ImportError:
         raise InputError('--train_vocab needs the package tokenizers: pip install tokenizers') from None
+    template = Template('{prompt}\n{completion}\n')
     texts = (piece for path in load_dataset.find_files(corpus)
-             for document in load_dataset.iter_documents(path, encoding, text_field, Template())
+             for document in load_dataset.iter_documents(path, encoding, text_field, template)
              for text in document for piece in load_dataset.split_text(text, [encoder.EOT], f'{path}: ')
              if piece != encoder.EOT)
     tokenizer, level = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel

@@ -71,7 +71,7 @@ class LambadaFlags(Flags):
 def perplexity(flags):
     """Perplexity of any text, or of a .npz of encode.py, and bits per byte."""
     files, model = load_dataset.find_files(flags.data), load(flags)
-    texts = test_sets.text_documents(model.enc, files, *flags.reading(os.path.dirname(model.prefix)))
+    texts = test_sets.text_documents(model.enc, files, *flags.text_options(os.path.dirname(model.prefix)))
     report('perplexity', flags, model, metrics.perplexity(model, texts, flags.stride, flags.boundary))
 
 

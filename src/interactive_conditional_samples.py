@@ -40,7 +40,7 @@ def interact_model(flags):
     with cli.load_tensorflow():
         from generation import samples
         writer = samples.SampleWriter(flags, unconditional=False, special_tokens=flags.special_tokens,
-                                      words=flags.template)
+                                      template_text=flags.template)
     if flags.prompts_file is not None:
         writer.complete(flags.prompts_file, flags.output, flags.logprobs)
         return

@@ -69,7 +69,7 @@ def fingerprint(enc, *data, length=1024):
 def find_parts(path):
     """'a/:0.7,b.jsonl:0.3' -> [('a/', 0.7), ('b.jsonl', 0.3)]; of a path without weights [(path, 1.0)]."""
     parts = [part.rpartition(':') for part in path.split(',')]
-    are_numbers = [bool(colon and re.fullmatch(r'[0-9]*\.?[0-9]+', weight)) for _, colon, weight in parts]
+    are_numbers = [bool(colon and re.fullmatch(r'\d{0,9}\.?\d{1,9}', weight)) for _, colon, weight in parts]
     if not any(are_numbers) or os.path.exists(paths.expand(path)):
         return [(path, 1.0)]
     require(all(are_numbers) and all(float(weight) and name for name, _, weight in parts),
@@ -159,7 +159,7 @@ class Reader:
         self.ends = [None, *(text for text, id in special.items() if id == enc.eot)]
         self.end = [] if enc.eot is None else [np.array([enc.eot], dtype)]
         self.unnamed, self.n_special, self.run_together = [], 0, False
-        self.n_chars, self.has_prompts = 0, False  # of the chunk
+        self.n_chars = 0  # of the chunk
 
     def items(self, files):
         for path in files:
@@ -187,28 +187,34 @@ class Reader:
             yield from ((), array)
 
     def texts(self, path, tell):
+        has_prompts = False  # the chunk
         for texts in iter_documents(path, self.encoding, self.text_field, self.template, tell):
-            has_prompts = isinstance(texts[0], Prompt)
-            if has_prompts != self.has_prompts and self.n_chars:
-                yield ()  # as a chunk has one type
-                self.n_chars = 0
-            if has_prompts and not self.n_chars:
-                yield Prompt('')  # of this type, even if the first prompt is empty
-            self.has_prompts = has_prompts
+            if isinstance(texts[0], Prompt) and not has_prompts:
+                yield from [()] if self.n_chars else []
+                yield Prompt('')  # begins a chunk of int32, even if the first prompt is empty
+                has_prompts, self.n_chars = True, 0
+            require(not any(end in answer for answer in texts[1:-1:2] for end in self.ends[1:]),
+                    f'{path}: the text that ends documents stands between answers of a conversation; give a '
+                    '--template with another text after {completion}')
             self.run_together |= self.n_chars > 0 and not self.end
             yield from self.document(path, texts)
+        if has_prompts:
+            self.n_chars = self.combine
 
     def document(self, path, texts):
-        """Drops a document of white space, but not a whole file or row."""
+        """Drops a document of white space, but not a whole file or row. What ends documents is an id like
+        others in a prompt."""
         is_open, several = False, False
         for piece, following in itertools.pairwise(itertools.chain(self.pieces(path, texts), [None, None])):
-            if piece in self.ends:
+            if isinstance(piece, Prompt):
+                yield unlearned(self.special[piece]) if piece in self.special else piece
+                is_open = True
+            elif piece in self.ends:
                 if is_open:
                     yield from self.end
                 is_open, several = False, True
             elif is_open or not piece.isspace() or following not in self.ends or not (several or following):
-                special = self.special.get(piece, piece)
-                yield unlearned(special) if isinstance(piece, Prompt) and piece in self.special else special
+                yield self.special.get(piece, piece)
                 is_open = True
 
     def pieces(self, path, texts):
@@ -240,6 +246,6 @@ def split_text(texts, tokens, place=''):
         cut = match.start() if match else start
         yield from filter(None, pattern.split(text[:cut]))
         text, searched = text[cut:], max(limit - cut, 0)
-        require(len(text) < MAX_PIECE, f'{place}{MAX_PIECE:,} characters without a blank or another place to '
-                'cut; give text')
+        require(len(text) < MAX_PIECE, f'{place}{MAX_PIECE:,} characters are one piece, which would end at a '
+                'blank, or between letters, digits and others; is this text?')
     yield from filter(None, pattern.split(text))

@@ -158,11 +158,28 @@ def test_a_template_goes_into_the_run_and_is_kept(flags, tmp_path):
     assert template.find(folder) == '{prompt}={completion}'
     trainer.train(dataclasses.replace(made, steps=3, restore_from=f'{folder}/model-1'))
     assert template.find(f'{folder}/left-2') == '{prompt}={completion}'
-    other = flags(dataset=dataset, run_name='other', model_name=folder, steps=1, isolate_documents=True)
-    trainer.train(other)  # the model's
-    assert template.find(os.path.join(made.checkpoint_dir, 'other')) == '{prompt}={completion}'
-    trainer.train(flags(run_name='plain', steps=1))
-    assert template.find(os.path.join(made.checkpoint_dir, 'plain')) is None
+    trainer.train(dataclasses.replace(made, steps=4, template='{prompt}>{completion}'))
+    for options, expected in [
+            ({'model_name': folder, 'isolate_documents': True}, '{prompt}>{completion}'),  # the model's
+            ({'restore_from': f'{folder}/left-2/model-2'}, '{prompt}={completion}'),  # that of the checkpoint
+            ({'dataset': flags().dataset, 'restore_from': f'{folder}/model-best'}, '{prompt}>{completion}'),
+            ({'restore_from': 'fresh'}, '{prompt}{completion}'),
+            ({'dataset': flags().dataset, 'restore_from': 'fresh'}, None)]:
+        trainer.train(flags(**{'dataset': dataset, 'run_name': 'other', 'steps': 5, **options}))
+        assert template.find(os.path.join(made.checkpoint_dir, 'other')) == expected, options
+
+
+def test_a_damaged_template_ends_a_run_at_its_start_or_is_replaced(flags, tmp_path):
+    dataset = write_rows(tmp_path / 'a.jsonl', [{'prompt': f'{i}', 'completion': f'{i}'} for i in range(20)])
+    made = flags(dataset=dataset, steps=1)
+    trainer.train(made)
+    path = os.path.join(made.checkpoint_dir, made.run_name, 'template.json')
+    with open(path, 'w') as file:
+        file.write('{')
+    with pytest.raises(InputError, match=r'template\.json is not JSON'):
+        trainer.train(dataclasses.replace(made, steps=2))
+    trainer.train(dataclasses.replace(made, steps=2, template='{prompt}:{completion}'))
+    assert template.find(os.path.dirname(path)) == '{prompt}:{completion}'
 
 
 def test_a_mixture_resumes_exactly_and_keeps_its_weights(flags, tmp_path):

@@ -362,20 +362,31 @@ def test_a_packed_text_is_its_text(tmp_path, enc):
 
 def test_prompts_are_marked_in_chunks_of_their_own(tmp_path, enc):
     write_rows(tmp_path / 'a.jsonl', [
-        {'text': 'plain'}, {'prompt': '', 'completion': 'said'},
-        {'prompt': 'what?<|endoftext|>', 'completion': 'that'}, {'text': 'end'}])
-    plain, asked, end = load(enc, tmp_path / 'a.jsonl', template='Q{prompt}A{completion}.')
+        {'text': 'plain'}, {'prompt': '', 'completion': 'said'}, {'text': 'more'},
+        {'prompt': 'what?<|endoftext|>', 'completion': 'that'}])
+    (tmp_path / 'b.txt').write_text('end')
+    plain, asked, end = load(enc, tmp_path, template='<|endoftext|>Q{prompt}A{completion}.')
     assert plain.tolist() == [*enc.encode('plain'), enc.eot] and end.tolist() == [*enc.encode('end'), enc.eot]
     assert (plain.dtype, asked.dtype, end.dtype) == (np.uint16, np.int32, np.uint16)
-    expected = [(True, 'QA'), (False, 'said.<|endoftext|>'), (True, 'Qwhat?'), (False, '<|endoftext|>'),
-                (True, 'A'), (False, 'that.<|endoftext|>')]
+    expected = [(True, '<|endoftext|>QA'), (False, 'said.<|endoftext|>'), (False, 'more<|endoftext|>'),
+                (True, '<|endoftext|>Qwhat?<|endoftext|>A'), (False, 'that.<|endoftext|>')]
     ids = [(is_prompt, id) for is_prompt, text in expected for id in enc.encode(text, allowed_special=True)]
     assert [(bool(id & PROMPT), id & ~PROMPT) for id in asked.tolist()] == ids
-    load_dataset.encode_to_npz(enc, [str(tmp_path / 'a.jsonl')], str(tmp_path), 50000, 'utf-8', True, 'text',
-                               'Q{prompt}A{completion}.')
+    options = 50000, 'utf-8', True, 'text', '<|endoftext|>Q{prompt}A{completion}.'
+    load_dataset.encode_to_npz(enc, [str(tmp_path)], str(tmp_path), *options)
     (path,) = tmp_path.glob('*.npz')
     encoded = load(enc, path)
     assert lists(encoded) == lists([plain, asked, end]) and encoded[1].dtype == np.int32
+
+
+def test_what_ends_documents_ends_an_answer_once_and_no_turn_of_a_conversation(tmp_path, enc):
+    write_rows(tmp_path / 'a.jsonl', [{'prompt': 'a', 'completion': 'b<|endoftext|>'}])
+    (chunk,) = load(enc, tmp_path / 'a.jsonl')
+    assert chunk.tolist() == [enc.encode('a')[0] | PROMPT, *enc.encode('b'), enc.eot]
+    turns = [{'role': role, 'content': role[0]} for role in ('user', 'assistant') * 2]
+    write_rows(tmp_path / 'b.jsonl', [{'messages': turns}])
+    with pytest.raises(InputError, match=r'b\.jsonl: the text that ends documents stands between answers'):
+        load(enc, tmp_path / 'b.jsonl', template='{prompt}:{completion}<|endoftext|>')
 
 
 def test_a_prompt_that_is_empty_still_makes_a_chunk_that_can_be_written(tmp_path, enc):
@@ -389,7 +400,7 @@ def test_a_text_without_a_place_to_cut_takes_bounded_memory(tmp_path, enc, monke
     monkeypatch.setattr(load_dataset, 'MAX_PIECE', 1 << 16)
     monkeypatch.setattr(text_files, 'READ_CHARS', 1 << 14)
     (tmp_path / 'a.txt').write_bytes(b'word ' + b'\0' * (1 << 17))
-    with pytest.raises(InputError, match=r'a\.txt: 65,536 characters without a blank'):
+    with pytest.raises(InputError, match=r'a\.txt: 65,536 characters are one piece'):
         load(enc, tmp_path / 'a.txt')
 
 

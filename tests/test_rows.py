@@ -92,6 +92,13 @@ def test_what_is_no_row_is_told_with_its_place(tmp_path):
         assert '\n' not in str(caught.value) and len(str(caught.value)) < 400
 
 
+def test_a_column_that_python_cannot_hold_is_told(tmp_path):
+    table = pyarrow.table({'text': pyarrow.array([2**60], pyarrow.duration('s'))})
+    parquet.write_table(table, tmp_path / 'a.parquet')
+    with pytest.raises(InputError, match=r'a\.parquet is no whole \.parquet file'):
+        read(tmp_path / 'a.parquet')
+
+
 def test_line_numbers_hold_far_into_a_file_in_any_encoding(tmp_path):
     for encoding, bad in (('utf-8', b'\xff\n'), ('utf-16-le', b'\x00\xdc\x20\x00')):
         lines = ''.join(f'{{"text": "{"é" * (i % 90)}"}}\n' for i in range(5000))

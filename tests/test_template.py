@@ -14,6 +14,9 @@ def test_a_rows_texts():
     assert plain.texts(row, 'a', 'text') == ['one', 'two']
     assert framed.texts(row, 'a', 'text') == ['Q: one\nA: ', 'two\n']
     assert framed.texts({**row, 'text': 'it'}, 'a', 'text') == ['it']
+    for empty in ('', None):  # as in tables with a column for each kind
+        assert plain.texts({**row, 'text': empty}, 'a', 'text') == ['one', 'two']
+    assert plain.texts({'text': ''}, 'a', 'text') == ['']
     assert framed.texts(row, 'a', 'prompt') == ['one']
     several = [('system', 's'), ('user', 'u'), ('assistant', 'a'), ('user', 'v'), ('assistant', 'b')]
     messages = [{'role': role, 'content': content} for role, content in several]
@@ -21,7 +24,7 @@ def test_a_rows_texts():
     assert texts == ['Q: s\n\nu\nA: ', 'a\n', 'Q: v\nA: ', 'b\n']
     assert [isinstance(text, Prompt) for text in texts] == [True, False] * 2
     assert plain.texts({'messages': messages[:3]}, 'a', 'text') == ['s\n\nu', 'a']
-    with pytest.raises(InputError, match=r'b line 7 has several answers: --template needs a text'):
+    with pytest.raises(InputError, match=r'b line 7 has several answers, and --template no text after'):
         plain.texts({'messages': messages}, 'b line 7', 'text')
 
 

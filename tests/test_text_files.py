@@ -2,6 +2,7 @@
 import bz2
 import gzip
 import lzma
+import tarfile
 from unittest import mock
 
 import numpy as np
@@ -44,6 +45,13 @@ def test_a_byte_order_mark_is_no_text_but_at_another_place(tmp_path, encoding, r
     with mock.patch.object(text_files, 'READ_CHARS', read_bytes):
         assert read(tmp_path / 'a', encoding) == text
         assert read(tmp_path / 'b') == ''
+
+
+def test_an_archive_is_no_text(tmp_path):
+    with tarfile.open(tmp_path / 'a.tar.gz', 'w:gz') as archive:
+        archive.add(__file__)
+    with pytest.raises(InputError, match=r'a\.tar\.gz: this is a packed or binary file'):
+        read(tmp_path / 'a.tar.gz')
 
 
 def test_no_encoding_is_utf_8(tmp_path):

@@ -12,6 +12,7 @@ from tiny_vocab import tiny_bpe
 import load_dataset
 from encoder import Encoder
 from errors import InputError
+from storage.npz import PROMPT
 from training.windows import PADDING, Mixture, Sampler, hold_out, pack, permuted
 
 
@@ -187,5 +188,24 @@ def test_documents_are_packed_whole_and_only_long_ones_are_cut():
             if len(window) < length:  # as the next document does not fit
                 following = np.searchsorted(ends, start + len(window), 'right')
                 assert following == len(ends) or ends[following] - start > length
-    assert [window.tolist() for window in pack(np.arange(1, 6), 2, None)] == [[1, 2], [3, 4], [5]]
-    assert list(pack(np.arange(0), 2, 0)) == []
+    assert [window.tolist() for window in pack(np.arange(1, 7), 2, None)] == [[1, 2], [3, 4], [5, 6]]
+    assert pack(np.arange(0), 2, 0) == []
+
+
+def test_windows_with_prompts_alone_are_left_out():
+    chunk = np.array([5, 6, 7, 8, 1, 0, 9, 9, 0], np.int32)
+    chunk[:4] |= PROMPT
+    assert [window.tolist() for window in pack(chunk, 3, 0)] == [[8 | PROMPT, 1, 0], [9, 9, 0]]
+
+
+def test_examples_are_held_out_whole():
+    rng = np.random.default_rng(2)
+    for n, fraction in ((50, 0.05), (50, 0.5), (3, 0.05), (1, 0.05)):
+        documents = [[*(rng.integers(1, 99, 4) | PROMPT), *rng.integers(1, 99, rng.integers(9)), 0]
+                     for _ in range(n)]
+        chunk = np.array([id for document in documents for id in document], np.int32)
+        training, validation = hold_out([chunk], fraction, end=0)
+        assert np.concatenate(training + validation).tolist() == chunk.tolist()
+        size = sum(map(len, validation))
+        assert 0 <= size - round(fraction * len(chunk)) < max(map(len, documents))
+        assert not training or training[-1][-1] == 0

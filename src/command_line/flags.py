@@ -62,9 +62,12 @@ class TextFlags(ModelFlags):
     text_field: str = flag('text', TEXT_FIELD)
     template: str | None = flag(None, "of rows with an answer; None for the model's, or {prompt}{completion}")
 
-    def reading(self, *folders):  # -> options of load_dataset.iter_chunks; folders: of templates
+    def __post_init__(self):
+        super().__post_init__()
+        template.Template(self.template or template.DEFAULT)  # refuses another
+
+    def text_options(self, *folders):  # -> of load_dataset.iter_chunks; folders: of templates
         text = self.template or template.find(*folders) or template.DEFAULT
-        template.Template(text)  # refuses another
         return self.encoding, self.special_tokens, self.text_field, text
 
 

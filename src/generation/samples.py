@@ -19,7 +19,7 @@ from storage import paths, template, text_files
 class SampleWriter:
     """Writes the samples that SamplingFlags ask for."""
 
-    def __init__(self, flags, unconditional, special_tokens=False, words=None):  # words: of a template
+    def __init__(self, flags, unconditional, special_tokens=False, template_text=None):
         controls = {name: getattr(flags, name) for name in generator.CONTROLS}
         sample.check_controls(length=1, **controls)
         folder = flags.find_model(flags.model_name)
@@ -28,10 +28,10 @@ class SampleWriter:
         require(self.enc.eot is not None or not unconditional,
                 f'{folder}/encoder.json lacks {encoder.EOT}, with which samples begin; give a prompt')
         self.seed, self.nsamples, self.batch_size = flags.seed, flags.nsamples, flags.batch_size
-        words = '' if unconditional else template.find(folder) if words is None else words
-        self.template, self.device = template.Template(words) if words else None, device()
+        text = (template.find(folder) if template_text is None else template_text) or ''
+        self.template, self.device = template.Template(text) if text and not unconditional else None, device()
         ends = self.template.ends(self.enc) if self.template else []
-        self.special_tokens = special_tokens or any(token in (words or '') for token in self.enc.special)
+        self.special_tokens = special_tokens or any(token in text for token in self.enc.special)
         length = flags.length or (self.n_ctx if unconditional else max(1, self.n_ctx // 2))
         self.options = {'length': length, 'stop': (*flags.ends, *ends), **controls,
                         'prompt_lookup': flags.prompt_lookup}

@@ -114,10 +114,10 @@ def write_npz(path, chunks, n_vocab, compress=False, vocabulary=None):
         for chunk in chunks:
             parts = iter([chunk] if isinstance(chunk, np.ndarray) else chunk)
             first = next(parts)
-            is_wide = has_prompts(first)
-            dtype = first.dtype if is_wide else token_dtype(n_vocab)
+            with_prompts = has_prompts(first)
+            dtype = first.dtype if with_prompts else token_dtype(n_vocab)
             with tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=os.path.dirname(path) or '.') as spool:
-                length = spool_tokens(spool, itertools.chain([first], parts), dtype, n_vocab, is_wide)
+                length = spool_tokens(spool, itertools.chain([first], parts), dtype, n_vocab, with_prompts)
                 with archive.open(f'arr_{len(lengths)}.npy', 'w', force_zip64=True) as member:  # undated
                     header = {'descr': dtype.str, 'fortran_order': False, 'shape': (length,)}
                     np.lib.format.write_array_header_1_0(member, header)
@@ -131,15 +131,16 @@ def ids_of(array):  # without PROMPT
     return array & (PROMPT - 1) if array.dtype.itemsize > 2 else array
 
 
-def has_prompts(part):  # the first of a chunk; it is int32, and empty or begins with a prompt
-    return part.dtype == np.int32 and part[:STEP].max(initial=0 if len(part) else PROMPT) >= PROMPT
+def has_prompts(part):  # the first of a chunk: then it is int32, and maybe empty
+    return part.dtype == np.int32 and (not len(part) or any(
+        part[start:start + STEP].max() >= PROMPT for start in range(0, len(part), STEP)))
 
 
-def spool_tokens(spool, parts, dtype, n_vocab, is_wide):  # -> number of tokens
+def spool_tokens(spool, parts, dtype, n_vocab, with_prompts):  # -> number of tokens
     for part in parts:
         for start in range(0, len(part), STEP):
             tokens = part[start:start + STEP]
-            ids = ids_of(tokens) if is_wide else tokens
+            ids = ids_of(tokens) if with_prompts else tokens
             bad = tokens[(tokens < 0) | (ids >= n_vocab)]
             require(not len(bad), f'the data has token id {bad[:1].tolist()}, expected 0 to {n_vocab - 1}')
             spool.write(np.ascontiguousarray(tokens, dtype))

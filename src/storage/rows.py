@@ -96,7 +96,7 @@ def parquet_rows(path, encoding, fields, tell):
                     yield f'{path} row {n_rows}', dict(zip(batch.schema.names, values, strict=True))
                 if tell:
                     tell(os.path.getsize(path) * n_rows // table.metadata.num_rows)
-        except (ArrowException, OSError, UnicodeDecodeError, KeyError) as error:
+        except (ArrowException, OSError, UnicodeDecodeError, LookupError, ArithmeticError) as error:
             reason = str(error).partition('\n')[0][:200]
             raise InputError(f'{path} is no whole .parquet file ({reason}); make it anew') from None
 

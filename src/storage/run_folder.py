@@ -36,6 +36,11 @@ def find_source(run, model, restore_from):  # folders, flag -> prefix, whether t
     return trained or checkpoint.resolve_path(model), bool(trained)
 
 
+def find_template(run, model, restore_from):  # -> text of the checkpoint's run or the model, or None
+    prefix, _ = find_source(run, model, restore_from)
+    return template.find(os.path.dirname(prefix), model)
+
+
 def check_start(run, model, restore_from, hparams):
     """Raises InputError unless the run begins with a checkpoint of this model."""
     prefix, trained = find_source(run, model, restore_from)
@@ -214,7 +219,9 @@ class Run:
                 paths.copy_file(source, target)
         for path in paths.descriptions(self.folder)[len(sources):]:  # another model's
             os.unlink(path)
-        if self.template not in (None, template.find(self.folder)):
+        if self.template is None:  # of a start with one
+            self.remove(r'template\.json')
+        else:
             paths.write_json(self.path(template.FILE), {'template': self.template})
 
 

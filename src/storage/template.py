@@ -33,7 +33,7 @@ class Template:
 
     def texts(self, row, place, field):
         """Of a row: [text], or [Prompt, answer, Prompt, answer, …]. Raises InputError without these."""
-        if field in row:
+        if row.get(field) or (field in row and not row.keys() & {'prompt', 'messages'}):
             return [text_of(row, field, place)]
         if 'prompt' in row and 'completion' in row:
             pairs = [[text_of(row, name, place) for name in ('prompt', 'completion')]]
@@ -42,9 +42,8 @@ class Template:
             require('messages' in row, f'{place} has no "{field}", no "prompt" and "completion", and no '
                     f'"messages", but {names}; give --text_field')
             pairs = exchanges(row['messages'], place)
-            require(len(pairs) == 1 or self.after + self.before,
-                    f'{place} has several answers: --template needs a text that tells where one ends, as in '
-                    "'Q: {prompt}\\nA: {completion}\\n'")
+            require(len(pairs) == 1 or self.after, f'{place} has several answers, and --template no text '
+                    "after {completion}, where one ends, as in $'Q: {prompt}\\nA: {completion}\\n'")
         return [text for prompt, answer in pairs for text in (self.prompt(prompt), answer + self.after)]
 
 

@@ -23,7 +23,8 @@ def read_text(path, encoding=None, tell=None):
     number of the file's bytes that are read so far. Raises InputError for what is no text, or damaged."""
     mark = BYTE_ORDER_MARK
     with opened(path, tell) as data:
-        require(not data.peek().startswith(BINARY),
+        start = data.peek()
+        require(not start.startswith(BINARY) and start[257:262] != b'ustar',
                 f'{path}: this is a packed or binary file, not text; convert it')
         file = open_text(data, encoding)
         try:

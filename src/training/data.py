@@ -14,13 +14,14 @@ def count(parts):  # -> tokens
 
 
 class Data:
-    def __init__(self, flags, enc, hparams, worker):
+    def __init__(self, flags, enc, hparams, worker, template=None):  # template: its text, from before
         self.flags, self.enc, self.hparams, self.worker = flags, enc, hparams, worker
         folder = paths.run_dir(flags.run_name, flags.checkpoint_dir)
-        model_folder = flags.find_model(flags.model_name, quiet=True)
-        self.options = flags.combine, *flags.reading(folder, model_folder)
         val_path = flags.val_dataset if flags.val_every else None
-        sources = [find_parts(path) for path in (flags.dataset, val_path) if path]
+        sources = worker.run_on_all(lambda: [find_parts(path) for path in (flags.dataset, val_path) if path])
+        self.template = flags.template or template
+        *options, default = flags.text_options()
+        self.options = flags.combine, *options, self.template or default
         if worker.size > 1:  # text is encoded once
             sources = worker.run_on_rank0(lambda: self.encode(sources, folder))
         worker.check_same({'the dataset': worker.run_on_all(lambda: self.load(*sources))})
@@ -31,28 +32,33 @@ class Data:
         return [[(next(targets), weight) for _, weight in parts] for parts in sources]
 
     def load(self, parts, val_parts=()):  # -> its fingerprint
-        self.template = None
         self.training, self.validation = ([(weight, self.chunks(path)) for path, weight in source]
                                           for source in (parts, val_parts))
         self.whole_size = count(self.training)
         if self.flags.val_every and not val_parts:
-            held = [(weight, *hold_out(chunks, 0.05)) for weight, chunks in self.training]
+            held = [(weight, *hold_out(chunks, 0.05, self.enc.eot)) for weight, chunks in self.training]
             self.training = [(weight, chunks) for weight, chunks, _ in held]
             self.validation = [(weight, chunks) for weight, _, chunks in held]
         self.size = count(self.training)
+        self.training, self.validation = map(self.packed, (self.training, self.validation))
         return fingerprint(self.enc, *self.training, *self.validation)
 
     def chunks(self, path):
-        chunks = []
-        for chunk in load_dataset(self.enc, path, *self.options, progress=self.worker.rank == 0):
-            if npz.has_prompts(chunk):
-                self.template = self.options[-1]
-                chunks += pack(chunk, self.hparams.n_ctx, self.enc.eot)
-            else:
-                chunks.append(chunk)
+        chunks = load_dataset(self.enc, path, *self.options, progress=self.worker.rank == 0)
         n_tokens = sum(map(len, chunks))
         require(n_tokens >= 16, f'{path} has {n_tokens} tokens, but at least 16 are needed')
         return chunks
+
+    def packed(self, parts):  # -> the same, with windows of whole examples for chunks with prompts
+        windows = []
+        for weight, chunks in parts:
+            windows.append((weight, []))
+            for chunk in chunks:
+                with_prompts = npz.has_prompts(chunk)
+                self.template = self.options[-1] if with_prompts else self.template
+                windows[-1][1].extend(
+                    pack(chunk, self.hparams.n_ctx, self.enc.eot) if with_prompts else [chunk])
+        return windows
 
     def start(self, seed, position):  # to read ahead; checks that tokens are the model's
         self.sampler = Mixture(self.training, seed, self.worker.rank, self.worker.size)

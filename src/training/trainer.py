@@ -39,7 +39,9 @@ class Trainer:
         with default_signal_handlers(self.lock.unlock):
             worker.run_on_rank0(lambda: run_folder.check_start(folder, path, flags.restore_from, hparams))
         worker.check_same({**vars(flags), 'hparams.json': hparams.values(), 'vocabulary': enc.fingerprint})
-        self.data = Data(flags, enc, hparams, worker)
+        template = flags.template or worker.run_on_rank0(
+            lambda: run_folder.find_template(folder, path, flags.restore_from))
+        self.data = Data(flags, enc, hparams, worker, template)
         with default_signal_handlers(self.lock.unlock):
             self.graph = Graph(flags, hparams, worker.reduce, enc.eot if flags.isolate_documents else None)
             self.run = run_folder.Run(folder, path)
@@ -153,9 +155,8 @@ class Trainer:
 
     def mean_of_all(self, sums, norm=0.0):  # sum of losses, their number -> mean of all ranks
         total, count = np.sum(self.worker.gather(sums.tolist()), 0)
-        loss = total / max(count, 1)  # there may be prompts alone
-        self.check_finite(np.isfinite([loss, norm]).all())
-        return float(loss)
+        self.check_finite(np.isfinite([total / count, norm]).all())
+        return float(total / count)
 
     def check_finite(self, is_finite):
         if not is_finite:

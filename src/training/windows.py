@@ -8,7 +8,7 @@ import secrets
 import numpy as np
 
 from errors import InputError, require
-from storage.npz import has_prompts
+from storage.npz import PROMPT, has_prompts
 
 PADDING = -1  # after a short chunk; the loss leaves it out
 MASK = (1 << 64) - 1
@@ -16,25 +16,24 @@ UNIT = 1_000_000  # of shares
 
 
 def pack(chunk, length, end):
-    """Yields windows of whole documents, as many as fit; longer ones are cut. end: the id after each."""
-    start = stop = 0
-    for after in [*(np.flatnonzero(chunk == end) + 1), len(chunk)]:
-        if after - start > length and stop > start:
-            yield chunk[start:stop]
-            start = stop
-        while after - start > length:
-            yield chunk[start:start + length]
-            start += length
-        stop = after
-    if stop > start:
-        yield chunk[start:stop]
+    """Windows of whole documents, as many as fit; longer ones are cut. Those with prompts alone are left out.
+    end: the id after each document."""
+    bounds, ends = [0], np.append(np.flatnonzero(chunk == end) + 1, len(chunk))
+    for stop, after in itertools.pairwise([0, *ends.tolist()]):
+        if after - bounds[-1] > length and stop > bounds[-1]:
+            bounds.append(stop)
+        bounds += range(bounds[-1] + length, after, length)
+    windows = (chunk[start:stop] for start, stop in itertools.pairwise([*bounds, len(chunk)]))
+    return [window for window in windows if (window < PROMPT).any()]
 
 
-def hold_out(chunks, fraction):  # -> lists of training, of the last fraction
+def hold_out(chunks, fraction, end=None):  # -> lists of training, of the last fraction
     total = sum(map(len, chunks))
     training, validation, left = [], [], total - round(total * fraction)
     for chunk in chunks:
-        cut = left if not has_prompts(chunk) else len(chunk) * (left >= len(chunk))  # no example is cut
+        cut = left
+        if has_prompts(chunk) and left < len(chunk):  # no example is cut
+            cut = int(np.max(np.flatnonzero(chunk[:left] == end), initial=-1)) + 1
         training.append(chunk[:cut])
         validation.append(chunk[cut:])
         left = max(left - len(chunk), 0)
