@@ -13,6 +13,8 @@ from errors import require
 from fast.kernels import float32, in_kernel, kernel, traced, xla
 
 LAYERS_IN_KERNEL = 4  # docs/decisions/kernels.md
+INFINITY_BITS = 0x7f800000  # the largest: from 0 up, the bits of float32 sort as its numbers
+MAX_BIAS = 1e6  # above every logit; quotients by any temperature stay finite
 
 
 # Controls
@@ -32,31 +34,55 @@ def top_k_logits(logits, k):  # [B, V] -> [B, V]
     return tf.cond(tf.greater(k, 0), cut, lambda: logits)
 
 
-def top_p_logits(logits, p):  # [B, N] -> [B, N]
-    """Keeps the likeliest that sum to p (Holtzman et al. 2019, section 3.1). p = 0 or 1: all."""
+def keep_mass(logits, p, priority):  # [B, N] -> [B, N]
+    """Keeps the tokens of greatest priority that sum to p. p = 0 or 1: all. priority: a function of their
+    probabilities, to int32 of at least 0."""
     logits, p = tf.convert_to_tensor(logits), float32(p)
 
     def cut():
         # If tf.cond's shapes are unknown, the graph's optimizer prints errors.
         probs = tf.nn.softmax(float32(tf.ensure_shape(logits, logits.shape)))
-        threshold = nucleus_threshold(probs, p)
-        return tf.where_v2(tf.bitcast(probs, tf.int32) < threshold, logits.dtype.min, logits)
+        priorities = priority(probs)
+        return tf.where_v2(priorities < mass_threshold(priorities, probs, p), logits.dtype.min, logits)
     return tf.ensure_shape(tf.cond((p > 0) & (p < 1), cut, lambda: logits), logits.shape)
 
 
 @kernel
-def nucleus_threshold(probs, p):  # float32 [B, N], scalar -> int32 [B, 1]
-    """The bits of the least probability kept: the likelier sum to less than p."""
-    # Bisects the bits, which sort as numbers from 0 up. Sorting is slower.
-    bits = tf.bitcast(probs, tf.int32)
-
+def mass_threshold(priorities, probs, p):  # int32, float32 [B, N], scalar -> int32 [B, 1]
+    """The least priority kept: tokens of greater ones sum to less than p."""
+    # Bisects the integers. Sorting is slower.
     def halve(low, high):
-        middle = (low + high) // 2
-        likelier = tf.reduce_sum(tf.where_v2(bits > middle, probs, 0.0), -1, keepdims=True)
-        return tf.where_v2(likelier < p, low, middle + 1), tf.where_v2(likelier < p, middle, high)
-    low = tf.zeros_like(bits[:, :1])
-    high = low + 0x3f800000  # the bits of 1.0
-    return tf.while_loop(lambda *_: True, halve, (low, high), maximum_iterations=30, back_prop=False)[0]
+        middle = low + (high - low) // 2  # low + high would overflow
+        greater = tf.reduce_sum(tf.where_v2(priorities > middle, probs, 0.0), -1, keepdims=True)
+        return tf.where_v2(greater < p, low, middle + 1), tf.where_v2(greater < p, middle, high)
+    low = tf.zeros_like(priorities[:, :1])
+    bounds = low, low + INFINITY_BITS
+    return tf.while_loop(lambda *_: True, halve, bounds, maximum_iterations=31, back_prop=False)[0]
+
+
+def top_p_logits(logits, p):  # [B, N] -> [B, N]
+    """Keeps the likeliest that sum to p (Holtzman et al. 2019, section 3.1). p = 0 or 1: all."""
+    return keep_mass(logits, p, lambda probs: tf.bitcast(probs, tf.int32))
+
+
+def typical_p_logits(logits, p):  # [B, N] -> [B, N]
+    """Keeps tokens that sum to p, those with information nearest to its mean, the entropy (Meister et al.
+    2023, "Locally Typical Sampling"). p = 0 or 1: all."""
+    def priority(probs):
+        information = -tf.math.log(probs)  # infinite for what was cut
+        entropy = tf.reduce_sum(tf.math.multiply_no_nan(information, probs), -1, keepdims=True)
+        return INFINITY_BITS - tf.bitcast(tf.abs(information - entropy), tf.int32)
+    return keep_mass(logits, p, priority)
+
+
+def min_p_logits(logits, p):  # [B, N] -> [B, N]
+    """Keeps tokens of at least p times the likeliest's probability (Nguyen et al. 2024). p = 0: all."""
+    logits, p = tf.convert_to_tensor(logits), float32(p)
+
+    def cut():
+        least = tf.reduce_max(logits, -1, keepdims=True) + tf.cast(tf.math.log(p), logits.dtype)
+        return tf.where_v2(logits < least, logits.dtype.min, logits)
+    return tf.ensure_shape(tf.cond(p > 0, cut, lambda: logits), logits.shape)
 
 
 def apply_repetition_penalty(logits, tokens, penalty):  # [B, V], int32 [B, N] -> [B, V]
@@ -79,39 +105,49 @@ def asserted(*checks):  # (condition, words…)… -> operations, for those that
     return assertions
 
 
-def check_controls(*, length, temperature=1, top_k=0, top_p=1, repetition_penalty=1):  # as asserted
+def check_controls(*, length, temperature=1, top_k=0, top_p=1, min_p=0, typical_p=1, repetition_penalty=1,
+                   no_repeat_ngram=0, logit_bias=None, n_vocab=2**31):  # as asserted
     return asserted(
         (length > 0, 'length must be 1 or more, not', length),
         (temperature >= 0, 'temperature must be 0 or more, not', temperature),
         (top_k >= 0, 'top_k must be 0 or more, not', top_k),
-        ((top_p >= 0) & (top_p <= 1), 'top_p must be from 0 to 1, not', top_p),
-        (repetition_penalty > 0, 'repetition_penalty must be above 0, not', repetition_penalty))
+        *(((p >= 0) & (p <= 1), f'{name} must be from 0 to 1, not', p)
+          for name, p in (('top_p', top_p), ('min_p', min_p), ('typical_p', typical_p))),
+        (repetition_penalty > 0, 'repetition_penalty must be above 0, not', repetition_penalty),
+        (no_repeat_ngram >= 0, 'no_repeat_ngram must be 0 or more, not', no_repeat_ngram),
+        *((0 <= token < n_vocab and abs(bias) <= MAX_BIAS,
+           f'logit_bias must be of ids below {n_vocab} and numbers up to {MAX_BIAS:,.0f}, not {token}:{bias}')
+          for token, bias in (logit_bias or {}).items()))
 
 
 # One token
 
-def categorical(logits, uniform, top_p):  # [B, N], float64 [B] -> int32 [B]
+def categorical(logits, uniform, top_p, min_p, typical_p):  # [B, N], float64 [B] -> int32 [B]
+    kept = typical_p_logits(min_p_logits(top_p_logits(logits, top_p), min_p), typical_p)
     # Inverts the cumulative distribution: float64 for rare tokens.
-    cumulative = tf.cumsum(tf.cast(tf.nn.softmax(top_p_logits(logits, top_p)), tf.float64), -1)
+    cumulative = tf.cumsum(tf.cast(tf.nn.softmax(kept), tf.float64), -1)
     return tf.reduce_sum(tf.cast(cumulative <= uniform[:, None] * cumulative[:, -1:], tf.int32), -1)
 
 
-def sample_token(logits, uniform, *, temperature, top_k, top_p, vocabulary=None):  # [B, V] -> int32 [B]
-    """top_k applies before top_p; temperature 0: the likeliest. uniform: float64 [B], in [0, 1).
-    vocabulary: the ids to draw from; None: all."""
-    logits = tf.convert_to_tensor(logits)
+def allowed_logits(logits, vocabulary):  # [B, V], ids or None: all -> [B, V], the lowest elsewhere
     allowed = vocabulary is None or np.isin(range(logits.shape.as_list()[-1]), list(vocabulary))
-    if not np.all(allowed):
-        logits = tf.where_v2(allowed, logits, logits.dtype.min)
+    return logits if np.all(allowed) else tf.where_v2(allowed, logits, logits.dtype.min)
+
+
+def sample_token(logits, uniform, *, temperature, top_k, top_p, min_p=0, typical_p=1, vocabulary=None):
+    """[B, V] -> int32 [B]. Controls apply in this order; temperature 0: the likeliest. uniform: float64 [B],
+    in [0, 1). vocabulary: the ids to draw from; None: all."""
+    logits = allowed_logits(tf.convert_to_tensor(logits), vocabulary)
     divisor = tf.clip_by_value(float32(temperature), 1e-30, 1e30)  # keeps quotients finite
     scaled = float32(logits) / divisor
+    draw = functools.partial(categorical, uniform=uniform, top_p=top_p, min_p=min_p, typical_p=typical_p)
 
     def of_largest():
         values, tokens = largest(scaled, top_k)
-        return tf.gather(tokens, categorical(values, uniform, top_p), batch_dims=1)
+        return tf.gather(tokens, draw(values), batch_dims=1)
 
     def drawn():
-        return tf.cond(tf.greater(top_k, 0), of_largest, lambda: categorical(scaled, uniform, top_p))
+        return tf.cond(tf.greater(top_k, 0), of_largest, lambda: draw(scaled))
     return tf.cond(tf.greater(temperature, 0), drawn, lambda: tf.argmax(logits, -1, output_type=tf.int32))
 
 
@@ -208,26 +244,32 @@ def check_context(context, n_more, hparams):  # integers [B, T] -> as asserted
 
 
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1,
-                    top_k=0, top_p=1, seed=None, vocabulary=None):
+                    top_k=0, top_p=1, min_p=0, typical_p=1, logit_bias=None, seed=None, vocabulary=None):
     """Samples `length` tokens after a context; returns int32 [B, T + length]. context: integers [B, T], with
-    -1 at the left of shorter rows; or start_token and batch_size. seed: see random_numbers; vocabulary: see
-    sample_token. Raises InputError for numbers out of range; with tensors that are, running fails."""
-    controls, n_more = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}, length
+    -1 at the left of shorter rows; or start_token and batch_size. logit_bias: {id: number to be added}.
+    seed: see random_numbers; vocabulary: see sample_token. Raises InputError for numbers out of range; with
+    tensors that are, running fails."""
+    controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'min_p': min_p,
+                'typical_p': typical_p}
+    n_more, logit_bias = length, logit_bias or {}
     require((start_token is None) != (context is None), 'give start_token or context')
     if context is None:  # only here T + length may be n_ctx + 1: the last is not fed back
         context, n_more = tf.fill([batch_size, 1], start_token), length - 1
     context = tf.convert_to_tensor(context)
     require(context.dtype.is_integer and context.shape.rank == 2,
             f'context must be token ids, a row for each sample, not {context}')
-    assertions = check_controls(length=length, **controls) + check_context(context, n_more, hparams)
+    checked = check_controls(length=length, logit_bias=logit_bias, n_vocab=hparams.n_vocab, **controls)
+    assertions = checked + check_context(context, n_more, hparams)
     with tf.name_scope('sample_sequence'), tf.control_dependencies(assertions):
         # Weights are read here: read in the loop, they would be copied at every step.
         w, context = model.weights(hparams), tf.cast(context, tf.int32)
         B, T = model.shape_list(context)
         random, start = random_numbers(seed, B, length), row_starts(context)
-        cache = empty_cache(hparams, B, T + length - 1)
+        cache, biases = empty_cache(hparams, B, T + length - 1), np.zeros(hparams.n_vocab, np.float32)
+        biases[list(logit_bias)] = list(logit_bias.values())
 
         def draw(logits, i):
+            logits = logits + biases if logit_bias else logits
             return sample_token(logits, random[:, i], vocabulary=vocabulary, **controls)
 
         def decode(i, token, tokens, cache):

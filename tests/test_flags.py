@@ -107,12 +107,19 @@ def test_those_of_several_processes_are_the_same_and_two():
         ({'seed': -1}, '--seed must be 0 or more, not -1'),
         ({'truncate': ''}, '--stop and --truncate need a text'),
         ({'stop': ('a', '')}, '--stop and --truncate need'),
+        ({'no_repeat_ngram': -1}, '--no_repeat_ngram must be 0 or more, not -1'),
+        *(({'logit_bias': ('1:2', text)}, f'--logit_bias must be ID:BIAS, such as 50256:-100, not {text!r}')
+          for text in ('', '5', ':3', '5:', '-5:3', '5:3:4', '5:nan', '5:-inf', '5:x', ' 5:3', '5.5:1')),
     ],
 )
 def test_those_of_sampling_are_refused_before_a_model_is_looked_for(changes, message):
     with pytest.raises(InputError, match=message):
         SamplingFlags(**changes)
     SamplingFlags(batch_size=1, nsamples=0, seed=0)
+
+
+def test_biases_are_numbers_of_ids():
+    assert SamplingFlags(logit_bias=('1:-2.5', '50256:1', '7:+.5')).biases == {1: -2.5, 50256: 1, 7: 0.5}
 
 
 @pytest.mark.parametrize('changes, ends', [

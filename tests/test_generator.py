@@ -9,6 +9,7 @@ import numpy_gpt2
 import pytest
 import tensorflow.compat.v1 as tf
 import toy
+from test_model import transformers_model
 from tiny_vocab import ENGLISH
 
 import model
@@ -286,6 +287,74 @@ def test_the_distribution_without_a_cache(small, controls):
     assert_distributed(rows[:, 2:], of_pairs(values, [0, 3], **controls))
 
 
+# Controls by which a text depends on what is in it, and the graph's driver
+
+@pytest.fixture(scope='module')
+def toy_pair():
+    """A Generator, and its sizes and weights: such that greedy text repeats itself."""
+    hp = toy.hparams(n_vocab=24, n_ctx=64)
+    values = toy.weights(hp, seed=2, scale=0.3)
+    return made(hp, values), hp, values
+
+
+@pytest.mark.parametrize('ours, theirs', [
+    *(({'no_repeat_ngram': n}, {'no_repeat_ngram_size': n}) for n in (1, 2, 3, 9)),
+    ({'logit_bias': {3: 2.5, 7: -4}}, {'sequence_bias': {(3,): 2.5, (7,): -4.0}}),
+    ({'logit_bias': {3: 2.5}, 'no_repeat_ngram': 2, 'repetition_penalty': 1.2},
+     {'sequence_bias': {(3,): 2.5}, 'no_repeat_ngram_size': 2, 'repetition_penalty': 1.2}),
+    ({'logit_bias': {3: 2.5}, 'no_repeat_ngram': 1, 'repetition_penalty': 0.7},
+     {'sequence_bias': {(3,): 2.5}, 'no_repeat_ngram_size': 1, 'repetition_penalty': 0.7})])
+def test_greedy_text_is_that_of_transformers(toy_pair, ours, theirs):
+    """Rows of several lengths, some of them shorter than an n-gram."""
+    gpt2, hp, values = toy_pair
+    peer = transformers_model(hp, values).eval()
+    import torch
+    contexts = [[3, 1, 4, 1, 5, 9, 2], [7], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5, 9], [5, 5]]
+    length = 10 if 1 in ours.values() else 40
+    rows = rows_of(gpt2, contexts, [[1]] * 4, length=length, temperature=0, **ours)
+    assert rows != rows_of(gpt2, contexts, [[1]] * 4, length=length, temperature=0)
+    for context, row in zip(contexts, rows, strict=True):
+        expected = peer.generate(torch.tensor([context]), attention_mask=torch.ones(1, len(context)),
+                                 max_new_tokens=length, do_sample=False, eos_token_id=None, **theirs)
+        assert row == expected[0, len(context):].tolist()
+        alone = rows_of(gpt2, [context], [[1]], length=length, temperature=0, **ours)  # with prompt lookup
+        assert alone == [row]
+
+
+def test_drawn_text_has_no_ngram_twice_beyond_the_window_either(toy_pair):
+    gpt2 = toy_pair[0]
+    for n in (2, 3):
+        (row,) = rows_of(gpt2, [[3, 1, 4, 1, 5]], [[1]], length=150, no_repeat_ngram=n, temperature=0.3)
+        text = [3, 1, 4, 1, 5, *row]
+        ngrams = [*zip(*(text[i:] for i in range(n)), strict=False)]
+        assert len(ngrams) == len(set(ngrams)) == 156 - n
+
+
+def test_a_text_that_cannot_go_on_is_refused(toy_pair):
+    """There are 24 tokens, of which the prompt has 3."""
+    gpt2 = toy_pair[0]
+    assert len(set(rows_of(gpt2, [[0, 1, 2]], [[1]], length=21, no_repeat_ngram=1)[0])) == 21
+    with pytest.raises(InputError, match='after 24 tokens, no_repeat_ngram 1 leaves no token'):
+        rows_of(gpt2, [[0, 1, 2]], [[1]], length=22, no_repeat_ngram=1)
+
+
+@pytest.mark.parametrize('controls', [
+    {'min_p': 0.1}, {'typical_p': 0.6}, {'logit_bias': {3: 2.5, 7: -4}},
+    {'temperature': 1.3, 'top_k': 15, 'top_p': 0.95, 'min_p': 0.05, 'typical_p': 0.8,
+     'logit_bias': {5: -1e6}}])
+@pytest.mark.usefixtures('compiled')
+def test_sample_sequence_draws_the_same_tokens(toy_pair, controls):
+    _, hp, values = toy_pair
+    gpt2 = made(hp, values)
+    contexts = [[3, 1, 4], [1, 5, 9], [2, 6, 5]]
+    rows = rows_of(gpt2, contexts, [[8, row] for row in range(3)], length=30, **controls)
+    with toy.session() as s:
+        tokens = sample.sample_sequence(hparams=hp, context=contexts, length=30, seed=8, **controls)
+        toy.assign(s, values)
+        assert s.run(tokens)[:, 3:].tolist() == rows
+    assert rows != rows_of(gpt2, contexts, [[8, row] for row in range(3)], length=30)
+
+
 # Log-probabilities
 
 def test_log_probabilities_are_the_models_own_whatever_the_controls():
@@ -296,6 +365,7 @@ def test_log_probabilities_are_the_models_own_whatever_the_controls():
         {},
         {'temperature': 0.5, 'top_k': 3},
         {'top_p': 0.5, 'repetition_penalty': 2},
+        {'min_p': 0.2, 'typical_p': 0.7, 'logit_bias': {5: 9}, 'no_repeat_ngram': 2},
         {'temperature': 0},
     ):
         tokens, logprobs = scored_rows_of(gpt2, CONTEXTS, [[8]] * 4, length=8, **controls)
@@ -425,7 +495,8 @@ def test_a_thousand_calls_add_no_operation_and_no_memory():
     def call(i):
         contexts = [rng.randint(0, hp.n_vocab, rng.randint(1, 20)).tolist() for _ in range(2)]
         rows_of(gpt2, contexts, [[i, 0], [i, 1]], length=2, temperature=i % 3 / 2,
-                top_k=int(rng.randint(0, 50)), top_p=rng.random_sample(), repetition_penalty=1 + i % 4 / 10)
+                top_k=int(rng.randint(0, 50)), top_p=rng.random_sample(), repetition_penalty=1 + i % 4 / 10,
+                min_p=i % 2 / 9, typical_p=1 - i % 5 / 9, no_repeat_ngram=i % 3, logit_bias={i % 7: i % 3})
     for i in range(50):
         call(i)
     graph = gpt2.session.graph
@@ -482,6 +553,10 @@ def test_a_stream_left_unfinished_changes_nothing_of_the_next(small):
         ([[1]], {'length': 2, 'top_k': -1}, 'top_k must be 0'),
         ([[1]], {'length': 2, 'top_p': 2}, 'top_p must be from 0'),
         ([[1]], {'length': 2, 'repetition_penalty': 0}, 'repetition_penalty must be above 0'),
+        ([[1]], {'length': 2, 'min_p': -1}, 'min_p must be from 0'),
+        ([[1]], {'length': 2, 'typical_p': 1.5}, 'typical_p must be from 0'),
+        ([[1]], {'length': 2, 'no_repeat_ngram': -1}, 'no_repeat_ngram must be 0 or more, not -1'),
+        ([[1]], {'length': 2, 'logit_bias': {6: 1}}, 'logit_bias must be of ids below 6 .*, not 6:1'),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(small, contexts, options, message):

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import subprocess
@@ -90,11 +91,90 @@ def test_top_p_keeps_what_sorting_keeps(monkeypatch, kind, smallest):
                 assert (result == row)[result > -1e30].all()
 
 
+@pytest.mark.parametrize('first', [0, 12345, sample.INFINITY_BITS - 4])
+def test_a_threshold_of_mass_is_exact(first):
+    """Of priorities next to each other, wherever they are."""
+    priorities = np.array([[3, 0, 2, 1]], np.int32) + first
+    for p, expected in ((0.2, 3), (0.5, 2), (0.7, 1), (0.95, 0)):
+        probs = np.array([[0.25, 0.25, 0.25, 0.25]], np.float32)
+        assert evaluate(sample.mass_threshold, priorities, probs, np.float32(p)) == first + expected
+
+
 def test_top_p_in_a_graph_of_unknown_sizes():
     with toy.session() as s:
         logits = tf.placeholder(tf.float32, [None, None])
         result = s.run(sample.top_p_logits(logits, 0.7), {logits: np.log([[0.5, 0.3, 0.2]])})
     assert kept(result) == [0, 1]
+
+
+def warpers(**controls):
+    """What transformers applies for these controls, in its order: a function of float32 [B, V]."""
+    torch = pytest.importorskip('torch', reason='make test-all compares with transformers')
+    transformers = pytest.importorskip('transformers', reason='make test-all compares with transformers')
+    gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_head=1, n_embd=2, vocab_size=2))
+    config = transformers.GenerationConfig(do_sample=True, top_k=controls.pop('top_k', 0), **controls)
+    processors = gpt2._get_logits_processor(config)
+    return lambda logits: processors(None, torch.tensor(logits)).numpy()
+
+
+@pytest.mark.parametrize('kind', ['even', 'usual', 'tiny', 'ties', 'equal'])
+@pytest.mark.parametrize('smallest', [0, 1 << 60], ids=['kernel', 'operations'])
+@pytest.mark.parametrize('control', ['min_p', 'typical_p'])
+def test_min_p_and_typical_p_keep_what_transformers_keeps(monkeypatch, kind, smallest, control):
+    """The same tokens of each row, also of equal ones."""
+    monkeypatch.setattr(kernels, 'MIN_FUSED_ELEMENTS', smallest)
+    rng = np.random.RandomState(5)
+    with toy.session() as s:
+        logits, p = tf.placeholder(tf.float32, [8, 300]), tf.placeholder(tf.float32, [])
+        cut = getattr(sample, f'{control}_logits')(logits, p)
+        for value in (*rng.random_sample(8), 1e-9, 1e-4, 0.02, 0.5, 0.9, 0.999, 1):
+            given = some_logits(rng, kind, 300)
+            found, expected = s.run(cut, {logits: given, p: value}), warpers(**{control: float(value)})(given)
+            assert ((found > -1e30) == (expected > -1e30)).all()
+            assert (found == given)[found > -1e30].all()
+
+
+@pytest.mark.parametrize('cut', [sample.top_p_logits, sample.min_p_logits, sample.typical_p_logits])
+def test_cuts_keep_nothing_of_what_was_ruled_out(cut):
+    """The lowest number, and the minus infinity that it may be after a division, leave the others alone."""
+    some = np.array([[2.0, -1, 0.5, 0, 1.9]], np.float32)
+    lowest = np.finfo(np.float32).min
+    for p in (0.3, 0.6, 0.9, 0.999):
+        alone = kept(evaluate(cut, some, p))
+        for value in (lowest, -np.inf):
+            masked = np.concatenate([some, np.full([1, 4], value, np.float32)], axis=1)
+            assert kept(evaluate(cut, masked, p)) == alone
+
+
+@pytest.mark.parametrize('controls', [
+    {'min_p': 0.1}, {'min_p': 1.0}, {'typical_p': 0.6}, {'typical_p': 0.999}, {'typical_p': 1e-6},
+    {'temperature': 0.6, 'min_p': 0.2}, {'top_k': 7, 'min_p': 0.3}, {'top_k': 12, 'typical_p': 0.5},
+    {'temperature': 1.7, 'top_k': 20, 'top_p': 0.9, 'min_p': 0.05, 'typical_p': 0.7},
+    {'top_k': 12, 'top_p': 0.7, 'min_p': 0.2, 'typical_p': 0.6},  # in these two, another order keeps others
+    {'top_k': 20, 'top_p': 0.9, 'min_p': 0.2, 'typical_p': 0.6}])
+def test_tokens_are_drawn_as_often_as_transformers_would(controls):
+    """With all controls in its order: at evenly spaced places of the cumulative distribution."""
+    given = some_logits(np.random.RandomState(7), 'usual', 40)[:1] / 2
+    expected = numpy_gpt2.softmax(warpers(**controls)(given)[0].astype(np.float64))
+    uniform = (np.arange(4000) + 0.5) / 4000
+    logits = np.repeat(given, 4000, axis=0)
+    tokens = evaluate(functools.partial(sample.sample_token, **{'temperature': 1, 'top_k': 0, 'top_p': 1,
+                                                                **controls}), logits, uniform)
+    assert abs(np.bincount(tokens, minlength=40) - expected * 4000).max() < 1.5
+
+
+def test_a_logit_bias_is_added_to_the_logits_of_every_step():
+    hp, values = toy.hparams(), toy.weights(toy.hparams(), scale=0.4)
+    bias = {312: -3.5, 7: 5, 556: 1e6}
+    for logit_bias in ({312: -3.5, 7: 5}, bias):
+        row, expected = CONTEXT[0], []
+        for _ in range(8):
+            logits = numpy_gpt2.logits(values, row + expected, hp.n_head)[-1]
+            logits[list(logit_bias)] += list(logit_bias.values())
+            expected.append(int(logits.argmax()))
+        drawn = draw(values, context=CONTEXT, length=8, temperature=0, logit_bias=logit_bias)
+        assert drawn[0, 5:].tolist() == expected
+    assert set(expected) == {556}
 
 
 @pytest.mark.parametrize('penalty', [0.5, 1, 1.3, 4])
@@ -126,9 +206,9 @@ def test_controls_that_are_tensors_give_what_numbers_give(monkeypatch, smallest)
     found = []
     with toy.session() as s:
         given = {'temperature': tf.placeholder(tf.float32, []), 'top_k': tf.placeholder(tf.int32, []),
-                 'top_p': tf.placeholder(tf.float32, [])}
+                 **{name: tf.placeholder(tf.float32, []) for name in ('top_p', 'min_p', 'typical_p')}}
         token = sample.sample_token(logits, uniform, **given)
-        for temperature, top_k, top_p in (
+        for temperature, top_k, top_p, *others in (
             (0, 0, 0),
             (1, 0, 1),
             (0.7, 5, 0),
@@ -138,15 +218,20 @@ def test_controls_that_are_tensors_give_what_numbers_give(monkeypatch, smallest)
             (1, 100, 0.999),
             (1e-40, 0, 1),
             (1e30, 0, 1),
+            (1, 0, 1, 0.2, 0),
+            (1, 9, 0, 0, 0.4),
+            (1.5, 12, 0.9, 0.1, 0.5),
         ):
-            controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
+            min_p, typical_p = others or (0, 1)
+            controls = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'min_p': min_p,
+                        'typical_p': typical_p}
             numbers = s.run(sample.sample_token(logits, uniform, **controls))
             assert (
                 s.run(token, {given[name]: value for name, value in controls.items()}).tolist()
                 == numbers.tolist()
             )
             found.append(tuple(numbers))
-    assert found[0] == found[3] == found[7] == tuple(logits.argmax(axis=1)) and len(set(found)) == 7
+    assert found[0] == found[3] == found[7] == tuple(logits.argmax(axis=1)) and len(set(found)) == 10
 
 
 @pytest.mark.parametrize('smallest', [0, 1 << 60], ids=['kernel', 'operations'])
@@ -311,6 +396,13 @@ def test_without_a_seed_each_run_differs_and_the_graphs_seed_makes_them_repeat()
         ({'length': 5, 'top_k': -1}, 'top_k must be 0'),
         ({'length': 5, 'top_p': 1.1}, 'top_p must be from 0 to 1'),
         ({'length': 5, 'top_p': -0.1}, 'top_p must be from 0 to 1'),
+        ({'length': 5, 'min_p': 1.1}, 'min_p must be from 0 to 1, not 1.1'),
+        ({'length': 5, 'min_p': float('nan')}, 'min_p must be from 0 to 1'),
+        ({'length': 5, 'typical_p': -0.1}, 'typical_p must be from 0 to 1, not -0.1'),
+        ({'length': 5, 'logit_bias': {557: 1}}, 'logit_bias must be of ids below 557 and .*, not 557:1'),
+        ({'length': 5, 'logit_bias': {-1: 1}}, 'not -1:1'),
+        ({'length': 5, 'logit_bias': {1: float('nan')}}, 'numbers up to 1,000,000, not 1:nan'),
+        ({'length': 5, 'logit_bias': {1: float('-inf')}}, 'not 1:-inf'),
         ({'length': -1}, 'length must be 1 or more, not -1'),
         ({'length': 5, 'temperature': float('nan')}, 'temperature must be 0'),
         ({'length': 5, 'start_token': 1}, 'give start_token or context'),

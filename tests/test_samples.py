@@ -315,9 +315,11 @@ def test_lengths_are_the_originals_where_none_is_given(fake, flags):
 
 def test_controls_reach_the_model(fake, flags):
     controls = {'temperature': 0.7, 'top_k': 40, 'top_p': 0.9, 'repetition_penalty': 1.2,
-                'prompt_lookup': False}
-    sample_model(**flags, nsamples=1, **controls)
-    interact_model(**flags, prompt='x', **controls)
+                'min_p': 0.1, 'typical_p': 0.8, 'no_repeat_ngram': 3, 'prompt_lookup': False}
+    biases = ('5:-1.5', '256:+100', '5:2.')
+    sample_model(**flags, nsamples=1, **controls, logit_bias=biases)
+    interact_model(**flags, prompt='x', **controls, logit_bias=biases)
+    controls['logit_bias'] = {5: 2, 256: 100}
     assert len(fake.options) == 2 and all(options.items() >= controls.items() for options in fake.options)
 
 
@@ -1071,6 +1073,12 @@ def test_after_ctrl_c_a_model_draws_what_it_would_have_drawn(samples, monkeypatc
     (['--top_k=-1'], 'top_k must be'),
     (['--top_p=1.1'], 'top_p must be'),
     (['--top_p=-0.1'], 'top_p must be'),
+    (['--min_p=1.1'], 'min_p must be from 0 to 1, not 1.1'),
+    (['--typical_p=-0.1'], 'typical_p must be from 0 to 1, not -0.1'),
+    (['--no_repeat_ngram=-1'], '--no_repeat_ngram must be 0 or more, not -1'),
+    (['--logit_bias=5'], "--logit_bias must be ID:BIAS, such as 50256:-100, not '5'"),
+    (['--logit_bias', '9999:-1'],
+     'logit_bias must be of ids below 257 and numbers up to 1,000,000, not 9999:-1'),
     (['--nsamples=-1'], '--nsamples must be'),
     (['--batch_size=0'], '--batch_size must be'),
     (['--batch_size=-1'], '--batch_size must be'),
@@ -1126,6 +1134,10 @@ def test_the_defaults_are_the_originals_and_what_is_new_changes_nothing():
         'temperature': 1,
         'top_k': 0,
         'top_p': 1,
+        'min_p': 0,
+        'typical_p': 1,
+        'no_repeat_ngram': 0,
+        'logit_bias': (),
         'models_dir': 'models',
         'checkpoint': None,
         'precision': 'float32',

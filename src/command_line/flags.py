@@ -1,6 +1,7 @@
 """Flags that several scripts share, for them and for callers from Python."""
 import dataclasses
 import importlib.util
+import re
 import typing
 from dataclasses import dataclass
 
@@ -141,10 +142,14 @@ class SamplingFlags(ModelFlags):
     temperature: float = flag(1, 'below 1 the likely becomes likelier; 0: the likeliest token')
     top_k: int = flag(0, f'{TOP_K}. 40 is a good value')
     top_p: float = flag(1, TOP_P)
+    min_p: float = flag(0, "draw from tokens with this share of the likeliest's probability; 0 for all")
+    typical_p: float = flag(1, 'draw from the most typical tokens of this probability in sum; 0 or 1 for all')
     checkpoint: str | None = flag(None, CHECKPOINT)
     precision: str = flag('float32', f'the last two: less memory, faster on a CPU; {TF32}',
                           choices=WEIGHT_PRECISIONS)
     repetition_penalty: float = flag(1, 'above 1, earlier tokens become less likely')
+    no_repeat_ngram: int = flag(0, 'no so many tokens twice in a text, prompt included; 0 for no rule', 0)
+    logit_bias: tuple[str, ...] = flag((), "ID:BIAS, added to this token's logit; may be repeated")
     prompt_lookup: bool = flag(True, 'faster where one sample in float32 repeats its text; the same tokens')
     truncate: str | None = flag(None, "end a sample before this text, often '<|endoftext|>'")
     stop: tuple[str, ...] = flag((), 'the same; may be repeated')
@@ -153,12 +158,20 @@ class SamplingFlags(ModelFlags):
     def __post_init__(self):
         super().__post_init__()
         require('' not in self.ends, '--stop and --truncate need a text')
+        for text in self.logit_bias:
+            require(re.fullmatch(r'\d+:[+-]?(\d+\.?\d*|\.\d+)', text),
+                    f'--logit_bias must be ID:BIAS, such as 50256:-100, not {text!r}')
 
     @property
     def ends(self) -> tuple[str, ...]:
         """The texts that end a sample: stop, which may be one text, and truncate."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         return tuple(stop) if self.truncate is None else (*stop, self.truncate)
+
+    @property
+    def biases(self) -> dict[int, float]:
+        """logit_bias as {id: bias}."""
+        return {int(token): float(bias) for token, bias in (text.split(':') for text in self.logit_bias)}
 
 
 @dataclass(frozen=True)

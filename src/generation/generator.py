@@ -17,7 +17,9 @@ from storage import checkpoint
 
 MIN_CACHE = 128  # positions; doubled when full: attention reads at most twice what is filled
 PREFILL_TOKENS, MIN_PREFILL_TOKENS = 512, 64  # at once, for memory: all rows' sum; a row's least
-CONTROLS = {'temperature': 1, 'top_k': 0, 'top_p': 1, 'repetition_penalty': 1}  # defaults
+CONTROLS = {'temperature': 1, 'top_k': 0, 'top_p': 1, 'min_p': 0, 'typical_p': 1,  # defaults
+            'repetition_penalty': 1, 'no_repeat_ngram': 0, 'logit_bias': {}}
+DRAWING = ('temperature', 'top_k', 'top_p', 'min_p', 'typical_p')  # those of sample_token
 
 
 def load(model_name='124M', models_dir='models', checkpoint_name=None, precision='float32'):
@@ -77,16 +79,19 @@ class Generator:
         n_draws = B if T or B > 1 or self.rounds else None  # None: of one row, several if there are guesses
         ints = {'tokens': [B, T], 'history': [n_draws, None], 'start': [B], 'n_past': [], 'top_k': []}
         x = {name: tf.placeholder(tf.int32, shape) for name, shape in ints.items()}
-        x |= {name: tf.placeholder(tf.float32, []) for name in ('temperature', 'top_p', 'repetition_penalty')}
+        x |= {name: tf.placeholder(tf.float32, []) for name in (*DRAWING, 'repetition_penalty')
+              if name not in x}
+        x['biases'] = tf.placeholder(tf.float32, [None, None])
         x['uniform'] = tf.placeholder(tf.float64, [n_draws])
         n_drawn = 1 if n_draws else tf.size(x['uniform']) // B
         buffers = [tf.ensure_shape(v.read_value(), [B, v.shape[1], size, v.shape[3]]) for v in self.cache]
         cache = list(zip(buffers[::2], buffers[1::2], strict=True))
         decode, write = (sample.step, kernel(self.write)) if T else (sample.prefill, self.write)
         logits, presents = decode(self.hparams, self.w, x['tokens'], x['start'], cache, x['n_past'], n_drawn)
+        biased = tf.ensure_shape(logits + x['biases'], logits.shape)
         drawn = sample.sample_token(
-            sample.apply_repetition_penalty(logits, x['history'], x['repetition_penalty']), x['uniform'],
-            temperature=x['temperature'], top_k=x['top_k'], top_p=x['top_p'], vocabulary=self.enc.decoder)
+            sample.apply_repetition_penalty(biased, x['history'], x['repetition_penalty']), x['uniform'],
+            vocabulary=self.enc.decoder, **{name: x[name] for name in DRAWING})
         logprobs = tf.gather(tf.nn.log_softmax(logits), drawn, batch_dims=1)
         written = write(presents, x['n_past'])
         with tf.control_dependencies([written]):
@@ -105,7 +110,7 @@ class Generator:
         tokens are drawn in one pass where the text repeats itself. Raises InputError for values out of range.
         """
         controls, n_ctx = {**CONTROLS, **controls}, self.hparams.n_ctx
-        sample.check_controls(length=length, **controls)
+        sample.check_controls(length=length, n_vocab=self.hparams.n_vocab, **controls)
         contexts, last = [context[-n_ctx:] for context in contexts], self.hparams.n_vocab - 1
         tokens = padded(contexts)
         sizes, n_dropped = (tokens >= 0).sum(axis=1), np.array([])
@@ -115,7 +120,8 @@ class Generator:
         keys = np.array([[*seed, 0][:2] for seed in seeds], np.int64)
         uniforms = np.zeros([len(seeds), 0])
         stride = max(1, n_ctx // 4)  # docs/decisions/sliding-window.md
-        lookup = PromptLookup() if prompt_lookup and len(seeds) == 1 and not self.rounds else None
+        looks_up = prompt_lookup and len(seeds) == 1 and not self.rounds and not controls['no_repeat_ngram']
+        lookup = PromptLookup() if looks_up else None
         this_stream, results = object(), []
         self.active_stream = this_stream
         for n in range(length):
@@ -123,8 +129,7 @@ class Generator:
                 raise RuntimeError('another stream of this Generator has begun')
             if n == uniforms.shape[1]:
                 uniforms = self.random_numbers(keys, max(2 * n, n_ctx))  # which begin as before
-            history = tokens if controls['repetition_penalty'] != 1 else tokens[:, :0]
-            values = {**controls, 'uniform': uniforms[:, n], 'history': history}
+            values = self.inputs(tokens, controls, uniforms[:, n])
             before, beyond = n_dropped, np.maximum(0, sizes + n - n_ctx)
             n_dropped = -(-beyond // stride) * stride
             if not np.array_equal(before, n_dropped):
@@ -137,6 +142,18 @@ class Generator:
             drawn, logprobs = results.pop(0)
             tokens = np.concatenate([tokens, drawn[:, None]], axis=1)
             yield drawn, logprobs
+
+    def inputs(self, tokens, controls, uniform):  # int32 [B, T], float64 [B] -> for run
+        history = tokens if controls['repetition_penalty'] != 1 else tokens[:, :0]
+        logit_bias, n = controls['logit_bias'], controls['no_repeat_ngram']
+        biases = np.zeros([len(tokens), self.hparams.n_vocab] if logit_bias or n else [1, 1], np.float32)
+        biases[:, list(logit_bias)] = list(logit_bias.values())
+        for row, bias in zip(tokens, biases, strict=True) if n else ():
+            repeating = repeating_tokens(row[row >= 0], n)
+            require(len(repeating) < len(self.enc.decoder),
+                    f'after {len(row)} tokens, no_repeat_ngram {n} leaves no token; give a larger one')
+            bias[repeating] = tf.float32.min
+        return {**controls, 'uniform': uniform, 'history': history, 'biases': biases}
 
     def look_up(self, lookup, limit, tokens, uniforms, values):  # -> results of several steps, or none
         guesses = lookup.guess(tokens[0], limit)
@@ -197,6 +214,13 @@ class Generator:
 def padded(rows):  # -> int32 [B, T], with -1 at the left of shorter rows
     T = max(map(len, rows))
     return np.array([[-1] * (T - len(row)) + list(row) for row in rows], np.int32)
+
+
+def repeating_tokens(row, n):  # int32 [T] -> the tokens that would end an n-gram of the row again
+    if n > len(row):
+        return row[:0]
+    ngrams = np.lib.stride_tricks.sliding_window_view(row, n)
+    return np.unique(ngrams[(ngrams[:, :-1] == row[len(row) - n + 1:]).all(axis=1), -1])
 
 
 def new_seed():  # -> int, below 2^32

@@ -20,11 +20,12 @@ class SampleWriter:
     """Writes the samples that SamplingFlags ask for."""
 
     def __init__(self, flags, unconditional, special_tokens=False, template_text=None):
-        controls = {name: getattr(flags, name) for name in generator.CONTROLS}
+        controls = {name: getattr(flags, name) for name in generator.CONTROLS} | {'logit_bias': flags.biases}
         sample.check_controls(length=1, **controls)
         folder = flags.find_model(flags.model_name)
         self.model = generator.load(folder, flags.models_dir, flags.checkpoint, flags.precision)
         self.enc, self.n_ctx = self.model.enc, self.model.hparams.n_ctx
+        sample.check_controls(length=1, n_vocab=self.model.hparams.n_vocab, **controls)  # the ids
         require(self.enc.eot is not None or not unconditional,
                 f'{folder}/encoder.json lacks {encoder.EOT}, with which samples begin; give a prompt')
         self.seed, self.nsamples, self.batch_size = flags.seed, flags.nsamples, flags.batch_size
