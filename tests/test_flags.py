@@ -110,6 +110,11 @@ def test_those_of_several_processes_are_the_same_and_two():
         ({'no_repeat_ngram': -1}, '--no_repeat_ngram must be 0 or more, not -1'),
         *(({'logit_bias': ('1:2', text)}, f'--logit_bias must be ID:BIAS, such as 50256:-100, not {text!r}')
           for text in ('', '5', ':3', '5:', '-5:3', '5:3:4', '5:nan', '5:-inf', '5:x', ' 5:3', '5.5:1')),
+        ({'beams': 1}, re.escape('--beams must be 2 or more (for 1, give --temperature 0), not 1')),
+        ({'beams': 3, 'nsamples': 4}, '--nsamples must be at most --beams, 3, not 4'),
+        *(({'beams': 3, name: value}, f'--beams draws nothing at random; leave out --{name}$')
+          for name, value in (('seed', 0), ('batch_size', 2), ('temperature', 0), ('top_k', 1),
+                              ('top_p', 0.5), ('min_p', 0.1), ('typical_p', 0.5))),
     ],
 )
 def test_those_of_sampling_are_refused_before_a_model_is_looked_for(changes, message):
@@ -118,8 +123,10 @@ def test_those_of_sampling_are_refused_before_a_model_is_looked_for(changes, mes
     SamplingFlags(batch_size=1, nsamples=0, seed=0)
 
 
-def test_biases_are_numbers_of_ids():
-    assert SamplingFlags(logit_bias=('1:-2.5', '50256:1', '7:+.5')).biases == {1: -2.5, 50256: 1, 7: 0.5}
+def test_beams_take_what_they_can_use():
+    flags = SamplingFlags(beams=3, nsamples=3, repetition_penalty=1.2, no_repeat_ngram=2, stop=('a',),
+                          logit_bias=('1:-2.5', '50256:1', '7:+.5'))
+    assert flags.biases == {1: -2.5, 50256: 1, 7: 0.5}
 
 
 @pytest.mark.parametrize('changes, ends', [

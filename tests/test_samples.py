@@ -28,7 +28,7 @@ from errors import InputError
 from fast import session
 from fast.session import WEIGHT_PRECISIONS
 from generate_unconditional_samples import sample_model
-from generation import continuation, generator
+from generation import beam_search, continuation, generator
 from generation import samples as sampling
 from hparams import load_hparams
 from interactive_conditional_samples import interact_model
@@ -330,6 +330,54 @@ def test_a_seed_holds_for_every_prompt_and_none_is_a_new_one_each_time(fake, fla
     first, second, third, fourth = [seed for _, seed, _ in fake.calls]
     assert first == second == 7
     assert third != fourth
+
+
+# --beams
+
+def test_beams_are_printed_best_first(models, flags, toy_model, capsys):
+    """All, or nsamples of them, at once or in JSON lines."""
+    controls = {'length': 10, 'repetition_penalty': 1.2, 'no_repeat_ngram': 4}
+    context = toy_model.enc.encode('a prompt')
+    rows = beam_search.search(toy_model, context, beams=3, stop=END, logit_bias={97: 2.5}, **controls)
+    texts = [row.text for row in rows]
+    assert len(set(texts)) > 1
+    options = {**flags, **controls, 'beams': 3, 'truncate': END, 'logit_bias': ('97:2.5',)}
+    assert drawn(capsys, interact_model, **options, prompt='a prompt', nsamples=3) == texts
+    assert drawn(capsys, interact_model, **options, prompt='a prompt') == texts[:1]
+    unconditional = drawn(capsys, sample_model, **options)
+    assert len(unconditional) == 3 and unconditional[:2] == drawn(capsys, sample_model, **options, nsamples=2)
+
+
+def test_beams_of_a_file_of_prompts(flags, toy_model, capsys, tmp_path):
+    """Two for each prompt, and the same bytes after an interruption."""
+    path, output = write_prompts(tmp_path / 'p.txt', ['a prompt', 'x', 'a prompt']), tmp_path / 'out.jsonl'
+    options = {**flags, 'prompts_file': path, 'length': 6, 'beams': 4, 'nsamples': 2, 'logprobs': True,
+               'output': str(output)}
+    interact_model(**options)
+    whole = output.read_bytes()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert [line['prompt'] for line in lines] == ['a prompt'] * 2 + ['x'] * 2 + ['a prompt'] * 2
+    for line, row in zip(lines, 2 * beam_search.search(toy_model, toy_model.enc.encode('a prompt'), beams=4,
+                                                       length=6)[:2], strict=False):
+        if line['prompt'] == 'a prompt':
+            assert (line['tokens'], line['text']) == (row.tokens, row.text)
+            np.testing.assert_allclose(line['logprobs'], row.logprobs, atol=1e-5)
+    assert lines[:2] == lines[4:]
+    for n in range(6):
+        output.write_bytes(b'\n'.join([*whole.split(b'\n')[:n], b'{"pro']))
+        interact_model(**options)
+        assert output.read_bytes() == whole
+
+
+def test_beams_that_exceed_the_window_are_one_line(flags, capfd, tmp_path):
+    said = refused(capfd, interact_model, *argv_of(flags), '--prompt', 'x' * 40, '--beams=2')
+    assert 'a prompt of 40 tokens and 24 more exceed n_ctx, 48, where beams end; give a smaller' in said
+    assert 'a prompt of 1 tokens and 49 more' in refused(capfd, sample_model, *argv_of(flags), '--length=49',
+                                                         '--beams=2')
+    assert len(drawn(capfd, sample_model, **flags, beams=2)) == 2  # of 48 tokens
+    (tmp_path / 'p.txt').write_text('x\n' + 'x' * 40 + '\n')
+    with pytest.raises(InputError, match='txt, line 2: a prompt of 40 tokens and 24 more exceed'):
+        interact_model(**flags, beams=2, prompts_file=str(tmp_path / 'p.txt'))
 
 
 # --output
@@ -1079,6 +1127,8 @@ def test_after_ctrl_c_a_model_draws_what_it_would_have_drawn(samples, monkeypatc
     (['--logit_bias=5'], "--logit_bias must be ID:BIAS, such as 50256:-100, not '5'"),
     (['--logit_bias', '9999:-1'],
      'logit_bias must be of ids below 257 and numbers up to 1,000,000, not 9999:-1'),
+    (['--beams=-1'], '--beams must be 0 or more, not -1'),
+    (['--beams=3', '--top_k=40', '--seed=1'], '--beams draws nothing at random; leave out --seed, --top_k'),
     (['--nsamples=-1'], '--nsamples must be'),
     (['--batch_size=0'], '--batch_size must be'),
     (['--batch_size=-1'], '--batch_size must be'),
@@ -1138,6 +1188,7 @@ def test_the_defaults_are_the_originals_and_what_is_new_changes_nothing():
         'typical_p': 1,
         'no_repeat_ngram': 0,
         'logit_bias': (),
+        'beams': 0,
         'models_dir': 'models',
         'checkpoint': None,
         'precision': 'float32',

@@ -17,6 +17,7 @@ TOP_P = 'draw from the likeliest tokens of this probability in sum; 0 or 1 for a
 TEXTS = ('a file (text, .jsonl, .csv, .tsv, .parquet, maybe packed; .npz of encode.py), folder, quoted glob, '
          'or several, with commas')
 TEXT_FIELD = 'of a row, with its text'
+DRAWING = ('seed', 'batch_size', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p')  # not for beams
 CHECKPOINT = "model-best, model-N or any checkpoint's path; None for the newest"
 
 
@@ -136,7 +137,7 @@ class HorovodFlags(TrainFlags):
 class SamplingFlags(ModelFlags):
     """Draws samples of a model."""
     seed: int | None = flag(None, 'the same gives the same samples; None for new ones', 0)
-    nsamples: int = flag(0, 'how many; 0 for no end', 0)
+    nsamples: int = flag(0, 'how many; 0 for no end, or all beams', 0)
     batch_size: int = flag(1, 'samples drawn side by side', 1)
     length: int | None = flag(None, 'tokens in a sample; None for n_ctx, or after a prompt half of it', 1)
     temperature: float = flag(1, 'below 1 the likely becomes likelier; 0: the likeliest token')
@@ -150,6 +151,7 @@ class SamplingFlags(ModelFlags):
     repetition_penalty: float = flag(1, 'above 1, earlier tokens become less likely')
     no_repeat_ngram: int = flag(0, 'no so many tokens twice in a text, prompt included; 0 for no rule', 0)
     logit_bias: tuple[str, ...] = flag((), "ID:BIAS, added to this token's logit; may be repeated")
+    beams: int = flag(0, 'search for the likeliest samples, with so many beams; 0: draw them', 0)
     prompt_lookup: bool = flag(True, 'faster where one sample in float32 repeats its text; the same tokens')
     truncate: str | None = flag(None, "end a sample before this text, often '<|endoftext|>'")
     stop: tuple[str, ...] = flag((), 'the same; may be repeated')
@@ -161,6 +163,12 @@ class SamplingFlags(ModelFlags):
         for text in self.logit_bias:
             require(re.fullmatch(r'\d+:[+-]?(\d+\.?\d*|\.\d+)', text),
                     f'--logit_bias must be ID:BIAS, such as 50256:-100, not {text!r}')
+        if self.beams:
+            drawing = [f'--{field.name}' for field in dataclasses.fields(self)
+                       if field.name in DRAWING and getattr(self, field.name) != field.default]
+            require(not drawing, f'--beams draws nothing at random; leave out {", ".join(drawing)}')
+            self.check('beams', self.beams > 1, '2 or more (for 1, give --temperature 0)')
+            self.check('nsamples', self.nsamples <= self.beams, f'at most --beams, {self.beams}')
 
     @property
     def ends(self) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The text of a sample while its tokens come: whole characters, up to the text that ends it."""
 import codecs
+import copy
 
 
 class Continuation:
@@ -13,6 +14,12 @@ class Continuation:
         self.tokens, self.logprobs, self.text = [], [], ''
         self.n_read, self.finished = 0, False
         self.decoder = codecs.getincrementaldecoder('utf-8')(enc.errors)
+
+    def copy(self):
+        other = copy.copy(self)
+        other.tokens, other.logprobs = [*self.tokens], [*self.logprobs]
+        other.decoder = copy.copy(self.decoder)
+        return other
 
     def add(self, token, logprob):
         if not self.finished:

@@ -63,8 +63,12 @@ class Generator:
             # Both made before make_callable: TensorFlow warns if it changes operations later.
             grow = tf.group(*[v.assign(tf.pad(v.read_value(), added), read_value=False) for v in self.cache])
             clear = tf.group(*[v.initializer for v in self.cache])
+            parents = tf.placeholder(tf.int32, [None])
+            gather = tf.group(*[v.assign(tf.gather(v.read_value(), parents), read_value=False)
+                                for v in self.cache])
             self.clear = session.make_callable(clear)
             self.grow = session.make_callable(grow, [rows, positions])
+            self.gather = session.make_callable(gather, [parents])
 
     def write(self, presents, n_past):  # -> n_past, once they are in the cache
         # After a slice is assigned, TensorFlow would copy the variable at each read.
@@ -74,8 +78,8 @@ class Generator:
             return tf.identity(n_past)
 
     def build(self, B, T, size):
-        """f(dict, draws): tokens and log-probabilities, if it draws. T, size: None in a prefill or a
-        pass of guesses."""
+        """f(dict, outputs): tokens and their log-probabilities, 'drawn' or the top_k 'likeliest', these with
+        scores first; or None. T, size: None in a prefill or a pass of guesses."""
         n_draws = B if T or B > 1 or self.rounds else None  # None: of one row, several if there are guesses
         ints = {'tokens': [B, T], 'history': [n_draws, None], 'start': [B], 'n_past': [], 'top_k': []}
         x = {name: tf.placeholder(tf.int32, shape) for name, shape in ints.items()}
@@ -88,19 +92,25 @@ class Generator:
         cache = list(zip(buffers[::2], buffers[1::2], strict=True))
         decode, write = (sample.step, kernel(self.write)) if T else (sample.prefill, self.write)
         logits, presents = decode(self.hparams, self.w, x['tokens'], x['start'], cache, x['n_past'], n_drawn)
-        biased = tf.ensure_shape(logits + x['biases'], logits.shape)
-        drawn = sample.sample_token(
-            sample.apply_repetition_penalty(biased, x['history'], x['repetition_penalty']), x['uniform'],
-            vocabulary=self.enc.decoder, **{name: x[name] for name in DRAWING})
-        logprobs = tf.gather(tf.nn.log_softmax(logits), drawn, batch_dims=1)
+        logprobs = tf.nn.log_softmax(logits)
+
+        def processed(scores):
+            biased = tf.ensure_shape(scores + x['biases'], scores.shape)
+            return sample.apply_repetition_penalty(biased, x['history'], x['repetition_penalty'])
+        drawn = sample.sample_token(processed(logits), x['uniform'], vocabulary=self.enc.decoder,
+                                    **{name: x[name] for name in DRAWING})
+        scores = sample.allowed_logits(processed(logprobs), self.enc.decoder)
+        scores, tokens = sample.largest(scores, x['top_k'])
         written = write(presents, x['n_past'])
         with tf.control_dependencies([written]):
-            results = [tf.identity(drawn), logprobs]
+            results = {
+                'drawn': [tf.identity(drawn), tf.gather(logprobs, drawn, batch_dims=1)],
+                'likeliest': [tf.identity(scores), tokens, tf.gather(logprobs, tokens, batch_dims=1)]}
 
         @functools.cache  # making one takes time
-        def function(draws):
-            return self.session.make_callable(results if draws else written, list(x.values()))
-        return lambda values, draws: function(draws)(*(values[name] for name in x))
+        def function(outputs):
+            return self.session.make_callable(results.get(outputs, written), list(x.values()))
+        return lambda values, outputs: function(outputs)(*(values[name] for name in x))
 
     def stream(self, contexts, seeds, *, length, prompt_lookup=True, **controls):
         """Yields `length` times the rows' next tokens, int32 [B], and the model's log-probabilities.
@@ -143,7 +153,7 @@ class Generator:
             tokens = np.concatenate([tokens, drawn[:, None]], axis=1)
             yield drawn, logprobs
 
-    def inputs(self, tokens, controls, uniform):  # int32 [B, T], float64 [B] -> for run
+    def inputs(self, tokens, controls, uniform, outputs='drawn'):  # int32 [B, T], float64 [B] -> for run
         history = tokens if controls['repetition_penalty'] != 1 else tokens[:, :0]
         logit_bias, n = controls['logit_bias'], controls['no_repeat_ngram']
         biases = np.zeros([len(tokens), self.hparams.n_vocab] if logit_bias or n else [1, 1], np.float32)
@@ -153,7 +163,7 @@ class Generator:
             require(len(repeating) < len(self.enc.decoder),
                     f'after {len(row)} tokens, no_repeat_ngram {n} leaves no token; give a larger one')
             bias[repeating] = tf.float32.min
-        return {**controls, 'uniform': uniform, 'history': history, 'biases': biases}
+        return {**controls, 'uniform': uniform, 'history': history, 'biases': biases, 'outputs': outputs}
 
     def look_up(self, lookup, limit, tokens, uniforms, values):  # -> results of several steps, or none
         guesses = lookup.guess(tokens[0], limit)
@@ -177,7 +187,11 @@ class Generator:
             results = self.run(tokens[:, first:min(first + part, 0) or None], values, n)
         return results
 
-    def run(self, tokens, values, n, T=None):  # draws once the cache has n positions
+    def select_rows(self, rows):  # of the cache
+        self.start = self.start[rows]
+        self.gather(rows)
+
+    def run(self, tokens, values, n, T=None):  # has outputs once the cache has n positions
         B = len(tokens)
         if n > self.cache_size:
             size = min(max(MIN_CACHE, 1 << (n - 1).bit_length()), self.hparams.n_ctx)
@@ -187,7 +201,7 @@ class Generator:
         self.n_past += tokens.shape[1]
         with self.session.graph.as_default():
             function = self.function(B, T, T and self.cache_size)
-        return function(values, draws=self.n_past == n)
+        return function(values, values['outputs'] if self.n_past == n else None)
 
     def free_cache(self):  # and end the stream
         self.clear()

@@ -12,7 +12,7 @@ import encoder
 import sample
 from errors import InputError, require
 from fast.session import device
-from generation import generator
+from generation import beam_search, generator
 from storage import paths, template, text_files
 
 
@@ -20,7 +20,8 @@ class SampleWriter:
     """Writes the samples that SamplingFlags ask for."""
 
     def __init__(self, flags, unconditional, special_tokens=False, template_text=None):
-        controls = {name: getattr(flags, name) for name in generator.CONTROLS} | {'logit_bias': flags.biases}
+        used = beam_search.CONTROLS if flags.beams else generator.CONTROLS
+        controls = {name: getattr(flags, name) for name in used} | {'logit_bias': flags.biases}
         sample.check_controls(length=1, **controls)
         folder = flags.find_model(flags.model_name)
         self.model = generator.load(folder, flags.models_dir, flags.checkpoint, flags.precision)
@@ -28,32 +29,40 @@ class SampleWriter:
         sample.check_controls(length=1, n_vocab=self.model.hparams.n_vocab, **controls)  # the ids
         require(self.enc.eot is not None or not unconditional,
                 f'{folder}/encoder.json lacks {encoder.EOT}, with which samples begin; give a prompt')
-        self.seed, self.nsamples, self.batch_size = flags.seed, flags.nsamples, flags.batch_size
+        self.seed, self.beams, self.nsamples = flags.seed, flags.beams, flags.nsamples or flags.beams
+        self.batch_size = self.nsamples if self.beams else flags.batch_size
         text = (template.find(folder) if template_text is None else template_text) or ''
         self.template, self.device = template.Template(text) if text and not unconditional else None, device()
         ends = self.template.ends(self.enc) if self.template else []
         self.special_tokens = special_tokens or any(token in text for token in self.enc.special)
         length = flags.length or (self.n_ctx if unconditional else max(1, self.n_ctx // 2))
-        self.options = {'length': length, 'stop': (*flags.ends, *ends), **controls,
-                        'prompt_lookup': flags.prompt_lookup}
+        self.options = {'length': length, 'stop': (*flags.ends, *ends), **controls}
+        self.options |= {'beams': flags.beams} if flags.beams else {'prompt_lookup': flags.prompt_lookup}
 
     def context(self, prompt, place=''):  # -> tokens
         text = self.template.prompt(prompt) if self.template else prompt
         tokens = self.enc.encode(text, self.special_tokens)
+        if self.beams:
+            beam_search.check_length(len(tokens), self.options['length'], self.n_ctx, place)
         if len(tokens) > self.n_ctx:
             tqdm.write(f'{place}the prompt has {len(tokens)} tokens; its last {self.n_ctx} are used',
                        file=sys.stderr)
         return tokens
 
     def draw(self, contexts, numbers):  # -> as Generator.continuations
-        seed = generator.new_seed() if self.seed is None else self.seed
+        if self.beams:  # a batch is of one prompt
+            states = [beam_search.search(self.model, contexts[0], **self.options)[:len(contexts)]]
+        else:
+            seed = generator.new_seed() if self.seed is None else self.seed
+            seeds = [[seed, number] for number in numbers]
+            states = self.model.continuations(contexts, seeds, **self.options)
         if self.device:  # told once, when nothing more is refused
             tqdm.write(f'Device: {self.device}', file=sys.stderr)
             self.device = ''
-        return self.model.continuations(contexts, [[seed, number] for number in numbers], **self.options)
+        return states
 
     def write(self, file, prompt=None, prefix=''):
-        """Writes nsamples samples (0: no end); one alone, to stdout, while it is drawn."""
+        """Writes nsamples samples (0: no end, or all beams); one alone, to stdout, while it is drawn."""
         context = [self.enc.eot] if prompt is None else self.context(prompt)
         numbers = range(self.nsamples or sys.maxsize)
         for first in numbers[::self.batch_size]:
