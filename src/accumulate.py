@@ -31,5 +31,5 @@ class AccumulatingOptimizer:
             return self.total_loss / self.count
 
 
-def zeros(shape, name, **options):  # -> a variable
-    return tf.Variable(tf.zeros(shape), trainable=False, name=name, use_resource=True, **options)
+def zeros(shape, name, dtype=tf.float32, **options):  # -> a variable
+    return tf.Variable(tf.zeros(shape, dtype), trainable=False, name=name, use_resource=True, **options)

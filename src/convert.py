@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Converts models to and from Hugging Face's format."""
+"""Converts models to and from Hugging Face's format, and merges an adapter into a model."""
 from command_line import cli
 from command_line.flags import ExportFlags
 
@@ -9,7 +9,14 @@ from storage import paths
 @cli.takes(ExportFlags)
 def to_hf(flags):
     """Writes a model or run into a folder that transformers reads."""
-    cli.write_model(flags, 'hugging_face')
+    cli.write_model(flags, 'formats.hugging_face')
+
+
+@cli.takes(ExportFlags)
+def merge(flags):
+    """Makes a model of a run, with its adapter in the weights."""
+    paths.for_tensorflow(paths.expand(flags.out))
+    cli.write_model(flags, 'storage.new_model', 'merge')
 
 
 def from_hf(directory: str, name: str, models_dir: str = 'models'):
@@ -28,7 +35,7 @@ def from_hf(directory: str, name: str, models_dir: str = 'models'):
     print(f'Made {target}: {hparams.n_parameters():,} parameters')
 
 
-COMMANDS = {'to_hf': to_hf, 'from_hf': from_hf}
+COMMANDS = {'to_hf': to_hf, 'from_hf': from_hf, 'merge': merge}
 
 if __name__ == '__main__':
     cli.run(COMMANDS)

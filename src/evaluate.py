@@ -129,7 +129,7 @@ def load(flags):  # -> Likelihood
         from evaluation.likelihood import Likelihood
         folder = (flags.find_model(flags.model_name) if flags.run_name is None
                   else paths.run_dir(flags.run_name, flags.checkpoint_dir))
-        return Likelihood(folder, checkpoint_name=flags.checkpoint, precision=flags.precision,
+        return Likelihood(folder, flags.models_dir, flags.checkpoint, precision=flags.precision,
                           batch_size=flags.batch_size, context=flags.context)
 
 

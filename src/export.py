@@ -13,7 +13,7 @@ def export(flags):
     TensorFlow Serving wants OUT's name to be a number, the version: served/gpt2/1.
     """
     paths.for_tensorflow(paths.expand(flags.out))
-    cli.write_model(flags, 'saved_model')
+    cli.write_model(flags, 'formats.saved_model')
 
 
 if __name__ == '__main__':

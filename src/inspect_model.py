@@ -52,7 +52,7 @@ def inspect_model(flags):
         wanted.append((flags.compare or flags.model_name, flags.compare_checkpoint))
     models = []
     for name, checkpoint in wanted:
-        inspector = Inspector(flags.find_model(name), checkpoint_name=checkpoint, precision=flags.precision)
+        inspector = Inspector(flags.find_model(name), flags.models_dir, checkpoint, precision=flags.precision)
         models.append((f'{name}, {os.path.basename(inspector.prefix)}', inspector))
     enc, n_ctx = inspector.enc, min(inspector.hparams.n_ctx for _, inspector in models)
     require(all(inspector.enc.fingerprint == enc.fingerprint for _, inspector in models),

@@ -60,7 +60,10 @@ def merge_states(x):  # [B, T, H, D] -> [B, T, E]
 
 def conv1d(x, w, scope):  # [B, T, n_in] -> [B, T, n_out]
     B, T, n_in = shape_list(x)
-    h = matmul(tf.reshape(x, [-1, n_in]), w[f'{scope}/w']) + w[f'{scope}/b']
+    x = tf.reshape(x, [-1, n_in])
+    h = matmul(x, w[f'{scope}/w']) + w[f'{scope}/b']
+    if f'{scope}/lora_a' in w:  # Hu et al. 2021, section 4.1; lora_b is scaled already
+        h += matmul(matmul(x, w[f'{scope}/lora_a']), w[f'{scope}/lora_b'])
     return tf.reshape(h, [B, T, h.shape[-1]])
 
 

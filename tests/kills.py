@@ -237,14 +237,19 @@ def kills_of_training(count: int = 100, seed: int = 0):
     return in_new_process(kill_training, count, seed)
 
 
+def kills_of_adapters(count: int = 50, seed: int = 0):
+    """The same of a run that trains an adapter, with --lora_rank."""
+    return in_new_process(kill_training, count, seed, {'lora_rank': 4, 'lora_targets': 'all'})
+
+
 SAVE_EVERY = 3
 
 
-def kill_training(count, seed):
+def kill_training(count, seed, changes=None):
     import_tensorflow()
     rng, counts, seen = random.Random(seed), collections.Counter(), []
     with tempfile.TemporaryDirectory() as folder:
-        flags, log = world(folder), os.path.join(folder, 'log')
+        flags, log = dataclasses.replace(world(folder), **(changes or {})), os.path.join(folder, 'log')
         reached = most_lost = 0
         for number in tqdm(range(count), desc='kills of training', disable=None):
             fault = draw(rng, seconds=0.5, operations=60)
@@ -318,6 +323,7 @@ def inspected(flags, what):  # -> [(what, digest of weights)]
     last = checkpoint.latest(directory)
     named = [os.path.join(directory, f'model-{step}') for step in run_folder.named_steps(directory)]
     expected = {
+        'adapter',
         'checkpoint',
         'counter',
         'encoder',

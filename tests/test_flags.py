@@ -17,9 +17,10 @@ OWN = {'checkpoint_dir': 'checkpoint', 'samples_dir': 'samples', 'sample_length'
        'seed': None,
        'precision': 'float32', 'xla': False, 'warmup_steps': 0, 'schedule': 'constant', 'weight_decay': None,
        'clip_norm': 0.0, 'patience': 0, 'log_to': None, 'special_tokens': True,
-       'text_field': 'text', 'template': None, 'isolate_documents': False}
+       'text_field': 'text', 'template': None, 'isolate_documents': False,
+       'lora_rank': 0, 'lora_alpha': 16.0, 'lora_targets': 'attn'}
 COUNTS = ('sample_every', 'sample_num', 'save_every', 'val_every', 'top_k', 'steps', 'seed', 'warmup_steps',
-          'patience')
+          'patience', 'lora_rank')
 
 
 def test_defaults_are_those_of_the_fine_tuning_fork():
@@ -50,6 +51,7 @@ def test_flags_cannot_be_changed_afterwards():
     ('learning_rate', 0.0), ('learning_rate', -1e-5), ('learning_rate', float('nan')),
     ('noise', -0.1), ('noise', 1.0), ('noise', float('nan')),
     ('top_p', -0.1), ('top_p', 1.1), ('top_p', float('nan')),
+    ('lora_alpha', 0.0), ('lora_alpha', float('nan')), ('lora_targets', 'wte'),
     ('optimizer', 'lion'), ('optimizer', ''), ('optimizer', 'Adam'), ('precision', 'float16'),
     ('schedule', 'cos'),
     ('weight_decay', -0.1), ('weight_decay', float('nan')), ('clip_norm', -1.0), ('clip_norm', float('nan')),

@@ -21,8 +21,9 @@ pytestmark = [
 ]
 
 
-def test_a_run_that_is_killed_ends_as_one_that_is_not():
-    counts = kills.kills_of_training(count=6)
+@pytest.mark.parametrize('campaign', [kills.kills_of_training, kills.kills_of_adapters])
+def test_a_run_that_is_killed_ends_as_one_that_is_not(campaign):
+    counts = campaign(count=6)
     assert counts['kills of training'] == 6 and counts['most steps lost'] <= kills.SAVE_EVERY
 
 

@@ -37,8 +37,8 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/sample.py': {'fast', 'model', 'numpy', 'tensorflow'},
     'src/memory_saving_gradients.py': {'tensorflow'},
     'src/accumulate.py': {'tensorflow'},
-    'src/command_line/': {
-        'command_line', 'fast.session', 'fire', 'storage.template', 'tensorflow', 'version'},
+    'src/command_line/': {'command_line', 'fast.session', 'fire', 'storage.adapter', 'storage.template', 'tensorflow',
+                          'version'},
     'src/storage/': MODEL | {'pyarrow', 'zstandard'},
     'src/fast/': {'fast', 'tensorflow'},
     'src/generation/': MODEL | {'generation', 'sample', 'fast', 'tqdm'},
@@ -71,6 +71,7 @@ TENSORFLOW_FREE = [
     'generation.continuation',
     'encoder',
     'hparams',
+    'storage.adapter',
     'storage.metrics_file',
     'storage.npz',
     'storage.paths',

@@ -28,7 +28,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('usual_signals')]
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OPTIONS = [{}, {'accumulate_gradients': 2, 'noise': 0.2, 'memory_saving_gradients': True, 'val_every': 3},
-           {'optimizer': 'adafactor', 'precision': 'bfloat16', 'schedule': 'constant', 'warmup_steps': 5}]
+           {'optimizer': 'adafactor', 'precision': 'bfloat16', 'schedule': 'constant', 'warmup_steps': 5},
+           {'lora_rank': 4, 'lora_targets': 'all', 'val_every': 3, 'accumulate_gradients': 2},
+           {'lora_rank': 2, 'precision': 'bfloat16', 'memory_saving_gradients': True,
+            'optimizer': 'adafactor'}]
 
 
 @pytest.mark.parametrize('worker, told', [

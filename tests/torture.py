@@ -31,6 +31,7 @@ CAMPAIGNS = {  # name: the function, and what it is given in `all` besides the s
     'inputs': (fuzz.inputs, {'count': 1_000_000}),
     'coverage': (fuzz.coverage, {'runs': 20_000}),
     'kills_of_training': (kills.kills_of_training, {'count': 100}),
+    'kills_of_adapters': (kills.kills_of_adapters, {'count': 50}),
     'kills_of_scripts': (kills.kills_of_scripts, {'count': 20}),
     'long_run': (long_run.long_run, {'steps': 10_000}),
 }

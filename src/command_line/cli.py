@@ -153,11 +153,11 @@ def convert(name, hint, texts):  # -> the value, of type `hint`
     raise InputError(f'--{name} must be {expected}, not {text!r}')
 
 
-def write_model(flags, module):  # flags.out, by a module of `formats`
+def write_model(flags, module, function='write'):  # flags.out, by a function of a module
     out = paths.expand(flags.out)
     source = flags.find_model(flags.model_or_run)
     with load_tensorflow(computes=False):
-        write = importlib.import_module(f'formats.{module}').write
+        write = getattr(importlib.import_module(module), function)
     with paths.making(out) as folder:
-        prefix = write(folder, source, flags.checkpoint)
+        prefix = write(folder, source, flags.checkpoint, flags.models_dir)
     print(f'Wrote {prefix} to {out}')

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from errors import require
 from fast.session import PRECISIONS, WEIGHT_PRECISIONS
-from storage import paths, template
+from storage import adapter, paths, template
 
 REQUIRED = dataclasses.MISSING  # as a default
 TF32 = "tf32: products in TF32 on NVIDIA's GPUs"
@@ -86,6 +86,9 @@ class TrainFlags(DataFlags):
     learning_rate: float = flag(2e-5, 'of the optimizer')
     accumulate_gradients: int = flag(1, 'batches averaged for one update', 1)
     memory_saving_gradients: bool = flag(False, 'less memory, a sixth slower')
+    lora_rank: int = flag(0, 'train an adapter of this rank, and the model not; 0: the model', 0)
+    lora_alpha: float = flag(16.0, 'the adapter counts lora_alpha / lora_rank times')
+    lora_targets: str = flag('attn', 'products that it adapts', choices=tuple(adapter.TARGETS))
     only_train_transformer_layers: bool = flag(False, 'train no embeddings and no last normalization')
     optimizer: str = flag('adam', 'adafactor has little state', choices=('adam', 'adamw', 'adafactor', 'sgd'))
     precision: str = flag('float32', f'bfloat16: faster, less memory; {TF32}', choices=PRECISIONS)
@@ -117,6 +120,7 @@ class TrainFlags(DataFlags):
     def __post_init__(self):
         super().__post_init__()
         self.check('learning_rate', self.learning_rate > 0, 'above 0')
+        self.check('lora_alpha', self.lora_alpha > 0, 'above 0')
         self.check('noise', 0 <= self.noise < 1, 'from 0 to below 1')
         self.check('top_p', 0 <= self.top_p <= 1, 'from 0 to 1')
         require(self.schedule == 'constant' or self.steps, f'--schedule {self.schedule} needs --steps')

@@ -30,12 +30,12 @@ class Likelihood:
         self.context = n_ctx if context is None else context
         require(1 <= self.context <= n_ctx, f'--context must be from 1 to n_ctx, {n_ctx}, not {context}')
         self.batch_size = batch_size or max(1, 2048 // self.context)
-        self.prefix = checkpoint.resolve_checkpoint(folder, self.hparams, checkpoint_name)
+        self.prefix = checkpoint.resolve_checkpoint(folder, self.hparams, checkpoint_name, models_dir)
         self.session = tf.Session(graph=tf.Graph(), config=session_config())
         self.function = functools.cache(self.build)
         with self.session.graph.as_default():
             self.weights = with_precision(model.weights(self.hparams), set_precision(precision))
-            checkpoint.restore(self.session, self.prefix, checkpoint.model_variables())
+            checkpoint.restore(self.session, self.prefix, checkpoint.model_variables(), models_dir)
 
     def score(self, spans, predictions=False):
         """Yields of each of metrics.spans the tokens and log-probabilities, float64 [S], in nats; with

@@ -37,10 +37,10 @@ def tensor_name(name):  # h0/attn/c_attn/w -> h.0.attn.c_attn.weight
     return name[:-1] + 'bias' if name.endswith('.b') else re.sub(r'\.[gw]$', '', name) + '.weight'
 
 
-def write(folder, source, checkpoint_name=None):
+def write(folder, source, checkpoint_name=None, models_dir='models'):
     """Writes a checkpoint of a model or run into an empty folder; returns its path. Raises InputError."""
     _, hp, enc = checkpoint.load_sizes_and_vocabulary(source)
-    prefix = checkpoint.resolve_checkpoint(source, hp, checkpoint_name)
+    prefix = checkpoint.resolve_checkpoint(source, hp, checkpoint_name, models_dir)
     unused = [id for id in range(hp.n_vocab) if id not in enc.decoder]
     vocab = {**enc.encoder, **{NO_TEXT.format(id): id for id in unused}}
     vocabulary_files.write_vocabulary(folder, vocab, enc.bpe_ranks, names=VOCABULARY)
@@ -59,7 +59,7 @@ def write(folder, source, checkpoint_name=None):
         'added_tokens_decoder': {id: {'content': text, 'special': True} for text, id in enc.special.items()}})
     shapes = model.weight_shapes(hp)
     named = {ROOT + tensor_name(name): shape[-2:] for name, shape in shapes.items()}
-    with checkpoint.readable(prefix) as reader:
+    with checkpoint.readable(prefix, models_dir) as reader:
         values = (reader.get_tensor(f'model/{name}') for name in shapes)
         write_safetensors(f'{folder}/{WEIGHTS}', named, values)
     return prefix
@@ -195,8 +195,8 @@ def find_weights(source, hp, tied):  # -> {name: (PySafeSlice, is it transposed)
     return weights
 
 
-def open_tensors(source):  # -> {name: PySafeSlice}, which keep the files open
-    path, tensors = f'{source}/{WEIGHTS}', {}
+def open_tensors(source, name=WEIGHTS):  # -> {name: PySafeSlice}, which keep the files open
+    path, tensors = f'{source}/{name}', {}
     files, index = [path], f'{path}.index.json'
     if os.path.exists(index) and not os.path.exists(path):
         names = paths.read_json(index, REMEDY).get('weight_map')

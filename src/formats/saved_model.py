@@ -10,14 +10,14 @@ from fast.kernels import disable_xla
 from storage import checkpoint, new_model, paths
 
 
-def write(folder, source, checkpoint_name=None):
+def write(folder, source, checkpoint_name=None, models_dir='models'):
     """Writes a checkpoint of a model or run into an empty folder; returns its path. Raises InputError."""
     _, hp, enc = checkpoint.load_sizes_and_vocabulary(source)
-    prefix = checkpoint.resolve_checkpoint(source, hp, checkpoint_name)
+    prefix = checkpoint.resolve_checkpoint(source, hp, checkpoint_name, models_dir)
     with tf.Graph().as_default(), tf.Session(config=new_model.without_gpu()) as session:
         disable_xla()  # off in TensorFlow Serving unless asked for
         both = signatures(hp, enc)
-        checkpoint.restore(session, prefix, checkpoint.model_variables())
+        checkpoint.restore(session, prefix, checkpoint.model_variables(), models_dir)
         builder = tf.saved_model.Builder(folder)
         with checkpoint.writing(folder):
             builder.add_meta_graph_and_variables(  # without attributes unknown to older versions

@@ -25,7 +25,7 @@ DRAWING = ('temperature', 'top_k', 'top_p', 'min_p', 'typical_p')  # those of sa
 def load(model_name='124M', models_dir='models', checkpoint_name=None, precision='float32'):
     """A Generator of a model or run, in a new session. Raises InputError."""
     folder, hparams, enc = checkpoint.load_sizes_and_vocabulary(model_name, models_dir)
-    prefix = checkpoint.resolve_checkpoint(folder, hparams, checkpoint_name)
+    prefix = checkpoint.resolve_checkpoint(folder, hparams, checkpoint_name, models_dir)
     dtype, w, sources = set_precision(precision), {}, {}
     session = tf.Session(graph=tf.Graph(), config=session_config())
     with session.graph.as_default():
@@ -34,7 +34,7 @@ def load(model_name='124M', models_dir='models', checkpoint_name=None, precision
             variables = tf.nest.map_structure(variable, quantize(name, value, dtype))
             sources[f'model/{name}'] = value, [v.initializer for v in tf.nest.flatten(variables)]
             w[name] = tf.nest.map_structure(tf.convert_to_tensor, variables)
-        checkpoint.load(session, prefix, sources)
+        checkpoint.load(session, prefix, sources, models_dir)
         return Generator(session, hparams, enc, w)
 
 
@@ -49,15 +49,16 @@ class Generator:
     def __init__(self, session, hparams, enc, w):
         self.session, self.hparams, self.enc, self.w = session, hparams, enc, w
         self.active_stream, self.function = None, functools.cache(self.build)
+        dtype = w['h0/attn/c_attn/b'].dtype  # of keys and values
         # Rounded activations differ between a pass over several tokens and steps.
-        self.rounds = isinstance(w['wte'], QuantizedMatrix) or rounds_products()
+        self.rounds = isinstance(w['wte'], QuantizedMatrix) or rounds_products() or dtype != tf.float32
         H, D = hparams.n_head, hparams.n_embd // hparams.n_head
         with session.graph.as_default():
             keys = tf.placeholder(tf.int64, [None, 2])
             length, rows, positions = (tf.placeholder(tf.int32, []) for _ in range(3))
             random = sample.random_numbers(keys, tf.shape(keys)[0], length)
             self.random_numbers = session.make_callable(random, [keys, length])
-            self.cache = [variable(tf.zeros([0, H, 0, D]), [None, H, None, D])
+            self.cache = [variable(tf.zeros([0, H, 0, D], dtype), [None, H, None, D])
                           for _ in range(2 * hparams.n_layer)]  # keys, values, …
             added = [[0, rows], [0, 0], [0, positions], [0, 0]]
             # Both made before make_callable: TensorFlow warns if it changes operations later.

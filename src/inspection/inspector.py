@@ -23,12 +23,12 @@ class Inspector:
 
     def __init__(self, model_name, models_dir='models', checkpoint_name=None, *, precision='float32'):
         folder, self.hparams, self.enc = checkpoint.load_sizes_and_vocabulary(model_name, models_dir)
-        self.prefix = checkpoint.resolve_checkpoint(folder, self.hparams, checkpoint_name)
+        self.prefix = checkpoint.resolve_checkpoint(folder, self.hparams, checkpoint_name, models_dir)
         self.session = tf.Session(graph=tf.Graph(), config=session_config())
         self.forward, self.callable = functools.cache(self.build), functools.cache(self.make_callable)
         with self.session.graph.as_default():
             self.weights = with_precision(model.weights(self.hparams), set_precision(precision))
-            checkpoint.restore(self.session, self.prefix, checkpoint.model_variables())
+            checkpoint.restore(self.session, self.prefix, checkpoint.model_variables(), models_dir)
 
     def shapes(self, B='B', T='T'):
         """{name: shape} of all activations, in the order of the forward pass."""

@@ -5,6 +5,7 @@ Their folder may be forged: no name in it leads out.
 import contextlib
 import errno
 import glob
+import hashlib
 import os
 import re
 
@@ -14,7 +15,9 @@ import encoder
 import model
 from errors import InputError, require
 from hparams import load_hparams
-from storage import paths, run_state
+from storage import adapter, paths, run_state
+
+ADAPTER_REMEDY = 'copy it from where the run came from'
 
 
 def listed(folder):  # names in its file `checkpoint`, the newest last
@@ -60,13 +63,13 @@ def read_best(folder):  # -> run_state.Best, or None without its checkpoint
     return best if best and os.path.exists(os.path.join(folder, f'{best.name}.index')) else None
 
 
-def resolve_checkpoint(folder, hparams, name=None) -> str:
+def resolve_checkpoint(folder, hparams, name=None, models_dir='models') -> str:
     """The newest prefix of a model or run, or that of a name there or a path with a /. Raises InputError
-    unless it has these sizes; call it before a graph is built."""
+    unless it has these sizes; call it before a graph is built. models_dir: as for readable."""
     if name and not os.path.dirname(name):
         name = os.path.join(folder, name)
     prefix = resolve_path(name or folder)
-    check_sizes(prefix, hparams)
+    check_sizes(prefix, hparams, models_dir)
     return prefix
 
 
@@ -83,8 +86,8 @@ def model_variables():  # an optimizer's in this scope are not trainable
     return tf.trainable_variables('model/')
 
 
-def check_sizes(prefix, hparams):  # raises InputError
-    with readable(prefix) as reader:
+def check_sizes(prefix, hparams, models_dir='models'):  # raises InputError
+    with readable(prefix, models_dir) as reader:
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     for name, shape in model.weight_shapes(hparams).items():
         name = f'model/{name}'
@@ -96,23 +99,75 @@ def check_sizes(prefix, hparams):  # raises InputError
 
 
 @contextlib.contextmanager
-def readable(prefix):
-    """Gives a reader; InputError for damage, and for a pipe, where TensorFlow would wait."""
-    prefix = files_prefix(prefix)
+def opened(prefix):
+    """Gives TensorFlow's reader; InputError for damage, and for a pipe, where TensorFlow would wait."""
     files = glob.glob(f'{glob.escape(prefix)}.[di]*')  # data and index
     require(all(map(os.path.isfile, files)), f'{prefix} has files that are not regular')
     try:
         yield tf.train.load_checkpoint(prefix)
+    except InputError:
+        raise
     except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
         reason = str(error).strip().partition('\n')[0]
         raise InputError(f'{prefix} cannot be read, use another checkpoint ({reason})') from None
 
 
-def restore(session, prefix, variables):  # whose sizes fit
+@contextlib.contextmanager
+def readable(prefix, models_dir='models'):
+    """Gives a reader of all weights, as opened. An adapter's are those of its base, which is in models_dir or
+    beside its run, with the adapter in them."""
+    prefix = files_prefix(prefix)
+    own = adapter_of(prefix)
+    with opened(find_base(own, prefix, models_dir) if own else prefix) as reader:
+        if own:
+            with opened(prefix) as own_reader:
+                reader = adapter.merged_reader(own, prefix, own_reader, reader)
+        yield reader
+
+
+def adapter_of(prefix) -> adapter.Adapter | None:
+    """Of a checkpoint that holds an adapter alone; None if it holds all weights. Raises InputError."""
+    with opened(files_prefix(prefix)) as reader:
+        if not any(name.endswith('/lora_a') for name in reader.get_variable_to_shape_map()):
+            return None
+    own = read_adapter(os.path.dirname(prefix))
+    return require(own, f'{prefix} is an adapter without {adapter.NAME} beside it; {ADAPTER_REMEDY}')
+
+
+def read_adapter(folder) -> adapter.Adapter | None:  # None without the file; or raises InputError
+    return run_state.read(os.path.join(folder, adapter.NAME), adapter.Adapter, ADAPTER_REMEDY)
+
+
+def new_adapter(model, hparams, rank, alpha, targets, run, models_dir) -> adapter.Adapter:
+    """Of the model in a folder, for a run's folder. Raises InputError if it would not be found from there."""
+    base, n_embd = resolve_path(model), hparams.n_embd
+    require(rank <= n_embd, f'the rank of an adapter must be at most n_embd, {n_embd}, not {rank}')
+    require(not adapter_of(base), f'{base} is an adapter; make a model of it with src/convert.py merge')
+    own = adapter.Adapter(rank, alpha, targets, os.path.basename(model), fingerprint(base))
+    find_base(own, f'{run}/model', models_dir)
+    return own
+
+
+def fingerprint(prefix):  # the same in each folder; the index has checksums of all tensors
+    return hashlib.blake2b(paths.read_small(f'{prefix}.index'), digest_size=8).hexdigest()
+
+
+def find_base(own, prefix, models_dir) -> str:
+    """The prefix of the base of an Adapter with a prefix."""
+    parents = models_dir, os.path.dirname(os.path.dirname(os.path.abspath(prefix)))
+    for parent in parents:
+        base = latest(paths.for_tensorflow(paths.child(parent, own.base, f'{prefix}: its base')))
+        if base and fingerprint(base) == own.fingerprint:
+            return base
+    raise InputError(f'{prefix} adapts {own.base}, and none in {" or ".join(parents)} has the fingerprint '
+                     f'{own.fingerprint}; give the folder that has it as --models_dir')
+
+
+def restore(session, prefix, variables, models_dir='models'):  # whose sizes fit
     with session.graph.as_default():
         values = [tf.placeholder(v.dtype, v.shape) for v in variables]
         load(session, prefix, {v.op.name: (value, [assign_copy(v, value)])
-                               for v, value in zip(variables, values, strict=True)})
+                               for v, value in zip(variables, values, strict=True)}, models_dir)
 
 
 def assign_copy(v, value):  # -> operation
@@ -120,10 +175,10 @@ def assign_copy(v, value):  # -> operation
     return v.assign(tf.raw_ops.DeepCopy(x=value), read_value=False)
 
 
-def load(session, prefix, sources):
+def load(session, prefix, sources, models_dir='models'):
     """Runs operations on saved tensors. sources: {name: (tensor to feed, operations)}."""
     names = list(sources)
-    with readable(prefix) as reader:  # Saver.restore prints lines about damage
+    with readable(prefix, models_dir) as reader:  # Saver.restore prints lines about damage
         while names:  # one by one is slow, all take memory twice
             part, names = names[:8], names[8:]
             feed = {sources[name][0]: reader.get_tensor(name) for name in part}

@@ -1,5 +1,6 @@
 """Writes the checkpoint of a new model or given weights."""
 import contextlib
+import os
 
 import tensorflow.compat.v1 as tf
 
@@ -45,6 +46,17 @@ def write(folder, hparams, weights):
             del shard  # while the next is read
         session.run(tf.raw_ops.MergeV2Checkpoints(
             checkpoint_prefixes=prefixes, destination_prefix=prefix, delete_old_dirs=False))
+
+
+def merge(folder, source, checkpoint_name=None, models_dir='models'):
+    """Writes a checkpoint of a model or run as a model's into an empty folder; returns its path."""
+    _, hp, _ = checkpoint.load_sizes_and_vocabulary(source)
+    prefix = checkpoint.resolve_checkpoint(source, hp, checkpoint_name, models_dir)
+    with checkpoint.readable(prefix, models_dir) as reader:
+        write(folder, hp, ((name, reader.get_tensor(f'model/{name}')) for name in model.weight_shapes(hp)))
+    for path in paths.descriptions(source):
+        paths.copy_file(path, f'{folder}/{os.path.basename(path)}')
+    return prefix
 
 
 def shards(weights):  # -> dicts of {name: array}, of SHARD_BYTES or a single array

@@ -13,14 +13,14 @@ import tensorflow.compat.v1 as tf
 
 from errors import InputError, require
 from hparams import load_hparams
-from storage import checkpoint, metrics_file, paths, run_state, template, vocabulary_files
+from storage import adapter, checkpoint, metrics_file, paths, run_state, template, vocabulary_files
 from storage.run_state import BEST, Best, TrainState
 
 KEPT = 5  # checkpoints
 PART = r'\.(index|meta|data-[0-9]{5}-of-[0-9]{5})'
 REMAINS = (  # of a killed process, from TensorFlow, paths.replacing and paths.making
-    rf'((model|{BEST}|training)-[0-9]+{PART}|(training-[0-9]+|{BEST}|hparams|encoder|special_tokens|template)\.json|'
-    r'vocab\.bpe|checkpoint|counter|saving|metrics\.jsonl|dataset-[0-9a-f]+\.npz)'
+    rf'((model|{BEST}|training)-[0-9]+{PART}|(training-[0-9]+|{BEST}|hparams|encoder|special_tokens'
+    r'|template|adapter)\.json|vocab\.bpe|checkpoint|counter|saving|metrics\.jsonl|dataset-[0-9a-f]+\.npz)'
     r'\.(tempstate[0-9]+|tmp[0-9a-f]{32}|[0-9]+\.tmp)'
     r'|\.left-[0-9]+(-[0-9]+)?\.[a-z0-9_]{8}')
 
@@ -41,9 +41,14 @@ def find_template(run, model, restore_from):  # -> text of the checkpoint's run 
     return template.find(os.path.dirname(prefix), model)
 
 
-def check_start(run, model, restore_from, hparams):
-    """Raises InputError unless the run begins with a checkpoint of this model."""
+def check_start(run, model, restore_from, hparams, models_dir='models', wanted=None):
+    """Raises InputError unless the run begins with a checkpoint of this model, and trains as before: all
+    weights, or the Adapter `wanted`."""
     prefix, trained = find_source(run, model, restore_from)
+    kinds = {run: checkpoint.read_adapter(run)} if checkpoint.latest(run) else {}
+    for old, own in {**kinds, **({prefix: checkpoint.adapter_of(prefix)} if trained else {})}.items():
+        require(own == wanted, f'{old} has {own or "all weights"}, not {wanted or "all weights"}; give the '
+                               'same flags and model, or another --run_name')
     if trained:
         folder, load = os.path.dirname(prefix) or '.', vocabulary_files.load_vocabulary
         sizes, *vocabulary = paths.descriptions(folder)
@@ -52,14 +57,15 @@ def check_start(run, model, restore_from, hparams):
             same = load(folder) == load(model)
         require(same, f'{prefix} was trained from a model of other sizes or vocabulary than {model}; '
                       'give its --model_name, or another --run_name')
-    checkpoint.check_sizes(prefix, hparams)
+    checkpoint.check_sizes(prefix, hparams, models_dir)
 
 
 class Run:
     """Saves and resumes a run in the folder that Lock made. Make it after the graph's variables."""
 
-    def __init__(self, folder, model):
+    def __init__(self, folder, model, models_dir='models', adapter=None):
         self.folder, self.model, self.say = folder, model, print
+        self.models_dir, self.adapter = models_dir, adapter
         self.weights = checkpoint.model_variables()
         names = {v.op.name for v in self.weights}
         self.state_variables = [v for v in tf.global_variables() if v.op.name not in names]
@@ -92,7 +98,10 @@ class Run:
         state = saved or TrainState(number(checkpoint.files_prefix(prefix)) if trained else 0)
         if not saved or prefix != last:  # the best stays this run's
             state.best, state.validations_since_best = self.best_so_far(last), 0
-        checkpoint.restore(session, prefix, self.weights)
+        if self.adapter and not trained:
+            session.run([v.initializer for v in self.weights])
+        else:
+            checkpoint.restore(session, prefix, self.weights, self.models_dir)
         say(f'Loaded {prefix}')
         if saved and self.state_variables:
             with checkpoint.readable(training) as reader:
@@ -148,7 +157,7 @@ class Run:
             if self.state_saver:
                 self.write(self.state_saver, session, f'training-{step}')
             run_state.write(self.path(f'training-{step}.json'), state)
-            self.write(self.model_saver, session, f'model-{step}', meta=True)
+            self.write(self.model_saver, session, f'model-{step}', meta=not self.adapter)
             with paths.replacing(self.path('counter')) as file:
                 file.write(f'{step}\n')
             checkpoint.commit(self.folder, [f'model-{other}' for other in kept[-KEPT:]])
@@ -168,9 +177,8 @@ class Run:
         folder = next(path for path in folders if not os.path.lexists(path))
         names = [f'model-{step}' for step in behind]
         with paths.making(folder) as new:
-            files = [*paths.descriptions(self.folder), self.path(template.FILE)]
-            for source in [*filter(os.path.isfile, files),
-                           *self.matching('|'.join(map(files_of, behind)))]:
+            for source in [*filter(os.path.isfile, paths.descriptions(self.folder)),
+                           *self.matching('|'.join([*map(files_of, behind), r'(adapter|template)\.json']))]:
                 target = f'{new}/{os.path.basename(source)}'
                 try:
                     os.link(os.path.realpath(source), target)  # it may be replaced, not changed
@@ -219,10 +227,12 @@ class Run:
                 paths.copy_file(source, target)
         for path in paths.descriptions(self.folder)[len(sources):]:  # another model's
             os.unlink(path)
-        if self.template is None:  # of a start with one
-            self.remove(r'template\.json')
-        else:
-            paths.write_json(self.path(template.FILE), {'template': self.template})
+        for name, values in ((template.FILE, self.template and {'template': self.template}),
+                             (adapter.NAME, self.adapter and run_state.with_crc(vars(self.adapter)))):
+            if values:
+                paths.write_json(self.path(name), values)
+            else:  # of a start with one
+                self.remove(re.escape(name))
 
 
 def files_of(step):  # a pattern, of weights and training state

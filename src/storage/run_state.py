@@ -7,7 +7,7 @@ import sys
 import zlib
 
 from errors import InputError
-from storage import paths
+from storage import adapter, paths
 
 BEST = 'model-best'
 OLD_NAMES = {'worse': 'validations_since_best', 'acted': 'actions_done'}  # of fields
@@ -37,8 +37,8 @@ class Best:
     name: str
 
 
-def is_valid(name, value):
-    if name == 'loss':
+def is_valid(name, value):  # a field and its value, of JSON -> truth
+    if name in ('loss', 'alpha'):
         return type(value) in (int, float) and abs(value) <= sys.float_info.max
     if name == 'average':
         return type(value) is list and len(value) == 2 and all(is_valid('loss', part) for part in value)
@@ -48,7 +48,11 @@ def is_valid(name, value):
         return type(value) is str and re.fullmatch(f'{BEST}-[0-9]{{1,15}}', value)
     if name == 'flags':
         return type(value) is dict
-    return type(value) is int and 0 <= value and (name == 'seed' or value < 10**15)
+    if name == 'targets':
+        return value in adapter.TARGETS
+    if name in ('base', 'fingerprint'):
+        return type(value) is str and len(value) < 256 and value.isprintable()
+    return type(value) is int and int(name == 'rank') <= value and (name == 'seed' or value < 10**15)
 
 
 def with_crc(values):  # dict -> the same with checksum
@@ -66,11 +70,11 @@ def write(path, state):  # replaces the file
     paths.write_json(path, with_crc(dataclasses.asdict(state)))
 
 
-def read(path, kind):
-    """A TrainState or Best, or None without the file. Raises InputError if it is damaged."""
+def read(path, kind, remedy=REMEDY):
+    """A TrainState, Best or Adapter, or None without the file. Raises InputError if it is damaged."""
     if not os.path.exists(path):
         return None
-    values = paths.read_json(path, REMEDY)
+    values = paths.read_json(path, remedy)
     try:
         content = {OLD_NAMES.get(name, name): value for name, value in check_crc(values).items()}
         fields = {field.name: field.default for field in dataclasses.fields(kind)}
@@ -81,4 +85,4 @@ def read(path, kind):
                 raise ValueError(f'"{name}" cannot be {value!r:.40}')
         return kind(**known)
     except (TypeError, ValueError) as error:
-        raise InputError(f'{path} is damaged ({error}); {REMEDY}') from None
+        raise InputError(f'{path} is damaged ({error}); {remedy}') from None

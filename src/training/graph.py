@@ -1,7 +1,10 @@
 """The graph of an update, from tokens to the optimizer's operations."""
+import secrets
+
 import tensorflow.compat.v1 as tf
 
 import model
+from accumulate import zeros
 from fast import session
 from fast.quantized import with_precision
 from memory_saving_gradients import gradients
@@ -10,27 +13,49 @@ from training.optimizer import update_operations
 
 class Graph:
     """Placeholders: batch (input, tokens), rate. Operations: those of update_operations; losses: sum and
-    number (update_losses: in an update); finite: are all weights?"""
+    number (update_losses: in an update); finite: are all trained weights? weights: for samples.
+    base: variables of an Adapter's base, which are to be loaded."""
 
-    def __init__(self, flags, hparams, reduce, end=None):  # the id after a document, if they are isolated
-        self.flags, self.hparams, self.end = flags, hparams, end
+    def __init__(self, flags, hparams, reduce, end=None, adapter=None):
+        """end: the id after a document, if documents are isolated."""
+        self.flags, self.hparams, self.end, self.adapter = flags, hparams, end, adapter
         self.batch = tuple(tf.placeholder(tf.int32, [None, hparams.n_ctx]) for _ in range(2))
         self.rate = tf.placeholder(tf.float32, [], 'learning_rate')
-        self.weights, self.dtype = model.weights(hparams), session.set_precision(flags.precision)
+        self.dtype = session.set_precision(flags.precision)
+        w = self.adapted_weights() if adapter else model.weights(hparams)
+        self.weights = self.factors(w) if adapter else w
         variables = tf.trainable_variables('model/h' if flags.only_train_transformer_layers else 'model/')
         self.trained = [v.op.name.removeprefix('model/') for v in variables]
-        inputs = *self.batch, self.weights
+        inputs = *self.batch, w
         *self.update_losses, grads = self.compiled(self.losses_and_gradients)(*inputs)
         # No part of XLA's kernel can be run alone.
         self.losses = self.compiled(self.losses_of)(*inputs) if flags.xla else self.update_losses
         self.reset, self.update, self.apply = update_operations(grads, variables, flags, self.rate, reduce)
-        self.finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(w)) for w in self.weights.values()])
+        self.finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(w[name])) for name in self.trained])
+
+    def adapted_weights(self):  # -> {name: tensor}, of the base and the adapter
+        shapes, w = model.weight_shapes(self.hparams), {}
+        for name, shape in shapes.items():  # outside all collections: no optimizer or save sees them
+            # Kept in the type of products, as a cast would be a second copy in memory.
+            dtype = self.dtype if '/attn/' in name or '/mlp/' in name else tf.float32
+            w[name] = zeros(shape, f'model/{name}', dtype, collections=[])
+        self.base = [*w.values()]
+        seed = secrets.randbits(31) if self.flags.seed is None else self.flags.seed
+        for name, shape in self.adapter.shapes(shapes).items():  # A as in peft; B is 0: it begins as the base
+            bound = shape[0] ** -0.5 if name.endswith('/lora_a') else 0.0
+            initial = tf.random.uniform(shape, -bound, bound, seed=seed + len(w))
+            w[name] = tf.Variable(initial, name=f'model/{name}', use_resource=True)
+        return {name: v.read_value() for name, v in w.items()}
+
+    def factors(self, w):  # -> w as products take it
+        scaled = {name: w[name] * self.adapter.scale for name in w if name.endswith('/lora_b')}
+        return with_precision({**w, **scaled}, self.dtype)
 
     def compiled(self, function):
         return tf.function(function, jit_compile=True, autograph=False) if self.flags.xla else function
 
     def losses_of(self, inputs, tokens, w):
-        w = with_precision(w, self.dtype)
+        w = self.factors(w)
         pasts = positions = mask = None
         if self.end is not None:
             pasts, positions, mask = self.isolated(tokens)

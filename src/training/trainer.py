@@ -35,19 +35,25 @@ class Trainer:
 
     def prepare(self):
         flags, worker, folder = self.flags, self.worker, self.lock.folder
-        path, hparams, enc = worker.run_on_all(self.load_model)
+        path, hparams, enc, adapter = worker.run_on_all(self.load_model)
         with default_signal_handlers(self.lock.unlock):
-            worker.run_on_rank0(lambda: run_folder.check_start(folder, path, flags.restore_from, hparams))
-        worker.check_same({**vars(flags), 'hparams.json': hparams.values(), 'vocabulary': enc.fingerprint})
+            worker.run_on_rank0(lambda: run_folder.check_start(
+                folder, path, flags.restore_from, hparams, flags.models_dir, adapter))
+        worker.check_same({**vars(flags), 'hparams.json': hparams.values(), 'vocabulary': enc.fingerprint,
+                           'the base': adapter and adapter.fingerprint})
         template = flags.template or worker.run_on_rank0(
             lambda: run_folder.find_template(folder, path, flags.restore_from))
         self.data = Data(flags, enc, hparams, worker, template)
         with default_signal_handlers(self.lock.unlock):
-            self.graph = Graph(flags, hparams, worker.reduce, enc.eot if flags.isolate_documents else None)
-            self.run = run_folder.Run(folder, path)
+            end = enc.eot if flags.isolate_documents else None
+            self.graph = Graph(flags, hparams, worker.reduce, end, adapter)
+            self.run = run_folder.Run(folder, path, flags.models_dir, adapter)
             self.run.template = self.data.template
             # Not the weights: random numbers would keep memory.
             self.session.run(tf.variables_initializer(self.run.state_variables))
+            if adapter:  # each rank reads its base: Horovod would send it
+                base = checkpoint.resolve_path(path)
+                worker.run_on_all(lambda: checkpoint.restore(self.session, base, self.graph.base))
             if self.sample_every:
                 self.generator = generator.Generator(self.session, hparams, enc, self.graph.weights)
             self.resume()
@@ -64,7 +70,11 @@ class Trainer:
             require(enc.eot is not None, 'samples need a token that ends a text: use --sample_every 0')
             if self.worker.rank == 0:
                 paths.check_writable(self.samples_dir, '--samples_dir')
-        return path, hparams, enc
+        adapter = None
+        if flags.lora_rank:
+            adapter = checkpoint.new_adapter(path, hparams, flags.lora_rank, flags.lora_alpha,
+                                             flags.lora_targets, self.lock.folder, flags.models_dir)
+        return path, hparams, enc, adapter
 
     def resume(self):
         self.state = run_state.TrainState(**self.worker.run_on_rank0(self.restore))
