@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Converts models to and from Hugging Face's format, and merges an adapter into a model."""
+"""Converts models and adapters to and from Hugging Face's formats, and merges an adapter into a model."""
 from command_line import cli
-from command_line.flags import ExportFlags
+from command_line.flags import ExportFlags, FromPeftFlags
 
 from storage import paths
 
@@ -10,6 +10,12 @@ from storage import paths
 def to_hf(flags):
     """Writes a model or run into a folder that transformers reads."""
     cli.write_model(flags, 'formats.hugging_face')
+
+
+@cli.takes(ExportFlags)
+def to_peft(flags):
+    """Writes a run's adapter into a folder that peft reads."""
+    cli.write_model(flags, 'formats.peft')
 
 
 @cli.takes(ExportFlags)
@@ -35,7 +41,18 @@ def from_hf(directory: str, name: str, models_dir: str = 'models'):
     print(f'Made {target}: {hparams.n_parameters():,} parameters')
 
 
-COMMANDS = {'to_hf': to_hf, 'from_hf': from_hf, 'merge': merge}
+@cli.takes(FromPeftFlags)
+def from_peft(flags):
+    """Makes a run of an adapter of peft, with safetensors."""
+    target, model = paths.run_dir(flags.name, flags.checkpoint_dir), flags.find_model(flags.model_name)
+    with cli.load_tensorflow(computes=False):
+        from formats import peft
+    with paths.making(target) as folder:
+        own = peft.read(flags.directory, model, folder, target, flags.models_dir)
+    print(f'Made {target}: {own}')
+
+
+COMMANDS = {'to_hf': to_hf, 'from_hf': from_hf, 'to_peft': to_peft, 'from_peft': from_peft, 'merge': merge}
 
 if __name__ == '__main__':
     cli.run(COMMANDS)

@@ -110,10 +110,11 @@ def odd_states(count: int = 500, seed: int = 0):
     rng, counts = random.Random(seed), collections.Counter(refused=0, taken=0)
     with tempfile.TemporaryDirectory() as folder, make_targets(folder) as targets:
         from storage import run_state
-        run = next(target for target in targets if target.name == 'a training run')
-        whole = run.load()
+        some = [target for target in targets if target.name in ('a training run', 'an adapter')]
+        whole = [target.load() for target in some]
         for number in tqdm(range(count), desc='odd states', disable=None):
-            path = rng.choice([each for each in run.files if each.endswith('.json')])
+            target, path = rng.choice([(target, path) for target in some for path in target.files
+                                       if path.endswith('.json')])
             with open(path, encoding='utf-8') as file:
                 before = file.read()
             state = run_state.check_crc(json.loads(before))
@@ -121,10 +122,10 @@ def odd_states(count: int = 500, seed: int = 0):
             fault = f'odd state {number} of seed {seed} ({os.path.basename(path)}: {name} is {value!r:.40})'
             with open(path, 'w', encoding='utf-8') as file:
                 json.dump(run_state.with_crc({**state, name: value}), file)
-            counts['refused' if attempt(run.load, fault) is None else 'taken'] += 1
+            counts['refused' if attempt(target.load, fault) is None else 'taken'] += 1
             with open(path, 'w', encoding='utf-8') as file:
                 file.write(before)
-        assert run.load() == whole
+        assert [target.load() for target in some] == whole
     return dict(counts)
 
 
@@ -247,8 +248,8 @@ def make_targets(folder):
     with open(os.path.join(models, 'toy', 'special_tokens.json'), 'w') as file:
         json.dump({'tokens': [encoder.EOT, '!'], 'end': encoder.EOT}, file)
     with training_run(folder, models) as run:
-        yield [*of_a_model(models), *of_datasets(folder, models), run, of_hugging_face(folder, models),
-               of_texts(folder), of_rows(folder, models)]
+        yield [*of_a_model(models), *of_datasets(folder, models), run, *of_adapters(folder, models),
+               of_hugging_face(folder, models), of_texts(folder), of_rows(folder, models)]
 
 
 def of_a_model(models):
@@ -385,6 +386,40 @@ def training_run(folder, models):
         yield Target(
             'a training run', [os.path.join(run.folder, name) for name in names], resume, sealed=True
         )
+
+
+def of_adapters(folder, models):
+    """A run with an adapter, read with its base, and the same in peft's format."""
+    import model
+    from formats import peft
+    from storage import checkpoint, new_model, run_state
+    base, run, theirs = (os.path.join(folder, *path) for path in (('models', 'toy'), ('adapted',), ('peft',)))
+    _, hparams, _ = checkpoint.load_sizes_and_vocabulary(base)
+    own, rng = checkpoint.new_adapter(base, hparams, 2, 8.0, 'all', run, models), np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape, np.float32)
+              for name, shape in own.shapes(model.weight_shapes(hparams)).items()}
+    for path in (run, theirs):
+        os.mkdir(path)
+    new_model.write(run, hparams, arrays.items())
+    vocabulary_files.write_vocabulary(run, *vocabulary_files.load_vocabulary(base))
+    run_state.write(os.path.join(run, 'adapter.json'), own)
+    peft.write(theirs, run, None, models)
+
+    def tensors(folder):
+        prefix = checkpoint.resolve_checkpoint(folder, hparams, None, models)
+        with checkpoint.readable(prefix, models) as reader:
+            names = [f'model/{name}' for name in model.weight_shapes(hparams)]
+            return {name: reader.get_tensor(name).tobytes() for name in names}
+
+    def converted():
+        with tempfile.TemporaryDirectory() as target:
+            return peft.read(theirs, base, target, os.path.join(folder, 'x'), models), tensors(target)
+
+    yield Target('an adapter', [os.path.join(run, name) for name in (
+        'adapter.json', 'model.ckpt.index', 'model.ckpt.data-00000-of-00001', 'checkpoint')],
+        functools.partial(tensors, run), sealed=True)
+    yield Target("peft's format", [os.path.join(theirs, name) for name in (
+        'adapter_config.json', 'adapter_model.safetensors')], converted, sealed=False)
 
 
 def of_hugging_face(folder, models):

@@ -15,15 +15,15 @@ if __name__ == '__main__':  # what is imported here tells which of its lines are
     import atheris
 
     watched = atheris.instrument_imports(
-        include=['encoder', 'vocabulary_files', 'hugging_face', 'model', 'npz', 'rows', 'samples', 'template',
-                 'text_files', 'json', 'zipfile']
+        include=['encoder', 'vocabulary_files', 'hugging_face', 'peft', 'model', 'npz', 'rows', 'samples',
+                 'template', 'text_files', 'json', 'zipfile']
     )
 else:
     watched = contextlib.nullcontext()
 with watched:
     import encoder
     from errors import InputError
-    from formats import hugging_face
+    from formats import hugging_face, peft
     from generation import samples
     from hparams import load_hparams
     from storage import npz, rows, template
@@ -65,6 +65,11 @@ def read_safetensors(folder, data):
         assert isinstance(name, str) and tensor[:].nbytes <= 8 * len(data)
 
 
+def read_adapter_config(folder, data):
+    rank, alpha = peft.read_config(written(folder, data, 'adapter_config.json'))
+    assert type(rank) is int and rank > 0 and abs(alpha) < float('inf')
+
+
 def read_prompts(folder, data):
     for line, prompt in samples.read_prompts(written(folder, data, 'prompts')):
         assert line >= 1 and prompt.encode()
@@ -81,7 +86,8 @@ READERS = {
     **{name: functools.partial(read_rows, name=name) for name in ('a.jsonl', 'a.csv', 'a.parquet')},
     'encoder.json': functools.partial(read_encoder, name='encoder.json'),
     'vocab.bpe': functools.partial(read_encoder, name='vocab.bpe'),
-    'npz': read_npz, 'hparams.json': read_hparams, 'safetensors': read_safetensors, 'prompts': read_prompts}
+    'npz': read_npz, 'hparams.json': read_hparams, 'safetensors': read_safetensors, 'prompts': read_prompts,
+    'adapter_config.json': read_adapter_config}
 
 
 def write_corpus(name, folder):
@@ -94,6 +100,8 @@ def write_corpus(name, folder):
     np.savez_compressed(os.path.join(folder, 'npz.deflated'), np.arange(9), np.arange(3, dtype=np.uint16))
     hugging_face.write_safetensors(os.path.join(folder, 'safetensors'), {'a': [2, 3], 'b': [1]},
                                    [np.zeros([2, 3]), np.ones([1])])
+    with open(os.path.join(folder, 'adapter_config.json'), 'w') as file:
+        file.write('{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "bias": "none", "use_dora": false}')
     with open(os.path.join(folder, 'prompts'), 'w') as file:
         file.write('{"prompt": "Once"}\n{"prompt": "upon \\u00e9"}\n')
     contents = [{'prompt': 'a', 'completion': 'b\n'}, {'text': 'c'},

@@ -57,7 +57,7 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
         'memory_saving_gradients',
         'tqdm',
     },
-    'src/convert.py': {'command_line', 'formats.hugging_face', 'model'},
+    'src/convert.py': {'command_line', 'formats.hugging_face', 'formats.peft', 'model'},
     'src/create_model.py': MODEL | {'command_line', 'load_dataset', 'tokenizers'},
     'src/evaluate.py': {'command_line', 'evaluation', 'fast.session', 'load_dataset'},
     'src/export.py': {'command_line', 'formats.saved_model'},

@@ -192,3 +192,9 @@ class ExportFlags(FolderFlags):
     model_or_run: str = flag(REQUIRED, MODEL)
     out: str = flag(REQUIRED, 'a folder, which must not exist yet')
     checkpoint: str | None = flag(None, CHECKPOINT)
+
+
+@dataclass(frozen=True)
+class FromPeftFlags(ModelFlags):
+    directory: str = flag(REQUIRED, 'has adapter_config.json and adapter_model.safetensors')
+    name: str = flag(REQUIRED, 'of the new run')

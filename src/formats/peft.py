@@ -1,0 +1,75 @@
+"""Adapters in the format of Hugging Face's peft."""
+import os
+import shutil
+
+import model
+from errors import require
+from formats.hugging_face import REMEDY, ROOT, open_tensors, read_tensor, tensor_name, write_safetensors
+from storage import adapter, checkpoint, new_model, paths, run_state
+
+WEIGHTS, CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
+VALUES = {'peft_type': ('LORA',), 'bias': ('none',), 'init_lora_weights': (True, False, 'gaussian')}
+OTHERS = {  # fields that change nothing; any that is not known must be empty
+    'auto_mapping', 'base_model_name_or_path', 'exclude_modules', 'fan_in_fan_out', 'inference_mode',
+    'lora_alpha', 'lora_dropout', 'megatron_core', 'peft_version', 'qalora_group_size', 'r', 'revision',
+    'target_modules', 'task_type'}
+
+
+def their_name(name):  # h0/attn/c_attn/lora_a -> …h.0.attn.c_attn.lora_A.weight
+    name = tensor_name(name).replace('lora_a', 'lora_A').replace('lora_b', 'lora_B')
+    return f'base_model.model.{ROOT}{name}'
+
+
+def write(folder, source, checkpoint_name=None, models_dir='models'):
+    """Writes the adapter of a run into an empty folder; returns its checkpoint's path. Raises InputError."""
+    _, hp, _ = checkpoint.load_sizes_and_vocabulary(source)
+    prefix = checkpoint.resolve_checkpoint(source, hp, checkpoint_name, models_dir)
+    own = require(checkpoint.adapter_of(prefix), f'{prefix} has all weights and no adapter; use to_hf')
+    modules = [product.replace('/', '.') for product in adapter.TARGETS[own.targets]]
+    paths.write_json(f'{folder}/{CONFIG}', {
+        **{field: values[0] for field, values in VALUES.items()}, 'task_type': 'CAUSAL_LM', 'r': own.rank,
+        'lora_alpha': own.alpha, 'target_modules': modules, 'base_model_name_or_path': own.base,
+        'fan_in_fan_out': True})
+    shapes = own.shapes(model.weight_shapes(hp))
+    named = {their_name(name): shape[::-1] for name, shape in shapes.items()}
+    with checkpoint.readable(prefix, models_dir) as reader:
+        values = (reader.get_tensor(f'model/{name}').T for name in shapes)
+        write_safetensors(f'{folder}/{WEIGHTS}', named, values)
+    return prefix
+
+
+def read(source, base, folder, run, models_dir='models'):
+    """Makes a run of the folder `source` in an empty one, which becomes `run`; returns its Adapter. base: the
+    folder of the model that it adapts. Raises InputError."""
+    source = paths.expand(source)
+    rank, alpha = read_config(f'{source}/{CONFIG}')
+    tensors, (_, hp, _) = open_tensors(source, WEIGHTS), checkpoint.load_sizes_and_vocabulary(base)
+    products = tuple(name for name in adapter.TARGETS['all'] if their_name(f'h0/{name}/lora_a') in tensors)
+    targets = next((name for name in adapter.TARGETS if adapter.TARGETS[name] == products), None)
+    require(targets, f'{source} adapts {products or "nothing"}; it can be one of {adapter.TARGETS}')
+    own = checkpoint.new_adapter(base, hp, rank, alpha, targets, run, models_dir)
+    shapes = own.shapes(model.weight_shapes(hp))
+    expected = {their_name(name): f'F32 {shape[::-1]}' for name, shape in shapes.items()}
+    actual = {name: f'{x.get_dtype()} {x.get_shape()}' for name, x in tensors.items()}
+    for name in sorted({**actual, **expected}):
+        saved, wanted = actual.get(name, 'missing'), expected.get(name, 'missing')
+        require(saved.removeprefix('B').replace('F16', 'F32') == wanted,
+                f'{source}: {name[:80]} is {saved[:80]}, but must be {wanted}, or in F16 or BF16')
+    new_model.write(folder, hp, ((name, read_tensor(tensors[their_name(name)], True)) for name in shapes))
+    for path in paths.descriptions(base):
+        shutil.copyfile(path, f'{folder}/{os.path.basename(path)}')
+    run_state.write(f'{folder}/{adapter.NAME}', own)
+    return own
+
+
+def read_config(path):  # -> rank, alpha
+    config = paths.read_json(path, REMEDY)
+    config.setdefault('peft_type')  # None is refused
+    for field, value in config.items():
+        allowed = VALUES.get(field, (None, False, [], {}))
+        require(field in OTHERS or value in allowed,
+                f'{path}: {field[:40]} must be one of {allowed}, not {str(value)[:80]}')
+    rank, alpha = config.get('r'), config.get('lora_alpha')
+    require(run_state.is_valid('rank', rank) and run_state.is_valid('alpha', alpha),
+            f'{path}: r and lora_alpha must be numbers above 0, not {str(rank)[:40]} and {str(alpha)[:40]}')
+    return rank, alpha
