@@ -96,7 +96,7 @@ INSTEAD = {  # to be quicker, or to do without the network
     '--val_every 100': '--val_every 3',
     './download_model.py 124M': 'cp -r models/demo models/124M',
 }
-NEEDS = {'--train_vocab': 'tokenizers', 'from transformers': 'torch'}  # text: a module
+NEEDS = {'--train_vocab': 'tokenizers', 'from transformers': 'torch', 'from peft': 'peft'}  # text: a module
 OTHERS_FLAGS = {'allow-run-as-root', 'oversubscribe', 'gloo', 'build-arg', 'rm', 'logdir',
                 'help', 'version'}  # of other programs, and of all
 TIMEOUT = 300  # seconds for a command

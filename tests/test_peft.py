@@ -91,6 +91,9 @@ def test_updates_are_those_of_peft(home, optimizer, rate, decay, targets):
     torch = pytest.importorskip('torch')
     peer = peft_model(home, targets)
     theirs = parameters(peer)
+    if optimizer != 'sgd':  # from B = 0, A's first gradients are small, and Adam's steps their rounding's
+        for p in theirs.values():
+            torch.nn.init.normal_(p, std=0.1)
     start = {name: p.detach().numpy().T.copy() for name, p in theirs.items()}
     kind = {'sgd': torch.optim.SGD, 'adam': torch.optim.Adam, 'adamw': torch.optim.AdamW}[optimizer]
     opt = kind(theirs.values(), lr=rate, **({'weight_decay': decay} if optimizer == 'adamw' else {}))
@@ -119,8 +122,8 @@ def test_updates_are_those_of_peft(home, optimizer, rate, decay, targets):
             assert moved > 1e-3
             if optimizer == 'sgd':
                 assert error.max() < 1e-4 * moved, name
-            else:  # where gradients are near 0, Adam's steps follow their rounding
-                assert np.quantile(error, 0.98) < 1e-2 * moved, name
+            else:
+                assert np.quantile(error, 0.98) < 5e-3 * moved, name
 
 
 # There and back
