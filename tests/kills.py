@@ -323,7 +323,6 @@ def inspected(flags, what):  # -> [(what, digest of weights)]
     last = checkpoint.latest(directory)
     named = [os.path.join(directory, f'model-{step}') for step in run_folder.named_steps(directory)]
     expected = {
-        'adapter',
         'checkpoint',
         'counter',
         'encoder',
@@ -331,6 +330,7 @@ def inspected(flags, what):  # -> [(what, digest of weights)]
         'vocab',
         'events',
         'metrics',
+        *(['adapter'] if flags.lora_rank else []),
         *map(os.path.basename, named),
         *([os.path.basename(run_folder.state_prefix(last))] if last else []),
     }

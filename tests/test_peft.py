@@ -100,7 +100,7 @@ def test_updates_are_those_of_peft(home, optimizer, rate, decay, targets):
     data = np.random.RandomState(1).randint(0, home[1].n_vocab, [6, 2, 32])
     flags = TrainFlags(dataset='none', optimizer=optimizer, learning_rate=rate, weight_decay=decay, seed=1)
     with toy.session() as session:
-        graph = Graph(flags, home[1], None, own_adapter(home, targets))
+        graph = Graph(flags, home[1], None, adapter=own_adapter(home, targets))
         session.run(tf.global_variables_initializer())
         checkpoint.restore(session, f'{home[0]}/models/toy/model.ckpt', graph.base)
         variables = {v.op.name.removeprefix('model/'): v for v in checkpoint.model_variables()}
@@ -174,7 +174,7 @@ def test_there_and_back_each_bit_is_the_same(home, tmp_path, capsys):
     fingerprint = checkpoint.fingerprint(f'{home[0]}/models/toy/model.ckpt')
     assert capsys.readouterr().out.endswith(
         f'Made {tmp_path}/back: an adapter of toy ({fingerprint}) '
-        'with --lora_rank 4 --lora_alpha 12 --lora_targets all\n')
+        'with --lora_rank 4 --lora_alpha 12.0 --lora_targets all\n')
     generator.load(str(tmp_path / 'back'), f'{home[0]}/models')
 
 
@@ -231,7 +231,7 @@ def test_a_pickle_and_another_rank_are_refused(home, folder, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), 'r': 5}))
     assert 'but must be F32 [5, ' in refusal(home, folder, tmp_path)
     os.rename(folder / 'adapter_model.safetensors', folder / 'adapter_model.bin')
-    assert 'no ' in refusal(home, folder, tmp_path)
+    assert str(folder) in refusal(home, folder, tmp_path)
 
 
 def test_all_weights_are_no_adapter(home, tmp_path):

@@ -1,7 +1,4 @@
 """Adapters in the format of Hugging Face's peft."""
-import os
-import shutil
-
 import model
 from errors import require
 from formats.hugging_face import REMEDY, ROOT, open_tensors, read_tensor, tensor_name, write_safetensors
@@ -56,8 +53,7 @@ def read(source, base, folder, run, models_dir='models'):
         require(saved.removeprefix('B').replace('F16', 'F32') == wanted,
                 f'{source}: {name[:80]} is {saved[:80]}, but must be {wanted}, or in F16 or BF16')
     new_model.write(folder, hp, ((name, read_tensor(tensors[their_name(name)], True)) for name in shapes))
-    for path in paths.descriptions(base):
-        shutil.copyfile(path, f'{folder}/{os.path.basename(path)}')
+    paths.copy_descriptions(base, folder)
     run_state.write(f'{folder}/{adapter.NAME}', own)
     return own
 

@@ -1,6 +1,5 @@
 """A model as a SavedModel, which TensorFlow runs without this code."""
 import os
-import shutil
 
 import tensorflow.compat.v1 as tf
 
@@ -25,8 +24,7 @@ def write(folder, source, checkpoint_name=None, models_dir='models'):
             builder.save()
     extra = f'{folder}/assets.extra'  # for clients
     os.mkdir(extra)
-    for path in paths.descriptions(source):
-        shutil.copy(path, extra)
+    paths.copy_descriptions(source, extra)
     return prefix
 
 

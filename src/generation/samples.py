@@ -73,7 +73,7 @@ class SampleWriter:
                 write_while_drawn(headings[0], states)
                 continue
             *_, rows = states
-            for heading, row in zip(headings, rows, strict=True):
+            for heading, row in zip(headings, rows, strict=False):  # beams may find fewer
                 print(heading + row.text, file=file, flush=True)
 
     def complete(self, prompts_file, output, logprobs):

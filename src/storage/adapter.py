@@ -21,7 +21,7 @@ class Adapter:
 
     def __str__(self):
         return (f'an adapter of {self.base} ({self.fingerprint}) with --lora_rank {self.rank} '
-                f'--lora_alpha {self.alpha:g} --lora_targets {self.targets}')
+                f'--lora_alpha {self.alpha} --lora_targets {self.targets}')
 
     @property
     def scale(self):

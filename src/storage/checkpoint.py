@@ -130,12 +130,9 @@ def adapter_of(prefix) -> adapter.Adapter | None:
     with opened(files_prefix(prefix)) as reader:
         if not any(name.endswith('/lora_a') for name in reader.get_variable_to_shape_map()):
             return None
-    own = read_adapter(os.path.dirname(prefix))
-    return require(own, f'{prefix} is an adapter without {adapter.NAME} beside it; {ADAPTER_REMEDY}')
-
-
-def read_adapter(folder) -> adapter.Adapter | None:  # None without the file; or raises InputError
-    return run_state.read(os.path.join(folder, adapter.NAME), adapter.Adapter, ADAPTER_REMEDY)
+    path = os.path.join(os.path.dirname(prefix), adapter.NAME)
+    own = run_state.read(path, adapter.Adapter, ADAPTER_REMEDY)
+    return require(own, f'{prefix} is an adapter without {path}; {ADAPTER_REMEDY}')
 
 
 def new_adapter(model, hparams, rank, alpha, targets, run, models_dir) -> adapter.Adapter:
@@ -144,6 +141,7 @@ def new_adapter(model, hparams, rank, alpha, targets, run, models_dir) -> adapte
     require(rank <= n_embd, f'the rank of an adapter must be at most n_embd, {n_embd}, not {rank}')
     require(not adapter_of(base), f'{base} is an adapter; make a model of it with src/convert.py merge')
     own = adapter.Adapter(rank, alpha, targets, os.path.basename(model), fingerprint(base))
+    require(run_state.is_valid('base', own.base), f'{own.base!r} cannot name a base; rename the folder')
     find_base(own, f'{run}/model', models_dir)
     return own
 
@@ -154,11 +152,14 @@ def fingerprint(prefix):  # the same in each folder; the index has checksums of 
 
 def find_base(own, prefix, models_dir) -> str:
     """The prefix of the base of an Adapter with a prefix."""
-    parents = models_dir, os.path.dirname(os.path.dirname(os.path.abspath(prefix)))
+    run = os.path.dirname(os.path.abspath(prefix))
+    parents = models_dir, os.path.dirname(run), os.path.dirname(os.path.dirname(run))  # the last of left-N
     for parent in parents:
-        base = latest(paths.for_tensorflow(paths.child(parent, own.base, f'{prefix}: its base')))
-        if base and fingerprint(base) == own.fingerprint:
-            return base
+        folder = paths.for_tensorflow(paths.child(parent, own.base, f'{prefix}: its base'))
+        with contextlib.suppress(InputError):  # if it is damaged, the next may be the right one
+            base = latest(folder)
+            if base and fingerprint(base) == own.fingerprint:
+                return base
     raise InputError(f'{prefix} adapts {own.base}, and none in {" or ".join(parents)} has the fingerprint '
                      f'{own.fingerprint}; give the folder that has it as --models_dir')
 

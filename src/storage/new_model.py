@@ -1,6 +1,5 @@
 """Writes the checkpoint of a new model or given weights."""
 import contextlib
-import os
 
 import tensorflow.compat.v1 as tf
 
@@ -54,8 +53,7 @@ def merge(folder, source, checkpoint_name=None, models_dir='models'):
     prefix = checkpoint.resolve_checkpoint(source, hp, checkpoint_name, models_dir)
     with checkpoint.readable(prefix, models_dir) as reader:
         write(folder, hp, ((name, reader.get_tensor(f'model/{name}')) for name in model.weight_shapes(hp)))
-    for path in paths.descriptions(source):
-        paths.copy_file(path, f'{folder}/{os.path.basename(path)}')
+    paths.copy_descriptions(source, folder)
     return prefix
 
 

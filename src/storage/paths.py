@@ -13,6 +13,7 @@ import tempfile
 from errors import InputError, require
 
 DESCRIPTIONS = ('hparams.json', 'encoder.json', 'vocab.bpe', 'special_tokens.json')
+TEMPLATE = 'template.json'
 MODEL_FILES = ('checkpoint', *DESCRIPTIONS[:3], 'model.ckpt.data-00000-of-00001', 'model.ckpt.index',
                'model.ckpt.meta')
 RELEASED_MODELS = ('124M', '355M', '774M', '1558M')
@@ -63,6 +64,12 @@ def find_model(name, models_dir='models', checkpoint_dir='checkpoint', quiet=Fal
 def descriptions(folder):  # paths of DESCRIPTIONS, the last only if there
     files = [f'{folder}/{name}' for name in DESCRIPTIONS]
     return files if os.path.lexists(files[-1]) else files[:-1]
+
+
+def copy_descriptions(source, target):  # from folder to folder, and the template of prompts and answers
+    for path in [*descriptions(source), f'{source}/{TEMPLATE}']:
+        if os.path.lexists(path):
+            copy_file(path, f'{target}/{os.path.basename(path)}')
 
 
 def run_dir(run_name, checkpoint_dir='checkpoint'):  # which need not exist yet

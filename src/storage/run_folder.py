@@ -45,8 +45,9 @@ def check_start(run, model, restore_from, hparams, models_dir='models', wanted=N
     """Raises InputError unless the run begins with a checkpoint of this model, and trains as before: all
     weights, or the Adapter `wanted`."""
     prefix, trained = find_source(run, model, restore_from)
-    kinds = {run: checkpoint.read_adapter(run)} if checkpoint.latest(run) else {}
-    for old, own in {**kinds, **({prefix: checkpoint.adapter_of(prefix)} if trained else {})}.items():
+    best = checkpoint.read_best(run) and f'{run}/{BEST}'
+    for old in filter(None, [checkpoint.latest(run), best, trained and prefix]):
+        own = checkpoint.adapter_of(old)
         require(own == wanted, f'{old} has {own or "all weights"}, not {wanted or "all weights"}; give the '
                                'same flags and model, or another --run_name')
     if trained:
@@ -227,7 +228,7 @@ class Run:
                 paths.copy_file(source, target)
         for path in paths.descriptions(self.folder)[len(sources):]:  # another model's
             os.unlink(path)
-        for name, values in ((template.FILE, self.template and {'template': self.template}),
+        for name, values in ((paths.TEMPLATE, self.template and {'template': self.template}),
                              (adapter.NAME, self.adapter and run_state.with_crc(vars(self.adapter)))):
             if values:
                 paths.write_json(self.path(name), values)

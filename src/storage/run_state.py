@@ -39,7 +39,8 @@ class Best:
 
 def is_valid(name, value):  # a field and its value, of JSON -> truth
     if name in ('loss', 'alpha'):
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+        is_finite = type(value) in (int, float) and abs(value) <= sys.float_info.max
+        return is_finite and (name == 'loss' or value > 0)
     if name == 'average':
         return type(value) is list and len(value) == 2 and all(is_valid('loss', part) for part in value)
     if name == 'best':

@@ -5,7 +5,6 @@ import re
 from errors import InputError, require
 from storage import paths
 
-FILE = 'template.json'  # in a run's folder
 DEFAULT = '{prompt}{completion}'
 MESSAGES = 'a list of {"role": …, "content": …}: maybe the system\'s, then user\'s and assistant\'s in turn'
 
@@ -72,7 +71,7 @@ def exchanges(messages, place):  # -> [[prompt, answer], …]
 
 
 def find(*folders):  # of runs or models -> the text of the first template, or None
-    path = next((path for folder in folders if os.path.lexists(path := f'{folder}/{FILE}')), None)
+    path = next((path for folder in folders if os.path.lexists(path := f'{folder}/{paths.TEMPLATE}')), None)
     if path is None:
         return None
     text = paths.read_json(path, 'remove it').get('template')

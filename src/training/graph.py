@@ -1,6 +1,5 @@
 """The graph of an update, from tokens to the optimizer's operations."""
-import secrets
-
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import model
@@ -40,10 +39,10 @@ class Graph:
             dtype = self.dtype if '/attn/' in name or '/mlp/' in name else tf.float32
             w[name] = zeros(shape, f'model/{name}', dtype, collections=[])
         self.base = [*w.values()]
-        seed = secrets.randbits(31) if self.flags.seed is None else self.flags.seed
+        rng = np.random.default_rng(self.flags.seed)
         for name, shape in self.adapter.shapes(shapes).items():  # A as in peft; B is 0: it begins as the base
             bound = shape[0] ** -0.5 if name.endswith('/lora_a') else 0.0
-            initial = tf.random.uniform(shape, -bound, bound, seed=seed + len(w))
+            initial = tf.random.uniform(shape, -bound, bound, seed=int(rng.integers(1 << 31)))
             w[name] = tf.Variable(initial, name=f'model/{name}', use_resource=True)
         return {name: v.read_value() for name, v in w.items()}
 

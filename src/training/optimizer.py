@@ -77,7 +77,7 @@ def after_decay(grad, v, factor):  # -> grad, once a matrix is multiplied by fac
 
 
 def is_matrix(v):
-    return sum(size > 1 for size in v.shape.as_list()) > 1
+    return v.shape.rank > 1
 
 
 def learning_rate(step: int, flags) -> float:

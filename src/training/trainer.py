@@ -52,7 +52,7 @@ class Trainer:
             # Not the weights: random numbers would keep memory.
             self.session.run(tf.variables_initializer(self.run.state_variables))
             if adapter:  # each rank reads its base: Horovod would send it
-                base = checkpoint.resolve_path(path)
+                base = checkpoint.find_base(adapter, f'{folder}/model', flags.models_dir)
                 worker.run_on_all(lambda: checkpoint.restore(self.session, base, self.graph.base))
             if self.sample_every:
                 self.generator = generator.Generator(self.session, hparams, enc, self.graph.weights)
