@@ -332,9 +332,10 @@ def test_the_base_is_found_wherever_it_was_moved_to(flags, trained, tmp_path):
         assert_close(read(prefix, str(tmp_path / models_dir)), expected)
     shutil.rmtree(copies[1])
     for models_dir in ('wrong', 'nowhere'):
+        places = f'{tmp_path}/{models_dir} or {tmp_path}/checkpoint or {tmp_path}'
         with pytest.raises(InputError, match=re.escape(
-                f'{prefix} adapts toy, and none in {tmp_path}/{models_dir} or {tmp_path}/checkpoint or {tmp_path} '
-                'has the fingerprint ') + r'[0-9a-f]{16}; give the folder that has it as --models_dir'):
+                f'{prefix} adapts toy, and none in {places} has the '
+                'fingerprint ') + r'[0-9a-f]{16}; give the folder that has it as --models_dir'):
             read(prefix, str(tmp_path / models_dir))
     with pytest.raises(InputError, match='adapts toy'):
         trainer.train(flags(**LORA, model_name=f'{trained.models_dir}/toy', run_name='new',
@@ -385,7 +386,7 @@ def test_a_forged_description_is_one_line(trained, change, message):
     for load in (lambda: read(f'{directory(trained)}/model-8', trained.models_dir),
                  lambda: generator.load(directory(trained), trained.models_dir),
                  lambda: trainer.train(trained)):
-        with pytest.raises(InputError, match=f'{message}|run1/model-8 has an adapter .*, not an ad') as raised:
+        with pytest.raises(InputError, match=f'{message}|run1/model-8 has an adapter .*, not') as raised:
             load()
         assert '\n' not in str(raised.value) and len(str(raised.value)) < 1000
     assert runs.newest(directory(trained)) == 8
