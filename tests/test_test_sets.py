@@ -249,7 +249,7 @@ def test_files_and_arrays_are_documents(tmp_path):
     assert [(content.tolist(), *counts) for content, *counts in fields(documents)] == [
         (enc.encode('One two\r\n'), 2, 1, 9), (enc.encode('\nthree'), 1, 1, 6), (first, 3, 0, 18),
         (second, 1, 1, 6)]
-    (_, ids), *_ = test_sets.text_documents(enc, files, special_tokens=False)
+    (_, ids), *_ = test_sets.text_documents(enc, files, 'utf-8', False)
     assert ids.tolist() == enc.encode((tmp_path / 'a.txt').read_bytes().decode('utf-8-sig'))
 
 
