@@ -177,7 +177,8 @@ def test_a_command_help_lists_its_own_flags(capsys):
     for name, function in evaluate.COMMANDS.items():
         listing[name] = set(inspect.signature(function).parameters)
     assert listing['wikitext2'] - listing['cbt'] == {'stride'}
-    assert listing['perplexity'] - listing['wikitext2'] == {'encoding', 'special_tokens', 'text_field', 'template'}
+    of_files = {'encoding', 'special_tokens', 'text_field', 'template'}
+    assert listing['perplexity'] - listing['wikitext2'] == of_files
     assert listing['logprobs'] - listing['wikitext2'] == {'prompt'}
     assert listing['lambada'] - listing['cbt'] == {'detokenize'}
 

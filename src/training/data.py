@@ -40,7 +40,8 @@ class Data:
             self.training = [(weight, chunks) for weight, chunks, _ in held]
             self.validation = [(weight, chunks) for weight, _, chunks in held]
         self.size = count(self.training)
-        self.training, self.validation = map(self.packed, (self.training, self.validation))
+        self.training, self.validation = ([(weight, [*self.packed(chunks)]) for weight, chunks in parts]
+                                          for parts in (self.training, self.validation))
         return fingerprint(self.enc, *self.training, *self.validation)
 
     def chunks(self, path):
@@ -49,16 +50,13 @@ class Data:
         require(n_tokens >= 16, f'{path} has {n_tokens} tokens, but at least 16 are needed')
         return chunks
 
-    def packed(self, parts):  # -> the same, with windows of whole examples for chunks with prompts
-        windows = []
-        for weight, chunks in parts:
-            windows.append((weight, []))
-            for chunk in chunks:
-                with_prompts = npz.has_prompts(chunk)
-                self.template = self.options[-1] if with_prompts else self.template
-                windows[-1][1].extend(
-                    pack(chunk, self.hparams.n_ctx, self.enc.eot) if with_prompts else [chunk])
-        return windows
+    def packed(self, chunks):  # yields them, with windows of whole examples for those with prompts
+        for chunk in chunks:
+            if npz.has_prompts(chunk):
+                self.template = self.options[-1]
+                yield from pack(chunk, self.hparams.n_ctx, self.enc.eot)
+            else:
+                yield chunk
 
     def start(self, seed, position):  # to read ahead; checks that tokens are the model's
         self.sampler = Mixture(self.training, seed, self.worker.rank, self.worker.size)
