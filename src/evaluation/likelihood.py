@@ -25,12 +25,11 @@ class Likelihood:
 
     def __init__(self, model_name, models_dir='models', checkpoint_name=None, *, precision='float32',
                  batch_size=None, context=None):
-        folder, self.hparams, self.enc = checkpoint.load_sizes_and_vocabulary(model_name, models_dir)
+        _, self.hparams, self.enc, self.prefix = checkpoint.find(model_name, models_dir, checkpoint_name)
         n_ctx = self.hparams.n_ctx
         self.context = n_ctx if context is None else context
         require(1 <= self.context <= n_ctx, f'--context must be from 1 to n_ctx, {n_ctx}, not {context}')
         self.batch_size = batch_size or max(1, 2048 // self.context)
-        self.prefix = checkpoint.resolve_checkpoint(folder, self.hparams, checkpoint_name, models_dir)
         self.session = tf.Session(graph=tf.Graph(), config=session_config())
         self.function = functools.cache(self.build)
         with self.session.graph.as_default():

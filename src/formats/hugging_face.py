@@ -39,8 +39,7 @@ def tensor_name(name):  # h0/attn/c_attn/w -> h.0.attn.c_attn.weight
 
 def write(folder, source, checkpoint_name=None, models_dir='models'):
     """Writes a checkpoint of a model or run into an empty folder; returns its path. Raises InputError."""
-    _, hp, enc = checkpoint.load_sizes_and_vocabulary(source)
-    prefix = checkpoint.resolve_checkpoint(source, hp, checkpoint_name, models_dir)
+    _, hp, enc, prefix = checkpoint.find(source, models_dir, checkpoint_name)
     unused = [id for id in range(hp.n_vocab) if id not in enc.decoder]
     vocab = {**enc.encoder, **{NO_TEXT.format(id): id for id in unused}}
     vocabulary_files.write_vocabulary(folder, vocab, enc.bpe_ranks, names=VOCABULARY)

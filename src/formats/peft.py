@@ -19,8 +19,7 @@ def their_name(name):  # h0/attn/c_attn/lora_a -> …h.0.attn.c_attn.lora_A.weig
 
 def write(folder, source, checkpoint_name=None, models_dir='models'):
     """Writes the adapter of a run into an empty folder; returns its checkpoint's path. Raises InputError."""
-    _, hp, _ = checkpoint.load_sizes_and_vocabulary(source)
-    prefix = checkpoint.resolve_checkpoint(source, hp, checkpoint_name, models_dir)
+    _, hp, _, prefix = checkpoint.find(source, models_dir, checkpoint_name)
     own = require(checkpoint.adapter_of(prefix), f'{prefix} has all weights and no adapter; use to_hf')
     modules = [product.replace('/', '.') for product in adapter.TARGETS[own.targets]]
     paths.write_json(f'{folder}/{CONFIG}', {

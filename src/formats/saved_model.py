@@ -11,8 +11,7 @@ from storage import checkpoint, new_model, paths
 
 def write(folder, source, checkpoint_name=None, models_dir='models'):
     """Writes a checkpoint of a model or run into an empty folder; returns its path. Raises InputError."""
-    _, hp, enc = checkpoint.load_sizes_and_vocabulary(source)
-    prefix = checkpoint.resolve_checkpoint(source, hp, checkpoint_name, models_dir)
+    _, hp, enc, prefix = checkpoint.find(source, models_dir, checkpoint_name)
     with tf.Graph().as_default(), tf.Session(config=new_model.without_gpu()) as session:
         disable_xla()  # off in TensorFlow Serving unless asked for
         both = signatures(hp, enc)

@@ -24,8 +24,7 @@ DRAWING = ('temperature', 'top_k', 'top_p', 'min_p', 'typical_p')  # those of sa
 
 def load(model_name='124M', models_dir='models', checkpoint_name=None, precision='float32'):
     """A Generator of a model or run, in a new session. Raises InputError."""
-    folder, hparams, enc = checkpoint.load_sizes_and_vocabulary(model_name, models_dir)
-    prefix = checkpoint.resolve_checkpoint(folder, hparams, checkpoint_name, models_dir)
+    _, hparams, enc, prefix = checkpoint.find(model_name, models_dir, checkpoint_name)
     dtype, w, sources = set_precision(precision), {}, {}
     session = tf.Session(graph=tf.Graph(), config=session_config())
     with session.graph.as_default():

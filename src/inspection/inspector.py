@@ -22,8 +22,7 @@ class Inspector:
     """A model, run or checkpoint in a session. Raises InputError."""
 
     def __init__(self, model_name, models_dir='models', checkpoint_name=None, *, precision='float32'):
-        folder, self.hparams, self.enc = checkpoint.load_sizes_and_vocabulary(model_name, models_dir)
-        self.prefix = checkpoint.resolve_checkpoint(folder, self.hparams, checkpoint_name, models_dir)
+        _, self.hparams, self.enc, self.prefix = checkpoint.find(model_name, models_dir, checkpoint_name)
         self.session = tf.Session(graph=tf.Graph(), config=session_config())
         self.forward, self.callable = functools.cache(self.build), functools.cache(self.make_callable)
         with self.session.graph.as_default():

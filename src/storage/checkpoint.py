@@ -82,6 +82,12 @@ def load_sizes_and_vocabulary(model_name, models_dir='models'):
     return folder, hparams, enc
 
 
+def find(model_name, models_dir='models', checkpoint_name=None):  # or raises InputError
+    """Those of load_sizes_and_vocabulary, and the prefix of resolve_checkpoint."""
+    folder, hparams, enc = load_sizes_and_vocabulary(model_name, models_dir)
+    return folder, hparams, enc, resolve_checkpoint(folder, hparams, checkpoint_name, models_dir)
+
+
 def model_variables():  # an optimizer's in this scope are not trainable
     return tf.trainable_variables('model/')
 

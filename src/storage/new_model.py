@@ -49,8 +49,7 @@ def write(folder, hparams, weights):
 
 def merge(folder, source, checkpoint_name=None, models_dir='models'):
     """Writes a checkpoint of a model or run as a model's into an empty folder; returns its path."""
-    _, hp, _ = checkpoint.load_sizes_and_vocabulary(source)
-    prefix = checkpoint.resolve_checkpoint(source, hp, checkpoint_name, models_dir)
+    _, hp, _, prefix = checkpoint.find(source, models_dir, checkpoint_name)
     with checkpoint.readable(prefix, models_dir) as reader:
         write(folder, hp, ((name, reader.get_tensor(f'model/{name}')) for name in model.weight_shapes(hp)))
     paths.copy_descriptions(source, folder)
