@@ -6,11 +6,10 @@ import os
 from dataclasses import dataclass
 
 from command_line import cli
-from command_line.flags import CHECKPOINT, REQUIRED, TF32, ModelFlags, TextFlags, flag
+from command_line.flags import CHECKPOINT, PRECISIONS, REQUIRED, TF32, ModelFlags, TextFlags, flag
 
 import load_dataset
 from evaluation import metrics, test_sets
-from fast.session import PRECISIONS
 from storage import paths
 
 PARAMETERS = {'124M': 124_439_808, '355M': 354_823_168, '774M': 774_030_080, '1558M': 1_557_611_200}

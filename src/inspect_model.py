@@ -5,10 +5,9 @@ import sys
 from dataclasses import dataclass
 
 from command_line import cli
-from command_line.flags import CHECKPOINT, MODEL, TF32, ModelFlags, flag
+from command_line.flags import CHECKPOINT, MODEL, PRECISIONS, TF32, ModelFlags, flag
 
 from errors import require
-from fast.session import PRECISIONS
 from storage import paths
 
 

@@ -4,6 +4,8 @@ import json
 import textwrap
 import types
 
+from command_line.flags import WEIGHT_PRECISIONS
+
 import numpy as np
 import numpy_gpt2
 import pytest
@@ -17,7 +19,6 @@ import sample
 from errors import InputError
 from fast import kernels
 from fast.quantized import quantize
-from fast.session import WEIGHT_PRECISIONS
 from generation import generator
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import sys
 import time
 
 from command_line import cli
-from command_line.flags import SamplingFlags
+from command_line.flags import WEIGHT_PRECISIONS, SamplingFlags
 
 import numpy as np
 import numpy_gpt2
@@ -26,7 +26,6 @@ from create_model import create_model
 from encoder import get_encoder
 from errors import InputError
 from fast import session
-from fast.session import WEIGHT_PRECISIONS
 from generate_unconditional_samples import sample_model
 from generation import beam_search, continuation, generator
 from generation import samples as sampling

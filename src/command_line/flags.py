@@ -6,10 +6,11 @@ import typing
 from dataclasses import dataclass
 
 from errors import require
-from fast.session import PRECISIONS, WEIGHT_PRECISIONS
 from storage import adapter, paths, template
 
 REQUIRED = dataclasses.MISSING  # as a default
+PRECISIONS = ('float32', 'tf32', 'bfloat16')  # of matrix products
+WEIGHT_PRECISIONS = (*PRECISIONS, 'int8')  # of weights, for sampling
 TF32 = "tf32: products in TF32 on NVIDIA's GPUs"
 MODEL = 'a name in models_dir or checkpoint_dir, or a path with a /'
 TOP_K = 'draw from so many of the likeliest tokens; 0 for all'

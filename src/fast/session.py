@@ -2,8 +2,7 @@
 import os
 import platform
 
-PRECISIONS = ('float32', 'tf32', 'bfloat16')  # of matrix products
-WEIGHT_PRECISIONS = (*PRECISIONS, 'int8')  # of weights, for sampling
+import tensorflow.compat.v1 as tf
 
 
 def cores() -> int:  # that this process may use
@@ -11,7 +10,6 @@ def cores() -> int:  # that this process may use
 
 
 def device(gpu: int = 0) -> str:  # of sessions, in words: this GPU, or the CPU if there is none
-    import tensorflow.compat.v1 as tf
     gpus = tf.config.list_physical_devices('GPU')
     if not gpus:
         return f'CPU, {cores()} cores'
@@ -20,7 +18,6 @@ def device(gpu: int = 0) -> str:  # of sessions, in words: this GPU, or the CPU 
 
 
 def session_config():  # -> tf.ConfigProto: takes a GPU's memory as needed
-    import tensorflow.compat.v1 as tf
     config = tf.ConfigProto(gpu_options={'allow_growth': True})
     # Optimizing graphs takes longer than it saves, and keeps an optimizer's zeros in memory.
     config.graph_options.rewrite_options.disable_meta_optimizer = True
@@ -29,14 +26,12 @@ def session_config():  # -> tf.ConfigProto: takes a GPU's memory as needed
 
 
 def rounds_products() -> bool:  # of float32, to TF32
-    import tensorflow as tf
     return bool(tf.config.list_physical_devices('GPU')
                 and tf.config.experimental.tensor_float_32_execution_enabled())
 
 
 def set_precision(precision: str):  # -> the type of the products' factors
     """Switches TF32 for the whole process. Call with int8 before XLA first compiles."""
-    import tensorflow as tf
     tf.config.experimental.enable_tensor_float_32_execution(precision == 'tf32')  # on by default
     if precision == 'int8' and platform.machine() in ('x86_64', 'AMD64'):
         # XLA's loops for AVX-512 read int8 at half AVX2's speed.
