@@ -133,7 +133,7 @@ def measured():
         compression=settings['compression'],
     )
     with (horovod_worker.started(flags.compression) as worker, tf.Graph().as_default(),
-          tf.Session(config=trainer.session_config(worker)) as session):
+          tf.Session(config=trainer.session_config(worker.gpu, worker.threads)) as session):
         training = trainer.Trainer(flags, worker, session)
         training.prepare()
         update = median(training.update, steps, worker)

@@ -123,7 +123,7 @@ def prepared(directory, size, **flags):
                        checkpoint_dir=os.path.join(directory, 'runs'), run_name=str(os.getpid()),
                        sample_every=0, save_every=0, **flags)
     worker = trainer.Worker()
-    with tf.Graph().as_default(), tf.Session(config=trainer.session_config(worker)) as session:
+    with tf.Graph().as_default(), tf.Session(config=trainer.session_config()) as session:
         run = trainer.Trainer(flags, worker, session)
         run.prepare()
         yield run

@@ -17,8 +17,11 @@ def device(gpu: int = 0) -> str:  # of sessions, in words: this GPU, or the CPU 
     return f'GPU {gpu}, {name}'
 
 
-def session_config():  # -> tf.ConfigProto: takes a GPU's memory as needed
-    config = tf.ConfigProto(gpu_options={'allow_growth': True})
+def session_config(gpu=None, threads=0):  # -> tf.ConfigProto: takes a GPU's memory as needed
+    """gpu: the only one to use. threads: of an operation; 0: one a core."""
+    config = tf.ConfigProto(gpu_options={'allow_growth': True}, intra_op_parallelism_threads=threads)
+    if gpu is not None:
+        config.gpu_options.visible_device_list = str(gpu)
     # Optimizing graphs takes longer than it saves, and keeps an optimizer's zeros in memory.
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     config.graph_options.optimizer_options.opt_level = tf.OptimizerOptions.L0

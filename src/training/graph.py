@@ -4,8 +4,8 @@ import tensorflow.compat.v1 as tf
 
 import model
 from accumulate import zeros
-from fast import session
 from fast.quantized import with_precision
+from fast.session import set_precision
 from memory_saving_gradients import gradients
 from training.optimizer import update_operations
 
@@ -20,7 +20,7 @@ class Graph:
         self.flags, self.hparams, self.end, self.adapter = flags, hparams, end, adapter
         self.batch = tuple(tf.placeholder(tf.int32, [None, hparams.n_ctx]) for _ in range(2))
         self.rate = tf.placeholder(tf.float32, [], 'learning_rate')
-        self.dtype = session.set_precision(flags.precision)
+        self.dtype = set_precision(flags.precision)
         w = self.adapted_weights() if adapter else model.weights(hparams)
         self.weights = self.factors(w) if adapter else w
         variables = tf.trainable_variables('model/h' if flags.only_train_transformer_layers else 'model/')
@@ -76,11 +76,3 @@ class Graph:
         loss = total / tf.cast(tf.size(tokens[:, 1:]), tf.float32)
         return total, count, gradients(
             loss, [w[name] for name in self.trained], recompute=self.flags.memory_saving_gradients)
-
-
-def session_config(worker):  # with its GPU and threads
-    config = session.session_config()
-    if worker.gpu is not None:
-        config.gpu_options.visible_device_list = str(worker.gpu)
-    config.intra_op_parallelism_threads = worker.threads
-    return config

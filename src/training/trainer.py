@@ -9,12 +9,12 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from errors import InputError, require
-from fast.session import device
+from fast.session import device, session_config
 from generation import generator
 from storage import checkpoint, paths, run_folder, run_lock, run_state
 from training import log, optimizer, samples
 from training.data import Data
-from training.graph import Graph, session_config
+from training.graph import Graph
 from training.signals import Signals, Stopped
 from training.worker import Worker
 
@@ -241,7 +241,7 @@ class Trainer:
 def train(flags, worker: Worker | None = None) -> int:
     """Trains as TrainFlags say, and returns the run's updates. Raises InputError, SystemExit at signals."""
     worker = worker or Worker()
-    with tf.Graph().as_default(), tf.Session(config=session_config(worker)) as session:
+    with tf.Graph().as_default(), tf.Session(config=session_config(worker.gpu, worker.threads)) as session:
         trainer = Trainer(flags, worker, session)
         try:
             trainer.prepare()
