@@ -70,11 +70,10 @@ class Log:
         if flags.log_to:
             name = f'{flags.run_name} from {step}, {time.strftime("%Y-%m-%d %H:%M:%S")}'
             try:
-                tracker = importlib.import_module(flags.log_to)
-                tracker.init(project='gpt-2', group=flags.run_name, name=name, config=vars(flags))
+                self.tracker = importlib.import_module(flags.log_to)
+                self.tracker.init(project='gpt-2', group=flags.run_name, name=name, config=vars(flags))
             except Exception as error:
                 raise InputError(f'--log_to {flags.log_to}: {error}') from None
-            self.tracker = tracker
 
     @contextmanager
     def writing(self, sink):  # one of SINKS, until that fails
@@ -84,26 +83,23 @@ class Log:
         if errors:
             setattr(self, sink, None)
 
+    def tell(self, sink, function):  # calls function(the sink), unless that has failed
+        with self.writing(sink):
+            if target := getattr(self, sink):
+                function(target)
+
     def add(self, step, *values):  # dicts of tf.Summary.Value's fields
-        with self.writing('events'):
-            if self.events:
-                self.events.add_summary(tf.Summary(value=values), step)
+        self.tell('events', lambda events: events.add_summary(tf.Summary(value=values), step))
 
     def scalars(self, step, **values):
         self.add(step, *({'tag': tag, 'simple_value': value} for tag, value in values.items()))
         numbers = {tag: float(value) if math.isfinite(value) else None for tag, value in values.items()}
-        with self.writing('metrics'):
-            if self.metrics:
-                line = {'step': step, **numbers, 'time': round(time.time(), 3)}
-                self.metrics.write(f'{json.dumps(line)}\n'.encode())
-        with self.writing('tracker'):
-            if self.tracker:
-                self.tracker.log(numbers, step=step)
+        line = json.dumps({'step': step, **numbers, 'time': round(time.time(), 3)}).encode() + b'\n'
+        self.tell('metrics', lambda metrics: metrics.write(line))
+        self.tell('tracker', lambda tracker: tracker.log(numbers, step=step))
 
     def sync(self):  # before a checkpoint, which a later session goes on from
-        with self.writing('metrics'):
-            if self.metrics:
-                os.fsync(self.metrics.fileno())
+        self.tell('metrics', lambda metrics: os.fsync(metrics.fileno()))
 
     def text(self, step, tag, text):
         tensor = tf.make_tensor_proto(text.encode(errors='backslashreplace'))  # names of files
@@ -123,15 +119,9 @@ class Log:
     def close(self):
         with suppress(OSError):
             self.bar.close()
-        with self.writing('events'):
-            if self.events:
-                self.events.close()
-        with self.writing('metrics'):
-            if self.metrics:
-                self.metrics.close()
-        with self.writing('tracker'):
-            if self.tracker:
-                self.tracker.finish()
+        self.tell('events', lambda events: events.close())
+        self.tell('metrics', lambda metrics: metrics.close())
+        self.tell('tracker', lambda tracker: tracker.finish())
 
 
 def peak_memory() -> float:  # bytes; NaN on Windows, where Python cannot tell
