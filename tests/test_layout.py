@@ -82,7 +82,6 @@ TENSORFLOW_FREE = [
     'storage.vocabulary_files',
     'fast.bulk_encoding',
     'training.data',
-    'training.signals',
     'training.windows',
     'training.worker',
     'load_dataset',
@@ -316,7 +315,7 @@ def test_what_other_files_call_has_a_docstring_or_shapes_on_its_first_line(name)
 
 
 TESTED_ELSEWHERE = {  # where a file of its own would repeat what these files test
-    'errors': 'cli', 'version': 'cli', 'interrupts': 'signals', 'train': 'trainer',
+    'errors': 'cli', 'version': 'cli', 'train': 'trainer',
     'worker': 'train_horovod', 'horovod_worker': 'train_horovod',
     'generate_unconditional_samples': 'samples', 'interactive_conditional_samples': 'samples'}
 
@@ -374,7 +373,8 @@ def test_only_cli_trainer_and_the_worker_end_the_process(name):
     called = set(calls(PARSED[name]))
     assert not called & {'exit', 'quit'}
     # At the second Ctrl-C, and where calls of Horovod do not come back.
-    assert 'os._exit' not in called or name in ('src/training/signals.py', 'src/training/horovod_worker.py')
+    assert 'os._exit' not in called or name in ('src/command_line/interrupts.py',
+                                                'src/training/horovod_worker.py')
     assert 'sys.exit' not in called or name in ('src/command_line/startup.py', 'src/command_line/cli.py',
                                                 'src/training/trainer.py', 'src/training/worker.py',
                                                 'src/training/horovod_worker.py')

@@ -6,6 +6,8 @@ import signal
 import sys
 import time
 
+from command_line.interrupts import Stopped
+
 import pytest
 import runs
 import tensorflow.compat.v1 as tf
@@ -13,7 +15,6 @@ import tensorflow.compat.v1 as tf
 from errors import InputError
 from storage.run_state import TrainState
 from training import log, trainer
-from training.signals import Stopped
 from training.worker import Worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('usual_signals')]

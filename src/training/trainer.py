@@ -3,7 +3,7 @@ import signal
 import sys
 import time
 
-from command_line.interrupts import default_signal_handlers
+from command_line.interrupts import Signals, Stopped, default_signal_handlers
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -15,7 +15,6 @@ from storage import checkpoint, paths, run_folder, run_lock, run_state
 from training import log, optimizer, samples
 from training.data import Data
 from training.graph import Graph
-from training.signals import Signals, Stopped
 from training.worker import Worker
 
 PROGRESS_EVERY = 60  # seconds

@@ -11,6 +11,7 @@ import threading
 import time
 
 from command_line import cli
+from command_line.interrupts import Signals
 
 import kills
 import pytest
@@ -19,7 +20,6 @@ import runs
 import load_dataset
 from storage import checkpoint, run_folder
 from training import trainer
-from training.signals import Signals
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('usual_signals')]
 
