@@ -1,4 +1,5 @@
-"""The log of training: a bar on stderr, lines on stdout, TensorBoard events, metrics.jsonl."""
+"""The log of training: a bar on stderr, lines on stdout, TensorBoard events, metrics.jsonl, samples."""
+import glob
 import importlib
 import json
 import math
@@ -11,7 +12,7 @@ import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 from errors import InputError
-from storage import metrics_file
+from storage import metrics_file, paths
 
 SINKS = {  # of Log: what fails, and how
     'events': ('TensorBoard events', (OSError, tf.errors.OpError)), 'metrics': ('metrics.jsonl', OSError),
@@ -104,6 +105,17 @@ class Log:
     def text(self, step, tag, text):
         tensor = tf.make_tensor_proto(text.encode(errors='backslashreplace'))  # names of files
         self.add(step, {'tag': tag, 'tensor': tensor, 'metadata': {'plugin_data': {'plugin_name': 'text'}}})
+
+    def samples(self, step, texts, folder):  # shows the last, writes all into the file samples-<step>
+        say(texts[-1])
+        text, path = '\n'.join(texts), f'{folder}/samples-{step}'
+        self.text(step, 'samples', text)
+        with warning_of(OSError, 'The samples could not be written'):
+            os.makedirs(folder, exist_ok=True)
+            with paths.replacing(path) as file:
+                file.write(text)
+            for temporary in glob.glob(f'{glob.escape(path)}.*.tmp'):  # of a kill
+                os.unlink(temporary)
 
     def say(self, line, file=None):
         if not self.bar.disable:

@@ -12,7 +12,7 @@ from errors import InputError, require
 from fast.session import device, session_config
 from generation import generator
 from storage import checkpoint, paths, run_folder, run_lock, run_state
-from training import log, optimizer, samples
+from training import log, optimizer
 from training.data import Data
 from training.graph import Graph
 from training.worker import Worker
@@ -201,16 +201,22 @@ class Trainer:
         return self.mean_of_all(sums)
 
     def sample(self):
-        step, texts = self.state.step, []
+        texts = []
         for first in range(0, self.flags.sample_num, self.flags.batch_size):
             self.check()
             if self.worker.rank == 0:
-                texts += samples.draw(self.generator, self.flags, self.data.sampler.seed + step, first)
+                texts += self.draw(first)
         if texts:
             self.generator.free_cache()
-            log.say(texts[-1])
-            self.log.text(step, 'samples', '\n'.join(texts))
-            samples.write(self.samples_dir, step, '\n'.join(texts))
+            self.log.samples(self.state.step, texts, self.samples_dir)
+
+    def draw(self, first):  # -> texts of a batch of samples, from this number on
+        flags, seed = self.flags, (self.data.sampler.seed + self.state.step) % 2**63
+        seeds = [[seed, number] for number in range(flags.sample_num)[first:first + flags.batch_size]]
+        rows = self.generator.complete(
+            [[self.generator.enc.eot]] * len(seeds), seeds, top_k=flags.top_k, top_p=flags.top_p,
+            length=flags.sample_length or self.generator.hparams.n_ctx - 1)
+        return [f'======== SAMPLE {i} ========\n{row.text}\n' for i, row in enumerate(rows, first + 1)]
 
     def save(self):
         if self.worker.rank == 0 and self.run.saved_step != self.state.step:
