@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """Draws the losses of runs in one picture, from their metrics.jsonl."""
+import importlib.util
 import os
 from dataclasses import dataclass
 
 from command_line import cli
 from command_line.flags import REQUIRED, Checked, flag
 
-from errors import InputError, require
+from errors import require
 from storage import metrics_file, paths
 
 FORGETS = 0.99  # as the mean that training shows beside the loss
-STYLE: dict = {'svg.fonttype': 'none', 'svg.hashsalt': 'loss', 'font.family': 'sans-serif',
-               'path.simplify_threshold': 0.5}
+STYLE: dict = {'svg.fonttype': 'none', 'svg.hashsalt': 'loss', 'path.simplify_threshold': 0.5}
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')  # Okabe & Ito 2008
 DASHES = ('-', '--', ':', '-.')  # once all colours are used
 
@@ -30,17 +30,11 @@ class Flags(Checked):
 
 @cli.takes(Flags)
 def plot_runs(flags):
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError('drawing needs the package matplotlib: pip install matplotlib') from None
+    require(importlib.util.find_spec('matplotlib'), 'drawing needs a package: pip install matplotlib')
     curves = {name: losses(paths.expand(name) if os.path.dirname(name)
                            else paths.run_dir(name, flags.checkpoint_dir)) for name in flags.runs}
-    matplotlib.use('agg')
-    matplotlib.rcParams.update(STYLE)
     with paths.output(paths.expand(flags.output), 'wb') as file:
-        picture(curves).savefig(file, format=flags.output[-3:],
-                                metadata={'Date': None} if flags.output.endswith('.svg') else None)
+        picture(curves).savefig(file, format=flags.output[-3:], metadata={'Date': None})
     print(f'Made {flags.output}')
 
 
@@ -51,7 +45,7 @@ def losses(folder):  # -> {update: loss}, of training and of validation, in nats
     for _, values in metrics_file.read(folder):
         for tag in curves.keys() & values.keys():
             curves[tag][values['step']] = values[tag]
-    return curves['loss'], curves['val_loss']
+    return curves.values()
 
 
 def running_mean(values):
@@ -63,18 +57,19 @@ def running_mean(values):
 
 
 def picture(curves):  # {name: the dicts of losses} -> matplotlib's Figure
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(7, 4), layout='constrained')
+    import matplotlib.figure
+    matplotlib.rcParams.update(STYLE)
+    figure = matplotlib.figure.Figure(figsize=(7, 4), layout='constrained')
     axes = figure.subplots()
     for i, (name, (training, validation)) in enumerate(curves.items()):
         name = name.replace('$', r'\$')  # no formula
         dashes, colour = divmod(i, len(COLOURS))
         look: dict = {'color': COLOURS[colour], 'linestyle': DASHES[dashes % len(DASHES)]}
-        axes.plot(list(training), list(training.values()), linewidth=0.6, alpha=0.25, **look)
-        axes.plot(list(training), list(running_mean(training.values())), linewidth=1.5,
-                  label=f'training of {name}, running mean', **look)
+        updates, values = training.keys(), training.values()
+        axes.plot(updates, values, linewidth=0.6, alpha=0.25, **look)
+        axes.plot(updates, [*running_mean(values)], label=f'training of {name}, running mean', **look)
         if validation:
-            axes.plot(list(validation), list(validation.values()), marker='o', markersize=5, linewidth=0.8,
+            axes.plot(validation.keys(), validation.values(), marker='o', markersize=5, linewidth=0.8,
                       label=f'validation of {name}', **look)
     axes.set(xlabel='updates', ylabel='loss, nats a token')
     axes.grid(color='0.9')
