@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 
 from errors import InputError, require
 from hparams import load_hparams
-from storage import adapter, checkpoint, metrics_file, paths, run_state, template, vocabulary_files
+from storage import adapter, checkpoint, metrics_file, paths, run_state, vocabulary_files
 from storage.run_state import BEST, Best, TrainState
 
 KEPT = 5  # checkpoints
@@ -36,22 +36,17 @@ def find_source(run, model, restore_from):  # folders, flag -> prefix, whether t
     return trained or checkpoint.resolve_path(model), bool(trained)
 
 
-def find_template(run, model, restore_from):  # -> text of the checkpoint's run or the model, or None
-    prefix, _ = find_source(run, model, restore_from)
-    return template.find(os.path.dirname(prefix), model)
-
-
 def check_start(run, model, restore_from, hparams, models_dir='models', wanted=None):
-    """Raises InputError unless the run begins with a checkpoint of this model, and trains as before: all
-    weights, or the Adapter `wanted`."""
+    """The folder of the checkpoint that the run begins with. Raises InputError unless that is of this model,
+    and the run trains as before: all weights, or the Adapter `wanted`."""
     prefix, trained = find_source(run, model, restore_from)
     best = checkpoint.read_best(run) and f'{run}/{BEST}'
     for old in filter(None, [checkpoint.latest(run), best, trained and prefix]):
         own = checkpoint.adapter_of(old)
         require(own == wanted, f'{old} has {own or "all weights"}, not {wanted or "all weights"}; give the '
                                'same flags and model, or another --run_name')
+    folder, load = os.path.dirname(prefix) or '.', vocabulary_files.load_vocabulary
     if trained:
-        folder, load = os.path.dirname(prefix) or '.', vocabulary_files.load_vocabulary
         sizes, *vocabulary = paths.descriptions(folder)
         same = not os.path.exists(sizes) or load_hparams(sizes) == hparams
         if same and all(map(os.path.exists, vocabulary)):
@@ -59,14 +54,15 @@ def check_start(run, model, restore_from, hparams, models_dir='models', wanted=N
         require(same, f'{prefix} was trained from a model of other sizes or vocabulary than {model}; '
                       'give its --model_name, or another --run_name')
     checkpoint.check_sizes(prefix, hparams, models_dir)
+    return folder
 
 
 class Run:
     """Saves and resumes a run in the folder that Lock made. Make it after the graph's variables."""
 
-    def __init__(self, folder, model, models_dir='models', adapter=None):
+    def __init__(self, folder, model, models_dir='models', adapter=None, template=None):  # of prompts, if any
         self.folder, self.model, self.say = folder, model, print
-        self.models_dir, self.adapter = models_dir, adapter
+        self.models_dir, self.adapter, self.template = models_dir, adapter, template
         self.weights = checkpoint.model_variables()
         names = {v.op.name for v in self.weights}
         self.state_variables = [v for v in tf.global_variables() if v.op.name not in names]
@@ -74,7 +70,6 @@ class Run:
         self.state_saver = self.state_variables and tf.train.Saver(self.state_variables, max_to_keep=0)
         self.pending, self.best = self.path('saving'), self.path(BEST)
         self.saved_step: int | None = None
-        self.template: str | None = None  # of prompts and answers, if the data has them
 
     def matching(self, pattern):  # -> paths
         return [self.path(name) for name in os.listdir(self.folder) if re.fullmatch(pattern, name)]

@@ -5,7 +5,7 @@ import numpy as np
 
 from errors import require
 from load_dataset import encode_to_npz, find_parts, fingerprint, load_dataset
-from storage import npz, paths
+from storage import npz, paths, template
 from training.windows import PADDING, Mixture, hold_out, pack
 
 
@@ -14,12 +14,12 @@ def count(parts):  # -> tokens
 
 
 class Data:
-    def __init__(self, flags, enc, hparams, worker, template=None):  # template: its text, from before
+    def __init__(self, flags, enc, hparams, worker, *folders):  # of templates, without the flag
         self.flags, self.enc, self.hparams, self.worker = flags, enc, hparams, worker
         folder = paths.run_dir(flags.run_name, flags.checkpoint_dir)
         val_path = flags.val_dataset if flags.val_every else None
         sources = worker.run_on_all(lambda: [find_parts(path) for path in (flags.dataset, val_path) if path])
-        self.template = flags.template or template
+        self.template = flags.template or worker.run_on_rank0(lambda: template.find(*folders))
         *options, default = flags.text_options()
         self.options = flags.combine, *options, self.template or default
         if worker.size > 1:  # text is encoded once

@@ -36,18 +36,15 @@ class Trainer:
         flags, worker, folder = self.flags, self.worker, self.lock.folder
         path, hparams, enc, adapter = worker.run_on_all(self.load_model)
         with default_signal_handlers(self.lock.unlock):
-            worker.run_on_rank0(lambda: run_folder.check_start(
+            source = worker.run_on_rank0(lambda: run_folder.check_start(
                 folder, path, flags.restore_from, hparams, flags.models_dir, adapter))
         worker.check_same({**vars(flags), 'hparams.json': hparams.values(), 'vocabulary': enc.fingerprint,
                            'the base': adapter and adapter.fingerprint})
-        template = flags.template or worker.run_on_rank0(
-            lambda: run_folder.find_template(folder, path, flags.restore_from))
-        self.data = Data(flags, enc, hparams, worker, template)
+        self.data = Data(flags, enc, hparams, worker, source, path)
         with default_signal_handlers(self.lock.unlock):
             end = enc.eot if flags.isolate_documents else None
             self.graph = Graph(flags, hparams, worker.reduce, end, adapter)
-            self.run = run_folder.Run(folder, path, flags.models_dir, adapter)
-            self.run.template = self.data.template
+            self.run = run_folder.Run(folder, path, flags.models_dir, adapter, self.data.template)
             # Not the weights: random numbers would keep memory.
             self.session.run(tf.variables_initializer(self.run.state_variables))
             if adapter:  # each rank reads its base: Horovod would send it
