@@ -35,51 +35,43 @@ def default_signal_handlers(first=None):
     return handling(dict.fromkeys(SIGNALS if is_script else (), end if first else signal.SIG_DFL))
 
 
-@contextlib.contextmanager
-def watching(function):
-    """Calls function(number) in a thread when a signal comes. Its handler may have to wait for C++."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def watch():
-        while number := reader.recv(1):
-            function(number[0])
-    reader, writer = socket.socketpair()  # Windows has no non-blocking pipes
-    with reader, writer:
-        writer.setblocking(False)
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        old = signal.set_wakeup_fd(writer.fileno())
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(old)
-            writer.close()
-            thread.join()
-
-
 class Stopped(Exception):
     """By the signal of this number."""
 
 
 class Signals:
     """Notes the first signal for the loop of training. A second Ctrl-C ends the process at once."""
-    received, answered = 0, False
+    received = 0
 
     @contextlib.contextmanager
     def noted(self):
-        with handling(dict.fromkeys(SIGNALS, self.note)), watching(self.answer):
+        if threading.current_thread() is not threading.main_thread():  # which gets all signals
             yield
+            return
+        reader, writer = socket.socketpair()  # Windows has no non-blocking pipes
+        with reader, writer, handling(dict.fromkeys(SIGNALS, self.note)):
+            writer.setblocking(False)
+            thread = threading.Thread(target=answer, args=[reader], daemon=True)
+            thread.start()
+            old = signal.set_wakeup_fd(writer.fileno())
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(old)
+                writer.close()
+                thread.join()
 
     def note(self, number, frame):
         self.received = self.received or number
 
-    def answer(self, number):  # in a thread
-        if number != signal.SIGINT:  # launchers send others twice, also in a save
-            return
-        if self.answered:
-            os._exit(128 + number)
-        self.answered = True
+
+def answer(reader):  # of signals' numbers, in a thread: their handlers may have to wait for C++
+    answered = False
+    while number := reader.recv(1):
+        if number[0] != signal.SIGINT:  # launchers send others twice, also in a save
+            continue
+        if answered:
+            os._exit(128 + signal.SIGINT)
+        answered = True
         with contextlib.suppress(OSError):
             os.write(2, b'\nCtrl-C: training saves and ends after this batch; Ctrl-C again ends it at once\n')
