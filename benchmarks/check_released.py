@@ -91,8 +91,7 @@ def rows(folder, data):  # -> arguments of show
     name = os.path.basename(folder)
     name = paths.ALIASES.get(name, name)
     yield from sums(folder, name)  # first: others may refuse damaged files
-    _, hparams, enc = checkpoint.load_sizes_and_vocabulary(folder)
-    prefix = checkpoint.resolve_checkpoint(folder, hparams)
+    _, hparams, enc, prefix = checkpoint.find(folder)
     session.set_precision('float32')
     with tf.Graph().as_default(), tf.Session(config=session.session_config()) as s:
         model.weights(hparams)

@@ -263,8 +263,7 @@ def of_a_model(models):
         return loaded.encoder, loaded.encode(tiny_vocab.ENGLISH), loaded.special, loaded.eot
 
     def weights():
-        directory, hparams, _ = checkpoint.load_sizes_and_vocabulary('toy', models)
-        prefix = checkpoint.resolve_checkpoint(directory, hparams)
+        _, hparams, _, prefix = checkpoint.find('toy', models)
         with tf.Graph().as_default(), tf.Session() as session:
             values = model.weights(hparams)
             checkpoint.restore(session, prefix, checkpoint.model_variables())
@@ -370,9 +369,8 @@ def training_run(folder, models):
             if len(said) > 1 or 'model-1' not in said[0]:  # it began anew, and told so
                 raise InputError(said[-1])
             values = session.run({v.op.name: v for v in tf.global_variables()})
-            with checkpoint.readable(
-                checkpoint.resolve_checkpoint(run.folder, hparams, 'model-best')
-            ) as reader:
+            *_, prefix = checkpoint.find('toy', models, f'{run.folder}/model-best')
+            with checkpoint.readable(prefix) as reader:
                 best = {
                     name: reader.get_tensor(name).tobytes() for name in reader.get_variable_to_shape_map()
                 }
@@ -406,7 +404,7 @@ def of_adapters(folder, models):
     peft.write(theirs, run, None, models)
 
     def tensors(folder):
-        prefix = checkpoint.resolve_checkpoint(folder, hparams, None, models)
+        *_, prefix = checkpoint.find(base, models, folder)
         with checkpoint.readable(prefix, models) as reader:
             names = [f'model/{name}' for name in model.weight_shapes(hparams)]
             return {name: reader.get_tensor(name).tobytes() for name in names}
@@ -433,7 +431,7 @@ def of_hugging_face(folder, models):
     def converted():
         with tempfile.TemporaryDirectory() as target:
             hparams = hugging_face.read(source, target)
-            prefix = checkpoint.resolve_checkpoint(target, hparams)  # all there, and in shape
+            *_, prefix = checkpoint.find(target)  # all there, and in shape
             with checkpoint.readable(prefix) as reader:
                 tensors = {
                     name: reader.get_tensor(f'model/{name}').tobytes()

@@ -87,8 +87,9 @@ def test_a_checkpoint_of_another_number_of_heads_is_refused(graph, toy_model, tm
 ])
 def test_a_checkpoint_of_other_sizes_is_refused(toy_model, sizes, message):
     with pytest.raises(InputError, match=message):
-        checkpoint.resolve_checkpoint(
-            toy_model[0], toy_model[1].__class__(**{**toy_model[1].values(), **sizes})
+        checkpoint.check_sizes(
+            checkpoint.resolve_path(toy_model[0]),
+            toy_model[1].__class__(**{**toy_model[1].values(), **sizes})
         )
 
 
@@ -101,7 +102,7 @@ def test_a_checkpoint_of_another_type_is_refused(toy_model, tmp_path):
     with pytest.raises(
         InputError, match=r'model-40: model/\S+ is float64 .*, but hparams\.json makes it float32'
     ):
-        checkpoint.resolve_checkpoint(str(tmp_path), toy_model[1])
+        checkpoint.find(toy_model[0], checkpoint_name=str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -438,7 +438,7 @@ def test_the_best_weights_are_read_while_they_are_replaced(graph, toy_model, tmp
     def read():
         while not ended.is_set():
             try:
-                best = checkpoint.resolve_checkpoint(run.folder, toy_model[1], 'model-best')
+                *_, best = checkpoint.find(toy_model[0], checkpoint_name=f'{run.folder}/model-best')
                 with checkpoint.readable(best) as reader:
                     numbers = {number for v in variables for number in reader.get_tensor(v.op.name).flat}
                 assert len(numbers) == 1
@@ -505,7 +505,7 @@ def test_what_reads_changes_nothing(graph, toy_model, tmp_path):
     before = snapshot(tmp_path)
     for name in ('run', 'run/best', 'run/model-best', 'run/model-best.json', 'run/model-best-1.index'):
         checkpoint.resolve_path(f'{tmp_path}/{name}')
-        checkpoint.resolve_checkpoint(run.folder, toy_model[1], f'{tmp_path}/{name}')
+        checkpoint.find(toy_model[0], checkpoint_name=f'{tmp_path}/{name}')
     run_folder.check_start(run.folder, toy_model[0], 'latest', toy_model[1])
     generator.load('run', str(tmp_path), checkpoint_name='model-best')
     likelihood.Likelihood('run', str(tmp_path), checkpoint_name='best')
@@ -576,9 +576,7 @@ def test_going_back_loses_nothing(graph, toy_model, trained, restore_from, step,
     assert snapshot(folder) == before
     for n in left:
         runs.assert_same(runs.stored(f'{folder}/model-{n}'), weights_in(expected[n]))
-    checkpoint.resolve_checkpoint(
-        folder, checkpoint.load_sizes_and_vocabulary('left-4', run.folder)[1]
-    )  # it is a model directory
+    checkpoint.find('left-4', run.folder)  # it is a model directory
     state = run_folder.Run(run.folder, toy_model[0]).restore(graph, folder, lines.append)
     assert (state.step, state.position) == (4, 40)
     runs.assert_same(runs.values(graph, tf.global_variables()), expected[4])

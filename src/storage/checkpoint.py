@@ -63,16 +63,6 @@ def read_best(folder):  # -> run_state.Best, or None without its checkpoint
     return best if best and os.path.exists(os.path.join(folder, f'{best.name}.index')) else None
 
 
-def resolve_checkpoint(folder, hparams, name=None, models_dir='models') -> str:
-    """The newest prefix of a model or run, or that of a name there or a path with a /. Raises InputError
-    unless it has these sizes; call it before a graph is built. models_dir: as for readable."""
-    if name and not os.path.dirname(name):
-        name = os.path.join(folder, name)
-    prefix = resolve_path(name or folder)
-    check_sizes(prefix, hparams, models_dir)
-    return prefix
-
-
 def load_sizes_and_vocabulary(model_name, models_dir='models'):
     """Folder, HParams and Encoder of a model or run. Raises InputError unless they fit."""
     folder = paths.find_model(model_name, models_dir)
@@ -82,10 +72,15 @@ def load_sizes_and_vocabulary(model_name, models_dir='models'):
     return folder, hparams, enc
 
 
-def find(model_name, models_dir='models', checkpoint_name=None):  # or raises InputError
-    """Those of load_sizes_and_vocabulary, and the prefix of resolve_checkpoint."""
+def find(model_name, models_dir='models', checkpoint_name=None):
+    """Those of load_sizes_and_vocabulary, and the newest prefix, or that of a name in the folder or a path
+    with a /. Raises InputError unless they fit; call it before a graph is built."""
     folder, hparams, enc = load_sizes_and_vocabulary(model_name, models_dir)
-    return folder, hparams, enc, resolve_checkpoint(folder, hparams, checkpoint_name, models_dir)
+    if checkpoint_name and not os.path.dirname(checkpoint_name):
+        checkpoint_name = os.path.join(folder, checkpoint_name)
+    prefix = resolve_path(checkpoint_name or folder)
+    check_sizes(prefix, hparams, models_dir)
+    return folder, hparams, enc, prefix
 
 
 def model_variables():  # an optimizer's in this scope are not trainable
