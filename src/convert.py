@@ -1,28 +1,14 @@
 #!/usr/bin/env python3
 """Converts models and adapters to and from Hugging Face's formats, and merges an adapter into a model."""
 from command_line import cli
-from command_line.flags import ExportFlags, FromPeftFlags
+from command_line.flags import FromPeftFlags
 
 from storage import paths
 
-
-@cli.takes(ExportFlags)
-def to_hf(flags):
-    """Writes a model or run into a folder that transformers reads."""
-    cli.write_model(flags, 'formats.hugging_face')
-
-
-@cli.takes(ExportFlags)
-def to_peft(flags):
-    """Writes a run's adapter into a folder that peft reads."""
-    cli.write_model(flags, 'formats.peft')
-
-
-@cli.takes(ExportFlags)
-def merge(flags):
-    """Makes a model of a run, with its adapter in the weights."""
-    paths.for_tensorflow(paths.expand(flags.out))
-    cli.write_model(flags, 'storage.new_model', 'merge')
+to_hf = cli.writer('Writes a model or run into a folder that transformers reads.', 'formats.hugging_face')
+to_peft = cli.writer("Writes a run's adapter into a folder that peft reads.", 'formats.peft')
+merge = cli.writer('Makes a model of a run, with its adapter in the weights.', 'storage.new_model', 'merge',
+                   for_tensorflow=True)
 
 
 def from_hf(directory: str, name: str, models_dir: str = 'models'):

@@ -401,7 +401,7 @@ def of_adapters(folder, models):
     new_model.write(run, hparams, arrays.items())
     vocabulary_files.write_vocabulary(run, *vocabulary_files.load_vocabulary(base))
     run_state.write(os.path.join(run, 'adapter.json'), own)
-    peft.write(theirs, run, None, models)
+    peft.write(theirs, *checkpoint.find(run, models), models)
 
     def tensors(folder):
         *_, prefix = checkpoint.find(base, models, folder)
@@ -426,7 +426,7 @@ def of_hugging_face(folder, models):
     from storage import checkpoint
     source = os.path.join(folder, 'theirs')
     os.makedirs(source)
-    hugging_face.write(source, os.path.join(models, 'toy'))
+    hugging_face.write(source, *checkpoint.find('toy', models))
 
     def converted():
         with tempfile.TemporaryDirectory() as target:

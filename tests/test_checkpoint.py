@@ -10,10 +10,11 @@ import runs
 import tensorflow.compat.v1 as tf
 import toy
 
+import convert
+import export
 import model
 from errors import InputError
 from evaluation import likelihood
-from formats import hugging_face, saved_model
 from generation import generator
 from storage import checkpoint, paths, run_folder
 from storage.run_state import TrainState
@@ -110,8 +111,8 @@ def test_a_checkpoint_of_another_type_is_refused(toy_model, tmp_path):
     [
         lambda at: generator.load('toy', at),
         lambda at: likelihood.Likelihood('toy', at),
-        lambda at: saved_model.write(f'{at}/out', f'{at}/toy'),
-        lambda at: hugging_face.write(f'{at}/out', f'{at}/toy'),
+        lambda at: export.export('toy', f'{at}/out', models_dir=at),
+        lambda at: convert.to_hf('toy', f'{at}/out', models_dir=at),
     ],
 )
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/sample.py': {'fast', 'model', 'numpy', 'tensorflow'},
     'src/memory_saving_gradients.py': {'tensorflow'},
     'src/accumulate.py': {'tensorflow'},
-    'src/command_line/': {'command_line', 'fire', 'storage.adapter', 'storage.template',
-                          'tensorflow', 'version'},
+    'src/command_line/': {'command_line', 'fire', 'storage.adapter', 'storage.checkpoint',
+                          'storage.template', 'tensorflow', 'version'},
     'src/storage/': MODEL | {'pyarrow', 'zstandard'},
     'src/fast/': {'fast', 'tensorflow'},
     'src/generation/': MODEL | {'generation', 'sample', 'fast', 'tqdm'},
@@ -106,7 +106,7 @@ TENSORFLOW_FREE = [
 ]
 CONSTANT_MAKERS = {'kernel', 'traced', 're.compile', 'regex.compile', 'struct.Struct', 'frozenset',
                    'functools.partial', 'spacing', 'swap', 'perplexity_of', 'typing.TypeVar', 'pathlib.Path',
-                   'pathlib.Path(__file__).resolve'}
+                   'pathlib.Path(__file__).resolve', 'cli.writer'}
 
 
 def tree(name):

@@ -252,10 +252,11 @@ def test_hellaswag_is_that_of_lm_evaluation_harness(scored, tmp_path, monkeypatc
     from lm_eval.tasks.hellaswag.utils import process_docs
 
     from formats import hugging_face
+    from storage import checkpoint
     data = tmp_path / 'hellaswag_val.jsonl'
     data.write_text(''.join(json.dumps(question) + '\n' for question in hellaswag_questions(40)))
     (tmp_path / 'hf').mkdir()
-    hugging_face.write(str(tmp_path / 'hf'), f'{scored.folder}/trained', None)
+    hugging_face.write(str(tmp_path / 'hf'), *checkpoint.find('trained', scored.folder))
     peer = HFLM(pretrained=str(tmp_path / 'hf'), device='cpu', batch_size=4)
     task = ConfigurableTask(config={
         'task': 'hellaswag', 'dataset_path': 'json', 'validation_split': 'validation',

@@ -5,7 +5,7 @@ import tensorflow.compat.v1 as tf
 import toy
 
 from formats import saved_model
-from storage import new_model
+from storage import checkpoint, new_model
 
 pytestmark = pytest.mark.slow
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize('write', [
     lambda folder, run: new_model.create(folder, toy.hparams()),
     lambda folder, run: new_model.write(folder, toy.hparams(), [('wte', np.zeros([2, 2], np.float32))]),
-    lambda folder, run: saved_model.write(folder, run)])
+    lambda folder, run: saved_model.write(folder, *checkpoint.find(run))])
 def test_what_only_writes_files_takes_no_gpu(toy_model, tmp_path, monkeypatch, write):
     configurations, session = [], tf.Session
     monkeypatch.setattr(tf, 'Session', lambda *arguments, config=None: (

@@ -13,6 +13,7 @@ import signal
 import sys
 import typing
 
+from command_line.flags import ExportFlags
 from command_line.interrupts import handling
 from command_line.startup import fail, load_tensorflow
 
@@ -153,11 +154,20 @@ def convert(name, hint, texts):  # -> the value, of type `hint`
     raise InputError(f'--{name} must be {expected}, not {text!r}')
 
 
-def write_model(flags, module, function='write'):  # flags.out, by a function of a module
-    out = paths.expand(flags.out)
-    source = flags.find_model(flags.model_or_run)
-    with load_tensorflow(computes=False):
-        write = getattr(importlib.import_module(module), function)
-    with paths.making(out) as folder:
-        prefix = write(folder, source, flags.checkpoint, flags.models_dir)
-    print(f'Wrote {prefix} to {out}')
+def writer(summary, module, function='write', for_tensorflow=False):
+    """A command that writes a model or run to --out, by a function of a module. It takes an empty folder,
+    what checkpoint.find gives, and models_dir. for_tensorflow: TensorFlow is to read it from there."""
+    def command(flags):
+        out = paths.expand(flags.out)
+        if for_tensorflow:
+            paths.for_tensorflow(out)
+        source = flags.find_model(flags.model_or_run)
+        with load_tensorflow(computes=False):
+            from storage import checkpoint
+            write = getattr(importlib.import_module(module), function)
+        with paths.making(out) as folder:
+            *model, prefix = checkpoint.find(source, flags.models_dir, flags.checkpoint)
+            write(folder, *model, prefix, flags.models_dir)
+        print(f'Wrote {prefix} to {out}')
+    command.__doc__ = summary
+    return takes(ExportFlags)(command)

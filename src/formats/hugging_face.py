@@ -37,9 +37,8 @@ def tensor_name(name):  # h0/attn/c_attn/w -> h.0.attn.c_attn.weight
     return name[:-1] + 'bias' if name.endswith('.b') else re.sub(r'\.[gw]$', '', name) + '.weight'
 
 
-def write(folder, source, checkpoint_name=None, models_dir='models'):
-    """Writes a checkpoint of a model or run into an empty folder; returns its path. Raises InputError."""
-    _, hp, enc, prefix = checkpoint.find(source, models_dir, checkpoint_name)
+def write(folder, source, hp, enc, prefix, models_dir='models'):
+    """Writes a model or run, as checkpoint.find gives it, into an empty folder."""
     unused = [id for id in range(hp.n_vocab) if id not in enc.decoder]
     vocab = {**enc.encoder, **{NO_TEXT.format(id): id for id in unused}}
     vocabulary_files.write_vocabulary(folder, vocab, enc.bpe_ranks, names=VOCABULARY)
@@ -61,7 +60,6 @@ def write(folder, source, checkpoint_name=None, models_dir='models'):
     with checkpoint.readable(prefix, models_dir) as reader:
         values = (reader.get_tensor(f'model/{name}') for name in shapes)
         write_safetensors(f'{folder}/{WEIGHTS}', named, values)
-    return prefix
 
 
 def write_safetensors(path, shapes, values):

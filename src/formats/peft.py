@@ -17,9 +17,8 @@ def their_name(name):  # h0/attn/c_attn/lora_a -> …h.0.attn.c_attn.lora_A.weig
     return f'base_model.model.{ROOT}{name}'
 
 
-def write(folder, source, checkpoint_name=None, models_dir='models'):
-    """Writes the adapter of a run into an empty folder; returns its checkpoint's path. Raises InputError."""
-    _, hp, _, prefix = checkpoint.find(source, models_dir, checkpoint_name)
+def write(folder, source, hp, enc, prefix, models_dir='models'):
+    """Writes the adapter of a run, as checkpoint.find gives it, into an empty folder. Raises InputError."""
     own = require(checkpoint.adapter_of(prefix), f'{prefix} has all weights and no adapter; use to_hf')
     modules = [product.replace('/', '.') for product in adapter.TARGETS[own.targets]]
     paths.write_json(f'{folder}/{CONFIG}', {
@@ -31,7 +30,6 @@ def write(folder, source, checkpoint_name=None, models_dir='models'):
     with checkpoint.readable(prefix, models_dir) as reader:
         values = (reader.get_tensor(f'model/{name}').T for name in shapes)
         write_safetensors(f'{folder}/{WEIGHTS}', named, values)
-    return prefix
 
 
 def read(source, base, folder, run, models_dir='models'):

@@ -9,9 +9,8 @@ from fast.kernels import disable_xla
 from storage import checkpoint, new_model, paths
 
 
-def write(folder, source, checkpoint_name=None, models_dir='models'):
-    """Writes a checkpoint of a model or run into an empty folder; returns its path. Raises InputError."""
-    _, hp, enc, prefix = checkpoint.find(source, models_dir, checkpoint_name)
+def write(folder, source, hp, enc, prefix, models_dir='models'):
+    """Writes a model or run, as checkpoint.find gives it, into an empty folder."""
     with tf.Graph().as_default(), tf.Session(config=new_model.without_gpu()) as session:
         disable_xla()  # off in TensorFlow Serving unless asked for
         both = signatures(hp, enc)
@@ -24,7 +23,6 @@ def write(folder, source, checkpoint_name=None, models_dir='models'):
     extra = f'{folder}/assets.extra'  # for clients
     os.mkdir(extra)
     paths.copy_descriptions(source, extra)
-    return prefix
 
 
 def signatures(hp, enc):

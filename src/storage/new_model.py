@@ -47,13 +47,11 @@ def write(folder, hparams, weights):
             checkpoint_prefixes=prefixes, destination_prefix=prefix, delete_old_dirs=False))
 
 
-def merge(folder, source, checkpoint_name=None, models_dir='models'):
-    """Writes a checkpoint of a model or run as a model's into an empty folder; returns its path."""
-    _, hp, _, prefix = checkpoint.find(source, models_dir, checkpoint_name)
+def merge(folder, source, hp, enc, prefix, models_dir='models'):
+    """Writes a model or run, as checkpoint.find gives it, as a model into an empty folder."""
     with checkpoint.readable(prefix, models_dir) as reader:
         write(folder, hp, ((name, reader.get_tensor(f'model/{name}')) for name in model.weight_shapes(hp)))
     paths.copy_descriptions(source, folder)
-    return prefix
 
 
 def shards(weights):  # -> dicts of {name: array}, of SHARD_BYTES or a single array
