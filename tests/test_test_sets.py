@@ -273,12 +273,16 @@ def test_lines_of_text_and_of_json(tmp_path):
         {'text': ''}]
 
 
-@pytest.mark.parametrize('line', [
-    '{', '[1]', '{"text": 1}', '{"text": "x", "prompt": 1}', '[' * 100000])
-def test_bad_json_is_named(tmp_path, line):
-    (tmp_path / 'a.jsonl').write_text(f'{{"text": ""}}\n{line}\n')
-    with pytest.raises(InputError, match=r'a\.jsonl line 2 is not an object of JSON with a text "text"'):
+@pytest.mark.parametrize('name', ['a.jsonl', 'a.json'])
+@pytest.mark.parametrize('line, message', [
+    (b'{', ' is not JSON'), (b'[' * 100000, ' is not JSON'), (b'[1]', ' is not an object like {"text": "…"}'),
+    (b'{"text": 1}', ' is not an object of JSON with a text "text"'), (b'\xff', ': not utf-8; convert it'),
+    (b'{"text": "x", "prompt": 1}', ' is not an object of JSON with a text "text" (and "prompt")')])
+def test_bad_json_is_named(tmp_path, name, line, message):
+    (tmp_path / name).write_bytes(b'{"text": ""}\n' + line + b'\n')
+    with pytest.raises(InputError) as raised:
         list(records(tmp_path))
+    assert f'/{name} line 2{message}' in str(raised.value)
 
 
 # LAMBADA
@@ -376,13 +380,17 @@ def test_hellaswag_is_cleaned_as_the_harness_does(tmp_path):
     assert ours == [(f'{row["query"]} ', row['choices'], row['gold']) for row in theirs]
 
 
-@pytest.mark.parametrize('line', [
-    '{', '[]', '[' * 9999, *(json.dumps({**QUESTION, **wrong}) for wrong in (
+NO_QUESTION = 'is not an object of JSON with activity_label, ctx_a, ctx_b, endings and label'
+
+
+@pytest.mark.parametrize('line, message', [
+    ('{', 'is not JSON'), ('[]', 'is not an object'), ('[' * 99999, 'is not JSON'),
+    *((json.dumps({**QUESTION, **wrong}), NO_QUESTION) for wrong in (
         {'label': 4}, {'label': -1}, {'endings': []}, {'ctx_b': 7}, {'endings': [3]}, {'label': None},
         {'label': float('inf')}, {'ctx_a': None}, {'activity_label': ['a']},
         {'endings': ['a', '[step]', 'c']}))])
-def test_a_line_that_is_no_question_is_told(tmp_path, line):
+def test_a_line_that_is_no_question_is_told(tmp_path, line, message):
     path = tmp_path / 'hellaswag_val.jsonl'
     path.write_text(f'{json.dumps(QUESTION)}\n\n{line}\n')
-    with pytest.raises(InputError, match=r'val\.jsonl line 3 is not an object of JSON with activity_label'):
+    with pytest.raises(InputError, match=rf'val\.jsonl line 3 {message}'):
         list(test_sets.hellaswag_questions(str(path)))

@@ -3,10 +3,8 @@
 Detokenizers are invertible, as in the paper (Radford et al. 2019, section 3.1), so that probabilities
 stay: tuples of steps, bijections on lines. step(line, natural) makes one natural, or undoes that.
 """
-import contextlib
 import io
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ import regex
 
 import load_dataset
 from errors import InputError, require
-from storage import npz, paths, text_files
+from storage import npz, paths, rows, text_files
 
 SEEN = 6  # characters on both sides that a rule sees
 ENWIK8_BYTES, ENWIK8_TEST = 100_000_000, 5_000_000  # text8, too
@@ -154,17 +152,14 @@ def text_documents(enc, files: list[str], *options) -> Iterator[tuple]:
 def records(files: list[str]) -> Iterator[tuple[str, dict]]:
     """Place and object of each line of a .jsonl or .json; {'text': line} of other files."""
     for path in files:
-        for number, line in enumerate(read_lines(path), 1):
-            place, record = f'{path} line {number}', {}
-            if not path.lower().endswith(('.jsonl', '.json')):
-                yield place, {'text': line.rstrip('\r\n')}
-            elif line.strip():
-                with contextlib.suppress(ValueError, RecursionError):
-                    record = json.loads(line)
-                require(isinstance(record, dict) and isinstance(record.get('text'), str)
-                        and isinstance(record.get('prompt', ''), str),
+        if path.lower().endswith(('.jsonl', '.json')):
+            for place, record in rows.json_rows(path):
+                require(isinstance(record.get('text'), str) and isinstance(record.get('prompt', ''), str),
                         f'{place} is not an object of JSON with a text "text" (and "prompt")')
                 yield place, record
+        else:
+            for number, line in enumerate(read_lines(path), 1):
+                yield f'{path} line {number}', {'text': line.rstrip('\r\n')}
 
 
 def lambada_passages(data: str, tokenised: bool = False) -> Iterator[tuple[str, str]]:
@@ -197,19 +192,15 @@ def cbt_questions(data: str) -> Iterator[tuple[str, list[str], int]]:
 def hellaswag_questions(data: str) -> Iterator[tuple[str, list[str], int]]:
     """Context, endings and the answer's index, cleaned as lm-evaluation-harness does."""
     for path in files_of(data, HELLASWAG, 'hellaswag_val.jsonl'):
-        for number, line in enumerate(read_lines(path), 1):
-            if not line.strip():
-                continue
+        for place, question in rows.json_rows(path):
             try:
-                question = json.loads(line)
                 first, second = question['ctx_a'], question['ctx_b'].capitalize()
                 context = without_marks(question['activity_label'] + ': ' + first + ' ' + second)
                 endings, answer = [*map(without_marks, question['endings'])], int(question['label'])
                 require(0 <= answer < len(endings) and all(endings), 'no answer, or an empty ending')
-            except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError,
-                    RecursionError):
-                raise InputError(f'{path} line {number} is not an object of JSON with activity_label, ctx_a, '
-                                 'ctx_b, endings and label, as in hellaswag_val.jsonl') from None
+            except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+                raise InputError(f'{place} is not an object of JSON with activity_label, ctx_a, ctx_b, '
+                                 'endings and label, as in hellaswag_val.jsonl') from None
             yield f'{context} ', endings, answer
 
 

@@ -35,7 +35,8 @@ def read_lines(path, encoding, tell):  # -> place, line
             except UnicodeError as error:
                 if isinstance(error, UnicodeDecodeError):  # several lines are decoded at once
                     number += error.object[:error.start].decode(file.encoding, 'replace').count('\n')
-                raise InputError(f'{path} line {number}: not {file.encoding}; give its --encoding') from None
+                remedy = 'give its --encoding' if encoding else 'convert it'
+                raise InputError(f'{path} line {number}: not {file.encoding}; {remedy}') from None
             place = f'{path} line {number}'
             require(len(line) < MAX_LINE, f'{place} has {MAX_LINE:,} characters or more; split it')
             if not line:
@@ -44,7 +45,7 @@ def read_lines(path, encoding, tell):  # -> place, line
             mark = ''
 
 
-def json_rows(path, encoding, fields, tell):
+def json_rows(path, encoding=None, fields=(), tell=None):  # of a file of any name; encoding: None for UTF-8
     for place, line in read_lines(path, encoding, tell):
         if not line.isspace():
             try:
