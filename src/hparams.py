@@ -3,7 +3,7 @@ import dataclasses
 import os
 import reprlib
 
-from errors import InputError, require
+from errors import require
 from storage import paths
 
 MAX_PARAMETERS = 10**12  # GPT-3 has 1.75e11
@@ -21,18 +21,19 @@ class HParams:
     def values(self) -> dict[str, int]:  # as in hparams.json
         return dataclasses.asdict(self)
 
-    def override_from_dict(self, values) -> 'HParams':
-        """Sets fields. Raises InputError for an unknown one, or sizes that make no model."""
+    def override_from_dict(self, values, place='') -> 'HParams':
+        """Sets fields. Raises InputError for an unknown one, or sizes that make no model. place: of the
+        values, with which its message begins."""
         for name, value in values.items():
-            require(name in vars(self), f'unknown hyperparameter {name[:40]!r}; take it out')
+            require(name in vars(self), f'{place}unknown hyperparameter {name[:40]!r}; take it out')
             limit = 1000 if name == 'n_layer' else 2**31 - 1  # ids and positions are int32
             require(type(value) is int and 0 < value <= limit,
-                    f'{name} must be a whole number from 1 to {limit:,}, not {reprlib.repr(value)}')
+                    f'{place}{name} must be a whole number from 1 to {limit:,}, not {reprlib.repr(value)}')
             setattr(self, name, value)
         require(self.n_embd % self.n_head == 0,
-                f'n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head})')
+                f'{place}n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head})')
         require(self.n_parameters() <= MAX_PARAMETERS,
-                f'{self} has {self.n_parameters():,} parameters, more than {MAX_PARAMETERS:,}')
+                f'{place}{self} has {self.n_parameters():,} parameters, more than {MAX_PARAMETERS:,}')
         return self
 
     def n_parameters(self):  # of model.weight_shapes, in sum
@@ -49,7 +50,4 @@ def load_hparams(path) -> HParams:  # or raises InputError
                              f'give its model and --checkpoint {os.path.dirname(path)}/')
     missing = [name for name in vars(HParams()) if name not in values]
     require(not missing, f'{path} lacks {", ".join(missing)}')
-    try:
-        return HParams().override_from_dict(values)
-    except InputError as error:
-        raise InputError(f'{path}: {error}') from None
+    return HParams().override_from_dict(values, f'{path}: ')

@@ -97,10 +97,7 @@ def read(source, folder):
 
 def read_config(path):  # -> HParams, dict
     config, hp = paths.read_json(path, REMEDY), HParams()
-    try:
-        hp.override_from_dict({name: config.get(SIZES.get(name, name)) for name in hp.values()})
-    except InputError as error:
-        raise InputError(f'{path}: {error}') from None
+    hp.override_from_dict({name: config.get(SIZES.get(name, name)) for name in hp.values()}, f'{path}: ')
     config.setdefault('model_type')  # None is refused
     for field, allowed in {**ARCHITECTURE, 'n_inner': (None, 4 * hp.n_embd)}.items():
         value = config.get(field, allowed[0])
