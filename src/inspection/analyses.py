@@ -2,15 +2,16 @@
 
 inspector: an Inspector. texts, patch: as for trace. Letters as in model.py.
 """
+import contextlib
 import re
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 import model
-from errors import require
+from errors import InputError, require
 from fast.kernels import float32
-from inspection.inspector import fits, trace
+from inspection.inspector import trace
 
 ROW_TOKENS = 2048  # of the rows of one run
 
@@ -77,11 +78,12 @@ def direct_logit_attribution(inspector, texts, answers, wrong=None):
 def readout(wte, ids, shape):  # -> the vectors that read these tokens' logits, [B, T, E], or of 'mean', [E]
     if isinstance(ids, str) and ids == 'mean':
         return wte.mean(0)
-    ids = np.asarray(ids)
-    require(fits(ids.shape, shape) and ids.dtype.kind in 'iu' and ids.min() >= 0 and ids.max() < len(wte),
-            f'answers and wrong must be token ids from 0 to {len(wte) - 1} that broadcast to shape {shape}, '
-            "or 'mean'")
-    return wte[np.broadcast_to(ids, shape)]
+    with contextlib.suppress(ValueError):  # of other shapes
+        ids = np.broadcast_to(ids, shape)
+        if ids.dtype.kind in 'iu' and ids.min() >= 0 and ids.max() < len(wte):
+            return wte[ids]
+    raise InputError(f'answers and wrong must be token ids from 0 to {len(wte) - 1} that broadcast to shape '
+                     f"{shape}, or 'mean'")
 
 
 def activation_patching(inspector, clean, corrupted, metric, activation='hook_resid_pre'):

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import model
-from errors import require
+from errors import InputError, require
 from fast.kernels import float32
 from fast.quantized import with_precision
 from fast.session import session_config, set_precision
@@ -79,11 +79,10 @@ class Inspector:
         texts: as for tokens. patch: {name: new values}: numbers that broadcast to its shape, with NaN for
         what stays; or a function of the tensor. The graph grows with each other function (of the patch, too)
         and arguments: give the same object again. Raises InputError."""
-        tokens, shapes, patch, arrays = self.tokens(texts), self.shapes(), {**(patch or {})}, []
+        tokens, patch, arrays = self.tokens(texts), {**(patch or {})}, []
         for name, value in patch.items():
-            if name not in shapes:
-                self.names([name])  # raises, unless it is a pattern
-            require(name in shapes and name != 'logits', f'{name} cannot be patched; give the name of a hook')
+            require(self.names([name]) == [name] and name != 'logits',  # and no pattern
+                    f'{name} cannot be patched; give the name of a hook')
             if not callable(value):
                 arrays.append(self.check_patch(name, value, self.shapes(*tokens.shape)[name]))
         changes = tuple((name, value if callable(value) else None) for name, value in patch.items())
@@ -97,12 +96,11 @@ class Inspector:
     def check_patch(self, name, value, expected):  # -> float32 array
         try:
             array = np.asarray(value, np.float32)
+            np.broadcast_to(array, expected)
+            return array
         except (ValueError, TypeError):
-            array = None
-        require(array is not None and fits(array.shape, expected),
-                f'the patch of {name} must be numbers that broadcast to shape {expected}, not '
-                f'{getattr(value, "shape", repr(value)[:60])}')
-        return array
+            raise InputError(f'the patch of {name} must be numbers that broadcast to shape {expected}, not '
+                             f'{getattr(value, "shape", repr(value)[:60])}') from None
 
     def make_callable(self, function, args, changes):  # -> function of tokens and a patch's arrays
         placeholders, activations = self.forward(changes)
@@ -129,11 +127,6 @@ class Inspector:
                                      hook=hook)
             activations.update(tokens=tokens, logits=model.output(self.weights, h))
         return [tokens, *arrays.values()], activations
-
-
-def fits(shape, expected):  # whether shape broadcasts to expected
-    return len(shape) <= len(expected) and all(
-        size in (1, other) for size, other in zip(shape[::-1], expected[::-1], strict=False))
 
 
 def trace(inspector, texts, names, patch=None):
