@@ -64,7 +64,7 @@ def learn_vocabulary(size, corpus, encoding='utf-8', text_field='text'):  # -> {
     # tokenizers takes memory for all
     require(257 <= size <= 1 << 24, f'--train_vocab must be 257 to 16,777,216, not {size}')
     try:
-        from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+        from tokenizers import ByteLevelBPETokenizer
     except ImportError:
         raise InputError('--train_vocab needs the package tokenizers: pip install tokenizers') from None
     template = Template('{prompt}\n{completion}\n')
@@ -72,11 +72,8 @@ def learn_vocabulary(size, corpus, encoding='utf-8', text_field='text'):  # -> {
              for document in load_dataset.iter_documents(path, encoding, text_field, template)
              for text in document for piece in load_dataset.split_text(text, [encoder.EOT], f'{path}: ')
              if piece != encoder.EOT)
-    tokenizer, level = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel
-    tokenizer.pre_tokenizer = level(add_prefix_space=False)
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=size - 1, min_frequency=2, initial_alphabet=level.alphabet(),
-        show_progress=sys.stderr.isatty()))
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, size - 1, min_frequency=2, show_progress=sys.stderr.isatty())
     learned = json.loads(tokenizer.to_str())['model']
     vocab = {**learned['vocab'], encoder.EOT: len(learned['vocab'])}
     require(len(vocab) == size, f'{corpus} has pairs for --train_vocab {len(vocab)} and no more')
