@@ -11,7 +11,7 @@ from storage import checkpoint, new_model, paths
 
 def write(folder, source, hp, enc, prefix, models_dir='models'):
     """Writes a model or run, as checkpoint.find gives it, into an empty folder."""
-    with tf.Graph().as_default(), tf.Session(config=new_model.without_gpu()) as session:
+    with tf.Graph().as_default(), tf.Session(config=new_model.NO_GPU) as session:
         disable_xla()  # off in TensorFlow Serving unless asked for
         both = signatures(hp, enc)
         checkpoint.restore(session, prefix, checkpoint.model_variables(), models_dir)

@@ -7,16 +7,13 @@ import model
 from storage import checkpoint, paths
 
 SHARD_BYTES = 1 << 26  # of small weights written together
-
-
-def without_gpu():  # for sessions that read and write files
-    return tf.ConfigProto(device_count={'GPU': 0})
+NO_GPU = tf.ConfigProto(device_count={'GPU': 0})  # for sessions that read and write files
 
 
 @contextlib.contextmanager
 def new_checkpoint(folder, hparams, seed=None):  # -> session of the variables, Saver, prefix
     prefix = f'{folder}/model.ckpt'  # as released
-    with tf.Graph().as_default(), tf.Session(config=without_gpu()) as session, checkpoint.writing(prefix):
+    with tf.Graph().as_default(), tf.Session(config=NO_GPU) as session, checkpoint.writing(prefix):
         tf.set_random_seed(seed)
         model.weights(hparams)
         yield session, tf.train.Saver(checkpoint.model_variables()), prefix
