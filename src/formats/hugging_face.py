@@ -134,12 +134,12 @@ def read_tokenizer(path):  # -> {symbol: id}, pairs of symbols, {added text: id}
 
 def read_special_tokens(source, vocab, merges, added, end_id):  # -> SpecialTokens; None for GPT-2's own
     """end_id: eos_token_id of config.json. If merges spell its token, GPT-2's 50256 was left there."""
-    named = {'added': texts_of(source, [*added]), **{field: [EOT] for field in TOKENS[:3]}}
+    named = {'added': [*texts_of(source, [*added])], **{field: [EOT] for field in TOKENS[:3]}}
     files = f'{source}/special_tokens_map.json', f'{source}/tokenizer_config.json'
     for path in filter(os.path.exists, files):
         fields = paths.read_json(path, REMEDY)
         check_fields(path, fields)
-        named |= {field: texts_of(path, fields[field]) for field in TOKENS if field in fields}
+        named |= {field: [*texts_of(path, fields[field])] for field in TOKENS if field in fields}
     tokens = [*dict.fromkeys(text for text in itertools.chain(*named.values()) if text in vocab)]
     spelt = {*bytes_to_unicode().values(), *map(''.join, merges)}
     can_end = {*tokens, *(vocab.keys() - spelt)}
@@ -150,18 +150,16 @@ def read_special_tokens(source, vocab, merges, added, end_id):  # -> SpecialToke
     return None if tokens in ([EOT], []) else SpecialTokens(tokens, end)
 
 
-def texts_of(path, tokens):  # a text, an object with one, None, or a list or object of these -> texts
+def texts_of(path, tokens):  # a text, an object with one, None, or a list or object of these: yields texts
     if isinstance(tokens, dict) and 'content' not in tokens:
         tokens = [*tokens.values()]
-    texts = []
     for token in tokens if isinstance(tokens, list) else [tokens]:
         if isinstance(token, dict):
             check_fields(path, token)
             token = token.get('content', '')
         require(token is None or (token and isinstance(token, str)),
                 f'{path}: a special token must be a text, not {str(token)[:80]!r}')
-        texts.append(token)
-    return texts
+        yield token
 
 
 def find_weights(source, hp, tied):  # -> {name: (PySafeSlice, is it transposed)}
