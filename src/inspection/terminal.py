@@ -32,8 +32,7 @@ def visible(text):  # without characters that command the terminal
 def summary(logprobs, ranks):  # float32, int [T - 1] -> str
     if not len(ranks):
         return 'one token, which has no probability'
-    counts = np.bincount(np.searchsorted(RANKS, ranks), minlength=len(COLOURS))
+    classes = np.searchsorted(RANKS, ranks)
     names = [*(f'rank to {last}' for last in RANKS), f'beyond {RANKS[-1]}']
-    shares = [f'{coloured(name, i)} {count / len(ranks):.1%}'
-              for i, (name, count) in enumerate(zip(names, counts, strict=True))]
+    shares = [f'{coloured(name, i)} {(classes == i).mean():.1%}' for i, name in enumerate(names)]
     return f'{len(ranks)} tokens, mean log-probability {logprobs.mean():.3f}; {", ".join(shares)}'
