@@ -106,7 +106,8 @@ TENSORFLOW_FREE = [
 ]
 CONSTANT_MAKERS = {'kernel', 'traced', 're.compile', 'regex.compile', 'struct.Struct', 'frozenset',
                    'functools.partial', 'spacing', 'swap', 'perplexity_of', 'typing.TypeVar', 'pathlib.Path',
-                   'pathlib.Path(__file__).resolve', 'cli.writer', 'tf.ConfigProto'}
+                   'pathlib.Path(__file__).resolve', 'pathlib.Path(__file__).with_name', 'cli.writer',
+                   'tf.ConfigProto'}
 
 
 def tree(name):

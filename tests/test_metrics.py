@@ -146,8 +146,8 @@ def passage(text):
 def test_lambada(scored, name, boundary):
     enc, n_ctx = scored.enc[name], scored.sizes[name].n_ctx
     measured = metrics.lambada(scored.likelihood(name), map(passage, PASSAGES), boundary)
-    stop = [id for id, symbol in enc.decoder.items()
-            if symbol[0] == 'Ġ' and symbol[1:].lower() in metrics.stop_words()]
+    words = metrics.STOP_WORDS.read_text('utf-8').split()
+    stop = [id for id, symbol in enc.decoder.items() if symbol[0] == 'Ġ' and symbol[1:].lower() in words]
     assert len(stop) > 5
     results = {}
     for context, last_word in map(passage, PASSAGES):
@@ -183,8 +183,9 @@ def test_accuracy_counts_the_predictions_of_the_model(scored):
     assert measured['last word: accuracy, %'] == measured['last token: accuracy, %'] == (50, len(passages))
 
 
-def test_a_vocabulary_without_stop_words_has_no_filter(scored, monkeypatch):
-    monkeypatch.setattr(metrics, 'stop_words', list)  # as in a vocabulary of bytes
+def test_a_vocabulary_without_stop_words_has_no_filter(scored, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, 'STOP_WORDS', tmp_path / 'none')  # as in a vocabulary of bytes
+    metrics.STOP_WORDS.write_text('')
     measured = values(metrics.lambada(scored.likelihood('random'), [('he saw the', ' lamp')]))
     assert measured['last word: perplexity'] == pytest.approx(measured['last word, no stop word: perplexity'])
 

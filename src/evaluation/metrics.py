@@ -13,6 +13,8 @@ import numpy as np
 
 from errors import require
 
+STOP_WORDS = pathlib.Path(__file__).with_name('stop_words.txt')  # of the closed classes of English
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -83,16 +85,12 @@ def ending(model, start, context, text):  # -> a span
     return np.array([*start, *model.enc.encode(context), *ids][-model.context - 1:], np.int32), len(ids)
 
 
-def stop_words():  # of the closed classes of English
-    return pathlib.Path(__file__).with_name('stop_words.txt').read_text('utf-8').split()
-
-
 def lambada(model, passages, boundary='none') -> list[Metric]:
     """Of pairs (context, last word): accuracy and perplexity of the word and its last token."""
     enc, start = model.enc, prefix(model.enc, boundary)
     rows = [ending(model, start, context, word) for context, word in passages]
     require(rows, 'the data holds no passage')
-    words = {f' {word}' for word in stop_words()}
+    words = {f' {word}' for word in STOP_WORDS.read_text('utf-8').split()}
     stops = [id for id in enc.decoder if enc.decode([id]).lower() in words]
     results = collections.defaultdict(list)  # name -> pairs: is the prediction right, loss in nats
     for tokens, values, best, logits in model.score(rows, predictions=True):
