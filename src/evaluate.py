@@ -64,8 +64,6 @@ class LambadaFlags(Flags):
     detokenize: bool = flag(False, 'make the text of lambada_test_plain_text.txt natural')
 
 
-# Commands look for data first: TensorFlow takes seconds to load
-
 @cli.takes(FileFlags)
 def perplexity(flags):
     """Perplexity of any text, or of a .npz of encode.py, and bits per byte."""
@@ -78,7 +76,7 @@ def perplexity_of(name):  # -> the command of a published test set
     source, file, steps = test_sets.TEXTS[name]
 
     def command(flags):
-        texts = list(test_sets.documents(name, flags.data))
+        texts = test_sets.documents(name, flags.data)
         evaluate(name, flags, texts, metrics.perplexity, stride=flags.stride, lines=bool(steps))
     command.__doc__ = f'{"Perplexity" if steps else "Bits per byte"} of the test text {file} of {source}.'
     return cli.takes(SpanFlags)(command)
@@ -87,20 +85,19 @@ def perplexity_of(name):  # -> the command of a published test set
 @cli.takes(LambadaFlags)
 def lambada(flags):
     """LAMBADA (.jsonl or text): accuracy and perplexity of the last words and tokens."""
-    passages = list(test_sets.lambada_passages(flags.data, flags.detokenize))
-    evaluate('lambada', flags, passages, metrics.lambada)
+    evaluate('lambada', flags, test_sets.lambada_passages(flags.data, flags.detokenize), metrics.lambada)
 
 
 @cli.takes(Flags)
 def cbt(flags):
     """The Children's Book Test (a file of cbtest_CN or cbtest_NE): accuracy among ten choices."""
-    evaluate('cbt', flags, list(test_sets.cbt_questions(flags.data)), metrics.multiple_choice)
+    evaluate('cbt', flags, test_sets.cbt_questions(flags.data), metrics.multiple_choice)
 
 
 @cli.takes(Flags)
 def hellaswag(flags):
     """HellaSwag (hellaswag_val.jsonl): accuracy among four endings, also by log-probability a character."""
-    questions = list(test_sets.hellaswag_questions(flags.data))
+    questions = test_sets.hellaswag_questions(flags.data)
     evaluate('hellaswag', flags, questions, metrics.multiple_choice, by_length=True)
 
 
@@ -119,7 +116,7 @@ COMMANDS = {
 
 
 def evaluate(command, flags, data, measure, **options):  # measure: a function of metrics
-    model = load(flags)
+    data, model = list(data), load(flags)  # data first: TensorFlow takes seconds to load
     report(command, flags, model, measure(model, data, boundary=flags.boundary, **options))
 
 
