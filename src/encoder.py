@@ -125,11 +125,12 @@ def special_pattern(tokens):
     return re.compile(f'({"|".join(longest_first) or "(?!)"})')
 
 
-def check_surrogates(text):  # raises InputError
+def check_surrogates(text, place=''):  # raises InputError
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f'the character at offset {error.start} is half a UTF-16 pair') from None
+        raise InputError(f'{place}the character at offset {error.start} is half a UTF-16 pair; '
+                         'mend it') from None
 
 
 def symbol_bytes(symbol, byte_of):  # str -> bytes

@@ -122,12 +122,9 @@ def read_prompts(path):  # -> [(number of the line, prompt)]
     is_json = path.endswith('.jsonl') or prompt_of(lines[0]) is not None
     expected, prompts = 'a JSON object with a text as "prompt"' if is_json else 'a prompt', []
     for number, line in enumerate(lines, 1):
-        try:
-            prompt = prompt_of(line) if is_json else line.rstrip('\r')
-            require(prompt, f'expected {expected}, not {line[:60]!r}')
-            encoder.check_surrogates(prompt)
-        except InputError as error:
-            raise InputError(f'{path}, line {number}: {error}') from None
+        prompt, place = prompt_of(line) if is_json else line.rstrip('\r'), f'{path}, line {number}: '
+        require(prompt, f'{place}expected {expected}, not {line[:60]!r}')
+        encoder.check_surrogates(prompt, place)
         prompts.append((number, prompt))
     return prompts
 

@@ -2,6 +2,7 @@
 import os
 import re
 
+from encoder import check_surrogates
 from errors import InputError, require
 from storage import paths
 
@@ -49,10 +50,7 @@ class Template:
 def text_of(values, name, place):  # str; raises InputError
     text = values[name]
     require(isinstance(text, str), f'{place}: "{name}" is {text!r:.40}, not a text; mend it')
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f'{place}: "{name}" has half a UTF-16 pair; mend it') from None
+    check_surrogates(text, f'{place}: "{name}": ')
     return text
 
 
