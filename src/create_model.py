@@ -7,7 +7,7 @@ from command_line import cli
 
 import encoder
 import load_dataset
-from errors import InputError, require
+from errors import require, require_package
 from storage import paths, vocabulary_files
 from storage.template import Template
 
@@ -63,10 +63,8 @@ def learn_vocabulary(size, corpus, encoding='utf-8', text_field='text'):  # -> {
     """Bytes, merges of pairs that the corpus has twice, <|endoftext|>: `size` tokens."""
     # tokenizers takes memory for all
     require(257 <= size <= 1 << 24, f'--train_vocab must be 257 to 16,777,216, not {size}')
-    try:
-        from tokenizers import ByteLevelBPETokenizer
-    except ImportError:
-        raise InputError('--train_vocab needs the package tokenizers: pip install tokenizers') from None
+    require_package('tokenizers', '--train_vocab')
+    from tokenizers import ByteLevelBPETokenizer
     template = Template('{prompt}\n{completion}\n')
     texts = (piece for path in load_dataset.find_files(corpus)
              for document in load_dataset.iter_documents(path, encoding, text_field, template)

@@ -144,7 +144,7 @@ def test_a_tracker_that_cannot_start_is_told(flags, tracker):
 
 
 def test_a_missing_tracker_is_told_before_training(flags):
-    with pytest.raises(InputError, match='--log_to trackio needs this package: pip install trackio'):
+    with pytest.raises(InputError, match='--log_to needs the package trackio: pip install trackio'):
         flags(log_to='trackio')
 
 

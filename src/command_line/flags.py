@@ -1,11 +1,10 @@
 """Flags that several scripts share, for them and for callers from Python."""
 import dataclasses
-import importlib.util
 import re
 import typing
 from dataclasses import dataclass
 
-from errors import require
+from errors import require, require_package
 from storage import adapter, paths, template
 
 REQUIRED = dataclasses.MISSING  # as a default
@@ -126,9 +125,8 @@ class TrainFlags(DataFlags):
         self.check('top_p', 0 <= self.top_p <= 1, 'from 0 to 1')
         require(self.schedule == 'constant' or self.steps, f'--schedule {self.schedule} needs --steps')
         require(not self.patience or self.val_every, '--patience needs --val_every')
-        spec = self.log_to and importlib.util.find_spec(self.log_to)
-        require(not self.log_to or (spec and spec.origin),  # wandb makes a folder of its name
-                f'--log_to {self.log_to} needs this package: pip install {self.log_to}')
+        if self.log_to:
+            require_package(self.log_to, '--log_to')
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 
-from errors import InputError, require
+from errors import InputError, require, require_package
 from storage import paths
 from storage.text_files import BYTE_ORDER_MARK, check_size, open_text, opened, suffixes
 
@@ -73,11 +73,9 @@ def csv_rows(path, encoding, fields, tell):
 
 
 def parquet_rows(path, encoding, fields, tell):
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise InputError(f'{path} needs the package pyarrow: pip install pyarrow') from None
+    require_package('pyarrow', path)
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
     with seekable(path) as file:
         try:
             schema = ParquetFile(file).schema

@@ -6,7 +6,7 @@ import lzma
 import os
 import zlib
 
-from errors import InputError, require
+from errors import InputError, require, require_package
 from storage import paths
 
 READ_CHARS = 1 << 18
@@ -99,10 +99,8 @@ def parts_of(file, size=READ_BYTES):
 
 def zstd_parts(file):
     # The package's own reader does not notice that a file is cut short.
-    try:
-        import zstandard
-    except ImportError:
-        raise InputError(f'{file.name} needs the package zstandard: pip install zstandard') from None
+    require_package('zstandard', file.name)
+    import zstandard
     data, packed = b'', parts_of(file, ZSTD_BYTES)
     try:
         while data := data or next(packed, b''):
