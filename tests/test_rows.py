@@ -71,7 +71,7 @@ def test_messages_of_a_parquet_are_lists(tmp_path):
 def test_what_is_no_row_is_told_with_its_place(tmp_path):
     for name, data, expected in [
             ('a.jsonl', b'{"text": "a"}\n\n{"text": \n', r'a\.jsonl line 3 is not JSON'),
-            ('a.jsonl', b'{"text": "a"}\n["a"]\n', r'a\.jsonl line 2 is not an object'),
+            ('a.jsonl', b'{"text": "a"}\n["a"]\n', r'a\.jsonl line 2 must hold an object'),
             ('a.jsonl', b'[' * 100000, r'a\.jsonl line 1 is not JSON \(maximum recursion'),
             ('a.jsonl', b'{"text": "a"}\n{"text": "b"}\n{"text": "\xff"}\n{}\n', r'line 3: not utf-8; '),
             ('a.csv', b'text,n\na,1\nb\n', r'a\.csv line 3 has 1 fields, but the first line names 2'),

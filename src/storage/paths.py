@@ -95,12 +95,15 @@ def read_small(path) -> bytes:
 def read_json(path, remedy) -> dict:
     """The object of a JSON file, which may begin with a byte-order mark."""
     require(os.path.exists(path), f'no {path}; {remedy}')
-    data = read_small(path)
+    return parse_object(read_small(path), path, remedy)
+
+
+def parse_object(text, place, remedy, kind='object') -> dict:  # of JSON; raises InputError
     try:
-        values = json.loads(data)
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f'{path} is not JSON ({error}); {remedy}') from None
-    require(isinstance(values, dict), f'{path} must hold an object; {remedy}')
+        raise InputError(f'{place} is not JSON ({error}); {remedy}') from None
+    require(isinstance(values, dict), f'{place} must hold an {kind}; {remedy}')
     return values
 
 

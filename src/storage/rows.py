@@ -2,7 +2,6 @@
 import contextlib
 import csv
 import itertools
-import json
 import os
 import shutil
 import tempfile
@@ -48,12 +47,7 @@ def read_lines(path, encoding, tell):  # -> place, line
 def json_rows(path, encoding=None, fields=(), tell=None):  # of a file of any name; encoding: None for UTF-8
     for place, line in read_lines(path, encoding, tell):
         if not line.isspace():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f'{place} is not JSON ({error}); mend it') from None
-            require(isinstance(row, dict), f'{place} is not an object like {{"text": "…"}}; mend it')
-            yield place, row
+            yield place, paths.parse_object(line, place, 'mend it', 'object like {"text": "…"}')
 
 
 def csv_rows(path, encoding, fields, tell):
