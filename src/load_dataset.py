@@ -4,7 +4,6 @@ A chunk is an array of a .npz, or documents, each followed by the id that ends a
 .csv, .tsv or .parquet is a document. Any other file is one, too, or several with <|endoftext|> (or the
 vocabulary's own end) between. Ids of prompts, which are not learned, have PROMPT added.
 """
-import functools
 import glob
 import io
 import itertools
@@ -131,12 +130,8 @@ def encode_items(enc, items):
             rows = iter(encoder.encode([item for item in group if isinstance(item, str)]))
             for item in group:
                 ids = next(rows).astype(dtype, copy=False) if isinstance(item, str) else item
-                yield unlearned(ids) if isinstance(item, Prompt) else ids
+                yield ids.astype(np.int32) | PROMPT if isinstance(item, Prompt) else ids
             group, size = [], 0
-
-
-def unlearned(ids):  # -> int32
-    return ids.astype(np.int32) | PROMPT
 
 
 def iter_documents(path, encoding, text_field, template, tell=None):
@@ -163,19 +158,17 @@ class Reader:
 
     def items(self, files):
         for path in files:
-            before = self.bar.n
+            def tell(n_bytes, before=self.bar.n):  # of this file
+                self.bar.update(before + n_bytes - self.bar.n)
             if is_npz(path):
                 yield from self.arrays(path)
                 self.n_chars = self.combine
             else:
-                yield from self.texts(path, functools.partial(self.tell, before))
-            self.tell(before, os.path.getsize(path))
+                yield from self.texts(path, tell)
+            tell(os.path.getsize(path))
             if self.n_chars >= self.combine:
                 yield ()
                 self.n_chars = 0
-
-    def tell(self, before, n_bytes):  # of this file
-        self.bar.update(before + n_bytes - self.bar.n)
 
     def arrays(self, path):
         vocabulary, expected = vocabulary_of(path), self.enc.fingerprint
@@ -207,7 +200,7 @@ class Reader:
         is_open, several = False, False
         for piece, following in itertools.pairwise(itertools.chain(self.pieces(path, texts), [None, None])):
             if isinstance(piece, Prompt):
-                yield unlearned(self.special[piece]) if piece in self.special else piece
+                yield self.special[piece].astype(np.int32) | PROMPT if piece in self.special else piece
                 is_open = True
             elif piece in self.ends:
                 if is_open:
