@@ -18,11 +18,8 @@ from tqdm import tqdm
 from encoder import digest, special_pattern
 from errors import require
 from fast.bulk_encoding import BulkEncoder
-from storage import paths
-from storage.npz import PROMPT, npz_arrays, token_dtype, vocabulary_of, write_npz
-from storage.rows import has_rows, read_rows
+from storage import npz, paths, rows, text_files
 from storage.template import DEFAULT, Prompt, Template
-from storage.text_files import open_text, read_text
 from training.windows import Sampler
 
 MAX_GROUP_SIZE = 1 << 22  # bytes, about, of texts encoded together
@@ -47,7 +44,7 @@ def encode_to_npz(enc, sources, folder, *options):
             stats = [[os.path.abspath(path), os.path.getsize(path), os.path.getmtime(path)] for path in files]
             source = f'{folder}/dataset-{digest([stats, options, enc.fingerprint])}.npz'
             if not os.path.exists(source):
-                write_npz(source, iter_chunks(enc, files, *options), len(enc), vocabulary=enc.fingerprint)
+                npz.write_npz(source, iter_chunks(enc, files, *options), len(enc), vocabulary=enc.fingerprint)
         targets.append(source)
     used = {os.path.basename(path) for target in targets for path in find_files(target)}
     for path in glob.glob(f'{glob.escape(folder)}/dataset-{16 * "[0-9a-f]"}.npz'):
@@ -107,7 +104,7 @@ def iter_chunks(enc, files, combine=50000, encoding='utf-8', special_tokens=True
     """Yields chunks, iterators over parts (1-D arrays), each to be exhausted before the next. Memory is
     bounded by the longest piece or row of a text and the largest deflated array. text_field: of rows that are
     a text; template: of others, see storage.template."""
-    open_text(io.BytesIO(), encoding)  # refuses an unknown encoding
+    text_files.open_text(io.BytesIO(), encoding)  # refuses an unknown encoding
     with tqdm(total=sum(map(os.path.getsize, files)), desc='encoding', unit='B', unit_scale=True,
               disable=None if progress else True) as bar:
         reader = Reader(enc, combine, encoding, special_tokens, text_field, Template(template), bar)
@@ -120,26 +117,26 @@ def iter_chunks(enc, files, combine=50000, encoding='utf-8', special_tokens=True
 
 def encode_items(enc, items):
     """Yields a Reader's items, texts as arrays."""
-    encoder, dtype, group, size = BulkEncoder(enc), token_dtype(len(enc)), [], 0
+    encoder, dtype, group, size = BulkEncoder(enc), npz.token_dtype(len(enc)), [], 0
     for item in itertools.chain(items, [None]):
         if item is not None:
             group.append(item)
             size += 256 + len(item)  # 256 for its objects
         is_array = isinstance(item, np.ndarray) and len(item) > 1  # of a .npz
         if item is None or size >= MAX_GROUP_SIZE or is_array:
-            rows = iter(encoder.encode([item for item in group if isinstance(item, str)]))
+            encoded = iter(encoder.encode([item for item in group if isinstance(item, str)]))
             for item in group:
-                ids = next(rows).astype(dtype, copy=False) if isinstance(item, str) else item
-                yield ids.astype(np.int32) | PROMPT if isinstance(item, Prompt) else ids
+                ids = next(encoded).astype(dtype, copy=False) if isinstance(item, str) else item
+                yield ids.astype(np.int32) | npz.PROMPT if isinstance(item, Prompt) else ids
             group, size = [], 0
 
 
 def iter_documents(path, encoding, text_field, template, tell=None):
     """Yields a file's documents as Template.texts does, or the file's text, an iterator over parts."""
-    if not has_rows(path):
-        yield [read_text(path, encoding, tell)]
+    if not rows.has_rows(path):
+        yield [text_files.read_text(path, encoding, tell)]
         return
-    for place, row in read_rows(path, encoding, (text_field, 'prompt', 'completion', 'messages'), tell):
+    for place, row in rows.read_rows(path, encoding, (text_field, 'prompt', 'completion', 'messages'), tell):
         yield template.texts(row, place, text_field)
 
 
@@ -149,7 +146,7 @@ class Reader:
     def __init__(self, enc, combine, encoding, special_tokens, text_field, template, bar):
         self.enc, self.combine, self.encoding, self.bar = enc, combine, encoding, bar
         self.text_field, self.template = text_field, template
-        special, dtype = enc.special if special_tokens else {}, token_dtype(len(enc))
+        special, dtype = enc.special if special_tokens else {}, npz.token_dtype(len(enc))
         self.special = {text: np.array([id], dtype) for text, id in special.items()}
         self.ends = [None, *(text for text, id in special.items() if id == enc.eot)]
         self.end = [] if enc.eot is None else [np.array([enc.eot], dtype)]
@@ -171,12 +168,12 @@ class Reader:
                 self.n_chars = 0
 
     def arrays(self, path):
-        vocabulary, expected = vocabulary_of(path), self.enc.fingerprint
+        vocabulary, expected = npz.vocabulary_of(path), self.enc.fingerprint
         require(vocabulary in (None, expected), f'{path} is of the vocabulary {vocabulary}, not {expected}; '
                 'encode its text with this --model_name')
         if vocabulary is None:
             self.unnamed.append(path)
-        for array in filter(len, npz_arrays(path)):
+        for array in filter(len, npz.npz_arrays(path)):
             yield from ((), array)
 
     def texts(self, path, tell):
@@ -200,7 +197,7 @@ class Reader:
         is_open, several = False, False
         for piece, following in itertools.pairwise(itertools.chain(self.pieces(path, texts), [None, None])):
             if isinstance(piece, Prompt):
-                yield self.special[piece].astype(np.int32) | PROMPT if piece in self.special else piece
+                yield self.special[piece].astype(np.int32) | npz.PROMPT if piece in self.special else piece
                 is_open = True
             elif piece in self.ends:
                 if is_open:
