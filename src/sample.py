@@ -77,12 +77,9 @@ def typical_p_logits(logits, p):  # [B, N] -> [B, N]
 
 def min_p_logits(logits, p):  # [B, N] -> [B, N]
     """Keeps tokens of at least p times the likeliest's probability (Nguyen et al. 2024). p = 0: all."""
-    logits, p = tf.convert_to_tensor(logits), float32(p)
-
-    def cut():
-        least = tf.reduce_max(logits, -1, keepdims=True) + tf.cast(tf.math.log(p), logits.dtype)
-        return tf.where_v2(logits < least, logits.dtype.min, logits)
-    return tf.ensure_shape(tf.cond(p > 0, cut, lambda: logits), logits.shape)
+    logits, log_p = tf.convert_to_tensor(logits), tf.math.log(float32(p))  # of 0: below every number
+    least = tf.reduce_max(logits, -1, keepdims=True) + tf.cast(log_p, logits.dtype)
+    return tf.where_v2(logits < least, logits.dtype.min, logits)
 
 
 def apply_repetition_penalty(logits, tokens, penalty):  # [B, V], int32 [B, N] -> [B, V]
