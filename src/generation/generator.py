@@ -17,9 +17,8 @@ from storage import checkpoint
 
 MIN_CACHE = 128  # positions; doubled when full: attention reads at most twice what is filled
 PREFILL_TOKENS, MIN_PREFILL_TOKENS = 512, 64  # at once, for memory: all rows' sum; a row's least
-CONTROLS = {'temperature': 1, 'top_k': 0, 'top_p': 1, 'min_p': 0, 'typical_p': 1,  # defaults
-            'repetition_penalty': 1, 'no_repeat_ngram': 0, 'logit_bias': {}}
-DRAWING = ('temperature', 'top_k', 'top_p', 'min_p', 'typical_p')  # those of sample_token
+DRAWING = {'temperature': 1, 'top_k': 0, 'top_p': 1, 'min_p': 0, 'typical_p': 1}  # of sample_token; defaults
+CONTROLS = {**DRAWING, 'repetition_penalty': 1, 'no_repeat_ngram': 0, 'logit_bias': {}}
 
 
 def load(model_name='124M', models_dir='models', checkpoint_name=None, precision='float32'):
