@@ -32,16 +32,15 @@ class SampleWriter:
         self.seed, self.beams, self.nsamples = flags.seed, flags.beams, flags.nsamples or flags.beams
         self.batch_size = self.nsamples if self.beams else flags.batch_size
         text = (template.find(folder) if template_text is None else template_text) or ''
-        self.template, self.device = template.Template(text) if text and not unconditional else None, device()
-        ends = self.template.ends(self.enc) if self.template else []
+        self.template, self.device = template.Template(text or template.DEFAULT), device()
+        ends = self.template.ends(self.enc) if text and not unconditional else []
         self.special_tokens = special_tokens or any(token in text for token in self.enc.special)
         length = flags.length or (self.n_ctx if unconditional else max(1, self.n_ctx // 2))
         self.options = {'length': length, 'stop': (*flags.ends, *ends), **controls}
         self.options |= {'beams': flags.beams} if flags.beams else {'prompt_lookup': flags.prompt_lookup}
 
     def context(self, prompt, place=''):  # -> tokens
-        text = self.template.prompt(prompt) if self.template else prompt
-        tokens = self.enc.encode(text, self.special_tokens)
+        tokens = self.enc.encode(self.template.prompt(prompt), self.special_tokens)
         if self.beams:
             beam_search.check_length(len(tokens), self.options['length'], self.n_ctx, place)
         if len(tokens) > self.n_ctx:

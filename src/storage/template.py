@@ -22,7 +22,7 @@ class Template:
         parts = re.split(r'(\{prompt\}|\{completion\})', text)
         require(parts[1::2] == ['{prompt}', '{completion}'], 'a template must have {prompt} and, after it, '
                 f'{{completion}}, once, not {text[:200]!r}')
-        self.text, (self.before, self.between, self.after) = text, parts[::2]
+        self.before, self.between, self.after = parts[::2]
 
     def prompt(self, text):  # -> str
         return Prompt(self.before + text + self.between)
