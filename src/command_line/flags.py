@@ -16,7 +16,6 @@ TOP_K = 'draw from so many of the likeliest tokens; 0 for all'
 TOP_P = 'draw from the likeliest tokens of this probability in sum; 0 or 1 for all'
 TEXTS = ('a file (text, .jsonl, .csv, .tsv, .parquet, maybe packed; .npz of encode.py), folder, quoted glob, '
          'or several, with commas')
-TEXT_FIELD = 'of a row, with its text'
 DRAWING = ('seed', 'batch_size', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p')  # not for beams
 CHECKPOINT = "model-best, model-N or any checkpoint's path; None for the newest"
 
@@ -61,7 +60,7 @@ class TextFlags(ModelFlags):
     """How files become texts and tokens of a model."""
     encoding: str = flag('utf-8', 'of the text files')
     special_tokens: bool = flag(True, 'in text, <|endoftext|> or another special token is one id')
-    text_field: str = flag('text', TEXT_FIELD)
+    text_field: str = flag('text', 'of a row, with its text')
     template: str | None = flag(None, "of rows with an answer; None for the model's, or {prompt}{completion}")
 
     def __post_init__(self):
