@@ -13,8 +13,7 @@ from command_line.flags import REQUIRED, TEXTS, DataFlags, flag
 import encoder
 import load_dataset
 from errors import require
-from storage import paths
-from storage.npz import write_npz
+from storage import npz, paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,7 @@ def encode(flags):
     first = require(next(chunks, None), f'{flags.in_text} holds no text')
     os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
     chunks = itertools.chain([first], chunks)
-    n_tokens, n_chunks = write_npz(out, chunks, len(enc), flags.compress, enc.fingerprint)
+    n_tokens, n_chunks = npz.write_npz(out, chunks, enc.n_vocab, flags.compress, enc.fingerprint)
     print(f'{n_tokens} tokens in {n_chunks} chunks, {os.path.getsize(out)} bytes, written to {out}',
           file=sys.stderr)
 

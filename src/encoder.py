@@ -59,9 +59,6 @@ class Encoder:
                     'take it off the list')
             self.token_bytes[id] = data
 
-    def __len__(self):
-        return self.n_vocab
-
     @functools.cached_property
     def fingerprint(self):
         return digest([self.encoder, self.special, self.eot])

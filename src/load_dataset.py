@@ -44,7 +44,7 @@ def encode_to_npz(enc, sources, folder, *options):
             stats = [[os.path.abspath(path), os.path.getsize(path), os.path.getmtime(path)] for path in files]
             source = f'{folder}/dataset-{digest([stats, options, enc.fingerprint])}.npz'
             if not os.path.exists(source):
-                npz.write_npz(source, iter_chunks(enc, files, *options), len(enc), vocabulary=enc.fingerprint)
+                npz.write_npz(source, iter_chunks(enc, files, *options), enc.n_vocab, False, enc.fingerprint)
         targets.append(source)
     used = {os.path.basename(path) for target in targets for path in find_files(target)}
     for path in glob.glob(f'{glob.escape(folder)}/dataset-{16 * "[0-9a-f]"}.npz'):
@@ -117,7 +117,7 @@ def iter_chunks(enc, files, combine=50000, encoding='utf-8', special_tokens=True
 
 def encode_items(enc, items):
     """Yields a Reader's items, texts as arrays."""
-    encoder, dtype, group, size = BulkEncoder(enc), npz.token_dtype(len(enc)), [], 0
+    encoder, dtype, group, size = BulkEncoder(enc), npz.token_dtype(enc.n_vocab), [], 0
     for item in itertools.chain(items, [None]):
         if item is not None:
             group.append(item)
@@ -146,7 +146,7 @@ class Reader:
     def __init__(self, enc, combine, encoding, special_tokens, text_field, template, bar):
         self.enc, self.combine, self.encoding, self.bar = enc, combine, encoding, bar
         self.text_field, self.template = text_field, template
-        special, dtype = enc.special if special_tokens else {}, npz.token_dtype(len(enc))
+        special, dtype = enc.special if special_tokens else {}, npz.token_dtype(enc.n_vocab)
         self.special = {text: np.array([id], dtype) for text, id in special.items()}
         self.ends = [None, *(text for text, id in special.items() if id == enc.eot)]
         self.end = [] if enc.eot is None else [np.array([enc.eot], dtype)]

@@ -298,10 +298,10 @@ def of_datasets(folder, models):
     os.makedirs(os.path.join(folder, 'data'))
     enc = encoder.get_encoder('toy', models)
     rng = np.random.default_rng(0)
-    chunks = [rng.integers(len(enc), size=size).astype(np.uint16) for size in (3000, 1, 500)]
+    chunks = [rng.integers(enc.n_vocab, size=size).astype(np.uint16) for size in (3000, 1, 500)]
     for name in ('stored.npz', 'deflated.npz'):
         path = os.path.join(folder, 'data', name)
-        npz.write_npz(path, [[chunk] for chunk in chunks], len(enc), 'deflated' in path, enc.fingerprint)
+        npz.write_npz(path, [[chunk] for chunk in chunks], enc.n_vocab, 'deflated' in path, enc.fingerprint)
         yield Target(name, [path], functools.partial(arrays, enc, path), sealed=True)
 
 

@@ -392,7 +392,7 @@ def test_what_ends_documents_ends_an_answer_once_and_no_turn_of_a_conversation(t
 def test_a_prompt_that_is_empty_still_makes_a_chunk_that_can_be_written(tmp_path, enc):
     write_rows(tmp_path / 'a.jsonl', [{'prompt': prompt, 'completion': 'said'} for prompt in ('', 'x')])
     (chunk,) = load(enc, tmp_path / 'a.jsonl')
-    npz.write_npz(str(tmp_path / 'a.npz'), iter_chunks(enc, [str(tmp_path / 'a.jsonl')]), len(enc))
+    npz.write_npz(str(tmp_path / 'a.npz'), iter_chunks(enc, [str(tmp_path / 'a.jsonl')]), enc.n_vocab)
     assert lists(load(enc, tmp_path / 'a.npz')) == [chunk.tolist()]
 
 

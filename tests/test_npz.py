@@ -293,7 +293,7 @@ def test_damaged_npz_gives_arrays_or_an_input_error(tmp_path, enc, save):
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.lists(st.integers(0, 556), max_size=20)), st.booleans(), st.data())
 def test_any_chunks_come_back_and_any_bytes_are_refused_or_loaded(lists_of_ids, compress, data):
-    enc = mock.Mock(__len__=lambda enc: 557, special={}, eot=None)
+    enc = mock.Mock(n_vocab=557, special={}, eot=None)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'a.npz')
         write_npz(path, [np.array(ids, np.int64) for ids in lists_of_ids], 557, compress)
@@ -317,7 +317,7 @@ def test_write_npz(tmp_path, enc, compress):
     arrays = [np.arange(5), np.arange(7, dtype=np.uint16), np.array([556])]
     path = str(tmp_path / 'a.npz')
     assert write_npz(
-        path, [arrays[0], iter([arrays[1][:3], arrays[1][3:]]), arrays[2]], len(enc), compress
+        path, [arrays[0], iter([arrays[1][:3], arrays[1][3:]]), arrays[2]], enc.n_vocab, compress
     ) == (13, 3)
     with np.load(path, allow_pickle=False) as archive:
         assert archive.files == ['arr_0', 'arr_1', 'arr_2']

@@ -471,7 +471,7 @@ def test_the_command_of_the_document(flags, tmp_path, world):
     with open(os.path.join(ROOT, 'docs', 'distributed.md'), encoding='utf-8') as file:
         (command,) = re.findall(r'^mpirun (.*?[^\\])\n', file.read(), re.MULTILINE | re.DOTALL)
     enc = checkpoint.load_sizes_and_vocabulary('toy', str(world / 'models'))[2]
-    write_npz(str(tmp_path / 'encoded.npz'), load_dataset.load_dataset(enc, str(world / 'text')), len(enc))
+    write_npz(str(tmp_path / 'encoded.npz'), load_dataset.load_dataset(enc, str(world / 'text')), enc.n_vocab)
     words = command.replace('\\\n', ' ').split()
     end = words.index('./train-horovod.py') + 1
     assert words[:2] == ['-np', '4'] and words[end] == '--dataset'
