@@ -26,11 +26,10 @@ def read_rows(path, encoding, fields, tell=None):
 
 def read_lines(path, encoding, tell):  # -> place, line
     with opened(path, tell) as data:
-        file, mark = open_text(data, encoding), BYTE_ORDER_MARK
+        file = open_text(data, encoding)
         for number in itertools.count(1):
             try:
                 line = file.readline(MAX_LINE)
-                line.encode()  # refuses half a UTF-16 pair in utf-7
             except UnicodeError as error:
                 if isinstance(error, UnicodeDecodeError):  # several lines are decoded at once
                     number += error.object[:error.start].decode(file.encoding, 'replace').count('\n')
@@ -40,8 +39,7 @@ def read_lines(path, encoding, tell):  # -> place, line
             require(len(line) < MAX_LINE, f'{place} has {MAX_LINE:,} characters or more; split it')
             if not line:
                 return
-            yield place, line.removeprefix(mark)
-            mark = ''
+            yield place, line.removeprefix(BYTE_ORDER_MARK if number == 1 else '')
 
 
 def json_rows(path, encoding=None, fields=(), tell=None):  # of a file of any name; encoding: None for UTF-8
