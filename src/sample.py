@@ -27,11 +27,8 @@ def largest(logits, k):  # -> [B, k], falling, and their tokens
 def top_k_logits(logits, k):  # [B, V] -> [B, V]
     """As in the original; unused here. Keeps equals of the k-th, too. k = 0: all."""
     logits = tf.convert_to_tensor(logits)
-
-    def cut():
-        least = tf.reduce_min(largest(logits, k)[0], -1, keepdims=True)
-        return tf.where_v2(logits < least, logits.dtype.min, logits)
-    return tf.cond(tf.greater(k, 0), cut, lambda: logits)
+    least = tf.reduce_min(largest(logits, k)[0], -1, keepdims=True)
+    return tf.where_v2(tf.greater(k, 0) & (logits < least), logits.dtype.min, logits)
 
 
 def keep_mass(logits, p, priority):  # [B, N] -> [B, N]
