@@ -90,13 +90,9 @@ def apply_repetition_penalty(logits, tokens, penalty):  # [B, V], int32 [B, N] -
 
 
 def asserted(*checks):  # (condition, words…)… -> operations, for those that are tensors
-    assertions = []
     for condition, *words in checks:
-        if tf.is_tensor(condition):
-            assertions.append(tf.Assert(condition, words))
-        else:
-            require(condition, ' '.join(map(str, words)))
-    return assertions
+        require(tf.is_tensor(condition) or condition, ' '.join(map(str, words)))
+    return [tf.Assert(condition, words) for condition, *words in checks if tf.is_tensor(condition)]
 
 
 def check_controls(*, length, temperature=1, top_k=0, top_p=1, min_p=0, typical_p=1, repetition_penalty=1,
