@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
 """Draws the losses of runs in one picture, from their metrics.jsonl."""
-import importlib.util
 import os
 from dataclasses import dataclass
 
 from command_line import cli
 from command_line.flags import REQUIRED, Checked, flag
 
-from errors import require
+from errors import require, require_package
 from storage import metrics_file, paths
 
 FORGETS = 0.99  # as the mean that training shows beside the loss
@@ -30,7 +29,7 @@ class Flags(Checked):
 
 @cli.takes(Flags)
 def plot_runs(flags):
-    require(importlib.util.find_spec('matplotlib'), 'drawing needs a package: pip install matplotlib')
+    require_package('matplotlib', 'drawing')
     curves = {name: losses(paths.expand(name) if os.path.dirname(name)
                            else paths.run_dir(name, flags.checkpoint_dir)) for name in flags.runs}
     with paths.output(paths.expand(flags.output), 'wb') as file:
