@@ -19,7 +19,7 @@ from evaluation.likelihood import Likelihood
 from formats import hugging_face, saved_model
 from generation import generator
 from inspection.inspector import Inspector
-from storage import adapter, checkpoint, new_model, run_state
+from storage import checkpoint, new_model, run_state
 from training import trainer
 from training.graph import Graph
 
@@ -75,7 +75,7 @@ def read(prefix, models_dir='models'):
 
 # What is saved
 
-@pytest.mark.parametrize('targets', adapter.TARGETS)
+@pytest.mark.parametrize('targets', run_state.TARGETS)
 def test_a_checkpoint_holds_the_adapter_alone(flags, targets):
     made = flags(**{**LORA, 'lora_targets': targets}, steps=1)
     trainer.train(made)
@@ -413,12 +413,12 @@ def test_damage_is_told_of_the_file_that_has_it(trained, tmp_path, at):
 
 def test_one_with_other_tensors_is_refused(trained, tmp_path):
     """Of another type, or of a rank that its own tensors have and the base has not."""
-    own = run_state.read(f'{directory(trained)}/adapter.json', adapter.Adapter)
+    own = run_state.read(f'{directory(trained)}/adapter.json', run_state.Adapter)
     for rank, dtype in ((4, np.float64), (64, np.float32)):
         folder = tmp_path / 'checkpoint' / f'{rank}'
         folder.mkdir()
-        run_state.write(f'{folder}/adapter.json', adapter.Adapter(**{**vars(own), 'rank': rank}))
-        shapes = adapter.Adapter(**{**vars(own), 'rank': rank}).shapes(model.weight_shapes(toy.hparams()))
+        run_state.write(f'{folder}/adapter.json', run_state.Adapter(**{**vars(own), 'rank': rank}))
+        shapes = run_state.Adapter(**{**vars(own), 'rank': rank}).shapes(model.weight_shapes(toy.hparams()))
         with toy.session() as s:
             for name, shape in shapes.items():
                 tf.get_variable(f'model/{name}', initializer=np.zeros(shape, dtype))

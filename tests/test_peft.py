@@ -19,7 +19,7 @@ import model
 from errors import InputError
 from generation import generator
 from inspection.inspector import Inspector
-from storage import adapter, checkpoint, new_model, run_state
+from storage import checkpoint, new_model, run_state
 from training.graph import Graph
 
 pytestmark = pytest.mark.slow
@@ -128,7 +128,7 @@ def test_updates_are_those_of_peft(home, optimizer, rate, decay, targets):
 
 # There and back
 
-@pytest.mark.parametrize('targets', adapter.TARGETS)
+@pytest.mark.parametrize('targets', run_state.TARGETS)
 def test_peft_reads_what_is_written(home, tmp_path, targets):
     peft = pytest.importorskip('peft', reason='make test-all compares with peft')
     make_run(home, tmp_path / 'run', targets)
@@ -139,7 +139,7 @@ def test_peft_reads_what_is_written(home, tmp_path, targets):
     assert np.abs(theirs - our_logits(f'{home[0]}/models/toy')).max() > 0.1
 
 
-@pytest.mark.parametrize('targets', adapter.TARGETS)
+@pytest.mark.parametrize('targets', run_state.TARGETS)
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_what_peft_writes_is_read(home, tmp_path, targets, dtype):
     torch = pytest.importorskip('torch', reason='make test-all compares with peft')

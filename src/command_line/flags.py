@@ -5,7 +5,7 @@ import typing
 from dataclasses import dataclass
 
 from errors import require, require_package
-from storage import adapter, paths, template
+from storage import paths, run_state, template
 
 REQUIRED = dataclasses.MISSING  # as a default
 PRECISIONS = ('float32', 'tf32', 'bfloat16')  # of matrix products
@@ -87,7 +87,7 @@ class TrainFlags(DataFlags):
     memory_saving_gradients: bool = flag(False, 'less memory, a sixth slower')
     lora_rank: int = flag(0, 'train an adapter of this rank, and the model not; 0: the model', 0)
     lora_alpha: float = flag(16.0, 'the adapter counts lora_alpha / lora_rank times')
-    lora_targets: str = flag('attn', 'products that it adapts', choices=tuple(adapter.TARGETS))
+    lora_targets: str = flag('attn', 'products that it adapts', choices=tuple(run_state.TARGETS))
     only_train_transformer_layers: bool = flag(False, 'train no embeddings and no last normalization')
     optimizer: str = flag('adam', 'adafactor has little state', choices=('adam', 'adamw', 'adafactor', 'sgd'))
     precision: str = flag('float32', f'bfloat16: faster, less memory; {TF32}', choices=PRECISIONS)

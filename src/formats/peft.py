@@ -2,7 +2,8 @@
 import model
 from errors import require
 from formats.hugging_face import REMEDY, ROOT, open_tensors, read_tensor, tensor_name, write_safetensors
-from storage import adapter, checkpoint, new_model, paths, run_state
+from storage import checkpoint, new_model, paths, run_state
+from storage.run_state import TARGETS
 
 WEIGHTS, CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 VALUES = {'peft_type': ('LORA',), 'bias': ('none',), 'init_lora_weights': (True, False, 'gaussian')}
@@ -20,7 +21,7 @@ def their_name(name):  # h0/attn/c_attn/lora_a -> …h.0.attn.c_attn.lora_A.weig
 def write(folder, source, hp, enc, prefix, models_dir='models'):
     """Writes the adapter of a run, as checkpoint.find gives it, into an empty folder. Raises InputError."""
     own = require(checkpoint.adapter_of(prefix), f'{prefix} has all weights and no adapter; use to_hf')
-    modules = [product.replace('/', '.') for product in adapter.TARGETS[own.targets]]
+    modules = [product.replace('/', '.') for product in TARGETS[own.targets]]
     paths.write_json(f'{folder}/{CONFIG}', {
         **{field: values[0] for field, values in VALUES.items()}, 'task_type': 'CAUSAL_LM', 'r': own.rank,
         'lora_alpha': own.alpha, 'target_modules': modules, 'base_model_name_or_path': own.base,
@@ -38,9 +39,9 @@ def read(source, base, folder, run, models_dir='models'):
     source = paths.expand(source)
     rank, alpha = read_config(f'{source}/{CONFIG}')
     tensors, (_, hp, _) = open_tensors(source, WEIGHTS), checkpoint.load_sizes_and_vocabulary(base)
-    products = tuple(name for name in adapter.TARGETS['all'] if their_name(f'h0/{name}/lora_a') in tensors)
-    targets = next((name for name in adapter.TARGETS if adapter.TARGETS[name] == products), None)
-    require(targets, f'{source} adapts {products or "nothing"}; it can be one of {adapter.TARGETS}')
+    products = tuple(name for name in TARGETS['all'] if their_name(f'h0/{name}/lora_a') in tensors)
+    targets = next((name for name in TARGETS if TARGETS[name] == products), None)
+    require(targets, f'{source} adapts {products or "nothing"}; it can be one of {TARGETS}')
     own = checkpoint.new_adapter(base, hp, rank, alpha, targets, run, models_dir)
     shapes = own.shapes(model.weight_shapes(hp))
     expected = {their_name(name): f'F32 {shape[::-1]}' for name, shape in shapes.items()}
@@ -51,7 +52,7 @@ def read(source, base, folder, run, models_dir='models'):
                 f'{source}: {name[:80]} is {saved[:80]}, but must be {wanted}, or in F16 or BF16')
     new_model.write(folder, hp, ((name, read_tensor(tensors[their_name(name)], True)) for name in shapes))
     paths.copy_descriptions(base, folder)
-    run_state.write(f'{folder}/{adapter.NAME}', own)
+    run_state.write(f'{folder}/{run_state.ADAPTER}', own)
     return own
 
 

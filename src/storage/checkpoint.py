@@ -8,6 +8,7 @@ import glob
 import hashlib
 import os
 import re
+import types
 
 import tensorflow.compat.v1 as tf
 
@@ -15,7 +16,7 @@ import encoder
 import model
 from errors import InputError, require
 from hparams import load_hparams
-from storage import adapter, paths, run_state
+from storage import paths, run_state
 
 ADAPTER_REMEDY = 'copy it from where the run came from'
 
@@ -122,26 +123,49 @@ def readable(prefix, models_dir='models'):
     with opened(find_base(own, prefix, models_dir) if own else prefix) as reader:
         if own:
             with opened(prefix) as own_reader:
-                reader = adapter.merged_reader(own, prefix, own_reader, reader)
+                reader = merged_reader(own, prefix, own_reader, reader)
         yield reader
 
 
-def adapter_of(prefix) -> adapter.Adapter | None:
+def merged_reader(adapter, prefix, own, base):
+    """A reader of the base's weights with the adapter in them, and of its own. own, base: readers of their
+    checkpoints; prefix: of the first. Raises InputError unless they fit."""
+    expected, dtypes = adapter.shapes(base.get_variable_to_shape_map()), own.get_variable_to_dtype_map()
+    # A higher rank than that of the matrices would claim memory which the base does not justify.
+    require(own.get_variable_to_shape_map() == expected and {t.name for t in dtypes.values()} == {'float32'}
+            and adapter.rank <= min(n_in for n_in, _ in expected.values()),
+            f'{prefix} does not have the shapes of {run_state.ADAPTER} beside it and of its base; use the '
+            'right one')
+    arrays = {name: own.get_tensor(name) for name in expected}
+
+    def get_tensor(name):
+        if name in arrays:
+            return arrays[name]
+        value, scope = base.get_tensor(name), name.removesuffix('/w')
+        if f'{scope}/lora_a' in arrays:
+            value += (adapter.scale * arrays[f'{scope}/lora_a']) @ arrays[f'{scope}/lora_b']
+        return value
+    return types.SimpleNamespace(
+        get_tensor=get_tensor, get_variable_to_shape_map=base.get_variable_to_shape_map,
+        get_variable_to_dtype_map=base.get_variable_to_dtype_map)
+
+
+def adapter_of(prefix) -> run_state.Adapter | None:
     """Of a checkpoint that holds an adapter alone; None if it holds all weights. Raises InputError."""
     with opened(files_prefix(prefix)) as reader:
         if not any(name.endswith('/lora_a') for name in reader.get_variable_to_shape_map()):
             return None
-    path = os.path.join(os.path.dirname(prefix), adapter.NAME)
-    own = run_state.read(path, adapter.Adapter, ADAPTER_REMEDY)
+    path = os.path.join(os.path.dirname(prefix), run_state.ADAPTER)
+    own = run_state.read(path, run_state.Adapter, ADAPTER_REMEDY)
     return require(own, f'{prefix} is an adapter without {path}; {ADAPTER_REMEDY}')
 
 
-def new_adapter(model, hparams, rank, alpha, targets, run, models_dir) -> adapter.Adapter:
+def new_adapter(model, hparams, rank, alpha, targets, run, models_dir) -> run_state.Adapter:
     """Of the model in a folder, for a run's folder. Raises InputError if it would not be found from there."""
     base, n_embd = resolve_path(model), hparams.n_embd
     require(rank <= n_embd, f'the rank of an adapter must be at most n_embd, {n_embd}, not {rank}')
     require(not adapter_of(base), f'{base} is an adapter; make a model of it with src/convert.py merge')
-    own = adapter.Adapter(rank, alpha, targets, os.path.basename(model), fingerprint(base))
+    own = run_state.Adapter(rank, alpha, targets, os.path.basename(model), fingerprint(base))
     require(run_state.is_valid('base', own.base), f'{own.base!r} cannot name a base; rename the folder')
     find_base(own, f'{run}/model', models_dir)
     return own

@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 
 from errors import InputError, require
 from hparams import load_hparams
-from storage import adapter, checkpoint, metrics_file, paths, run_state, vocabulary_files
+from storage import checkpoint, metrics_file, paths, run_state, vocabulary_files
 from storage.run_state import BEST, Best, TrainState
 
 KEPT = 5  # checkpoints
@@ -224,7 +224,7 @@ class Run:
         for path in paths.descriptions(self.folder)[len(sources):]:  # another model's
             os.unlink(path)
         for name, values in ((paths.TEMPLATE, self.template and {'template': self.template}),
-                             (adapter.NAME, self.adapter and run_state.with_crc(vars(self.adapter)))):
+                             (run_state.ADAPTER, self.adapter and run_state.with_crc(vars(self.adapter)))):
             if values:
                 paths.write_json(self.path(name), values)
             else:  # of a start with one

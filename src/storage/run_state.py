@@ -7,11 +7,14 @@ import sys
 import zlib
 
 from errors import InputError
-from storage import adapter, paths
+from storage import paths
 
-BEST = 'model-best'
+BEST, ADAPTER = 'model-best', 'adapter.json'
 OLD_NAMES = {'worse': 'validations_since_best', 'acted': 'actions_done'}  # of fields
 REMEDY = 'remove it to go on with the weights alone'
+ATTN, MLP = ('attn/c_attn', 'attn/c_proj'), ('mlp/c_fc', 'mlp/c_proj')
+TARGETS = {  # adapted products of each layer; the last two as target_modules of peft
+    'attn': ATTN, 'mlp': MLP, 'all': ATTN + MLP, 'c_attn': ATTN[:1], 'c_attn+c_proj': (*ATTN, MLP[1])}
 
 
 @dataclasses.dataclass
@@ -37,6 +40,35 @@ class Best:
     name: str
 
 
+@dataclasses.dataclass
+class Adapter:
+    """adapter.json, beside checkpoints of an adapter alone (LoRA, Hu et al. 2021): a weight W [n_in, n_out]
+    of the base becomes W + alpha / rank · A B."""
+    rank: int
+    alpha: float
+    targets: str  # of TARGETS
+    base: str  # the name of its folder
+    fingerprint: str  # of its checkpoint
+
+    def __str__(self):
+        return (f'an adapter of {self.base} ({self.fingerprint}) with --lora_rank {self.rank} '
+                f'--lora_alpha {self.alpha} --lora_targets {self.targets}')
+
+    @property
+    def scale(self):
+        return self.alpha / self.rank
+
+    def shapes(self, weights):
+        """{name: shape} of all weights -> of lora_a, A [n_in, rank], and lora_b, B [rank, n_out]."""
+        shapes = {}
+        for name, shape in weights.items():
+            scope = name.removesuffix('/w')
+            if scope.endswith(TARGETS[self.targets]):
+                *_, n_in, n_out = shape
+                shapes |= {f'{scope}/lora_a': [n_in, self.rank], f'{scope}/lora_b': [self.rank, n_out]}
+        return shapes
+
+
 def is_valid(name, value):  # a field and its value, of JSON -> truth
     if name in ('loss', 'alpha'):
         is_finite = type(value) in (int, float) and abs(value) <= sys.float_info.max
@@ -50,7 +82,7 @@ def is_valid(name, value):  # a field and its value, of JSON -> truth
     if name == 'flags':
         return type(value) is dict
     if name == 'targets':
-        return value in adapter.TARGETS
+        return value in TARGETS
     if name in ('base', 'fingerprint'):
         return type(value) is str and len(value) < 256 and value.isprintable()
     return type(value) is int and int(name == 'rank') <= value and (name == 'seed' or value < 10**15)
