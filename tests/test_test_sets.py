@@ -275,7 +275,7 @@ def test_lines_of_text_and_of_json(tmp_path):
 
 @pytest.mark.parametrize('name', ['a.jsonl', 'a.json'])
 @pytest.mark.parametrize('line, message', [
-    (b'{', ' is not JSON'), (b'[' * 100000, ' is not JSON'), (b'[1]', ' is not an object like {"text": "…"}'),
+    (b'{', ' is not JSON'), (b'[' * 100000, ' is not JSON'), (b'[1]', ' must hold an object'),
     (b'{"text": 1}', ' is not an object of JSON with a text "text"'), (b'\xff', ': not utf-8; convert it'),
     (b'{"text": "x", "prompt": 1}', ' is not an object of JSON with a text "text" (and "prompt")')])
 def test_bad_json_is_named(tmp_path, name, line, message):
@@ -384,7 +384,7 @@ NO_QUESTION = 'is not an object of JSON with activity_label, ctx_a, ctx_b, endin
 
 
 @pytest.mark.parametrize('line, message', [
-    ('{', 'is not JSON'), ('[]', 'is not an object'), ('[' * 99999, 'is not JSON'),
+    ('{', 'is not JSON'), ('[]', 'must hold an object'), ('[' * 99999, 'is not JSON'),
     *((json.dumps({**QUESTION, **wrong}), NO_QUESTION) for wrong in (
         {'label': 4}, {'label': -1}, {'endings': []}, {'ctx_b': 7}, {'endings': [3]}, {'label': None},
         {'label': float('inf')}, {'ctx_a': None}, {'activity_label': ['a']},
