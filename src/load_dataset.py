@@ -104,7 +104,7 @@ def iter_chunks(enc, files, combine=50000, encoding='utf-8', special_tokens=True
     """Yields chunks, iterators over parts (1-D arrays), each to be exhausted before the next. Memory is
     bounded by the longest piece or row of a text and the largest deflated array. text_field: of rows that are
     a text; template: of others, see storage.template."""
-    text_files.open_text(io.BytesIO(), encoding)  # refuses an unknown encoding
+    text_files.open_text(io.BufferedReader(io.BytesIO()), encoding)  # refuses an unknown encoding
     with tqdm(total=sum(map(os.path.getsize, files)), desc='encoding', unit='B', unit_scale=True,
               disable=None if progress else True) as bar:
         reader = Reader(enc, combine, encoding, special_tokens, text_field, Template(template), bar)

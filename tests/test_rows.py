@@ -53,6 +53,15 @@ def test_rows_are_those_that_were_written(tmp_path, kind, packing):
     assert [row.get('other', 'no') for row in read(path)] == ['no'] * len(TEXTS)
 
 
+def test_a_binary_file_under_the_name_of_another_kind_is_told(tmp_path):
+    path = tmp_path / 'sheet.csv'
+    for start in (b'PK\3\4', b'\xd0\xcf\x11\xe0'):  # of spreadsheets
+        path.write_bytes(start + b'text\nrow\n')
+        for encoding in (None, 'latin-1'):
+            with pytest.raises(InputError, match=r'sheet\.csv: this is a packed or binary file, not text'):
+                read(path, encoding)
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.text(st.characters(exclude_categories=['Cs'], exclude_characters='\0')), min_size=1))
 @pytest.mark.parametrize('kind', rows.READERS)

@@ -26,7 +26,7 @@ def read_rows(path, encoding, fields, tell=None):
 
 def read_lines(path, encoding, tell):  # -> place, line
     with opened(path, tell) as data:
-        file = open_text(data, encoding)
+        file = open_text(data, encoding, path)
         for number in itertools.count(1):
             try:
                 line = file.readline(MAX_LINE)

@@ -23,10 +23,7 @@ def read_text(path, encoding=None, tell=None):
     number of the file's bytes that are read so far. Raises InputError for what is no text, or damaged."""
     mark = BYTE_ORDER_MARK
     with opened(path, tell) as data:
-        start = data.peek()
-        require(not start.startswith(BINARY) and start[257:262] != b'ustar',
-                f'{path}: this is a packed or binary file, not text; convert it')
-        file = open_text(data, encoding)
+        file = open_text(data, encoding, path)
         try:
             while text := file.read(READ_CHARS):
                 text.encode()  # refuses half a UTF-16 pair in utf-7
@@ -40,7 +37,10 @@ def read_text(path, encoding=None, tell=None):
             raise InputError(f'{path}: not {file.encoding}{place}; {remedy}') from None
 
 
-def open_text(data, encoding):  # or raises InputError
+def open_text(data, encoding, path=''):  # BufferedReader -> TextIOWrapper; raises InputError
+    start = data.peek()
+    require(not start.startswith(BINARY) and start[257:262] != b'ustar',
+            f'{path}: this is a packed or binary file, not text; convert it')
     try:
         return io.TextIOWrapper(data, encoding or 'utf-8', newline='\n')
     except (LookupError, ValueError):
