@@ -388,19 +388,15 @@ def training_run(folder, models):
 
 def of_adapters(folder, models):
     """A run with an adapter, read with its base, and the same in peft's format."""
+    import toy
+
     import model
     from formats import peft
-    from storage import checkpoint, new_model, run_state
+    from storage import checkpoint
     base, run, theirs = (os.path.join(folder, *path) for path in (('models', 'toy'), ('adapted',), ('peft',)))
     _, hparams, _ = checkpoint.load_sizes_and_vocabulary(base)
-    own, rng = checkpoint.new_adapter(base, hparams, 2, 8.0, 'all', run, models), np.random.default_rng(0)
-    arrays = {name: rng.standard_normal(shape, np.float32)
-              for name, shape in own.shapes(model.weight_shapes(hparams)).items()}
-    for path in (run, theirs):
-        os.mkdir(path)
-    new_model.write(run, hparams, arrays.items())
-    vocabulary_files.write_vocabulary(run, *vocabulary_files.load_vocabulary(base))
-    run_state.write(os.path.join(run, 'adapter.json'), own)
+    toy.write_adapter(run, base, hparams, rank=2)
+    os.mkdir(theirs)
     peft.write(theirs, *checkpoint.find(run, models), models)
 
     def tensors(folder):

@@ -2,7 +2,6 @@
 import json
 import os
 import re
-import shutil
 
 from command_line.flags import TrainFlags
 
@@ -15,11 +14,10 @@ import toy
 from test_model import transformers_model
 
 import convert
-import model
 from errors import InputError
 from generation import generator
 from inspection.inspector import Inspector
-from storage import checkpoint, new_model, run_state
+from storage import checkpoint, run_state
 from training.graph import Graph
 
 pytestmark = pytest.mark.slow
@@ -38,20 +36,8 @@ def home(tmp_path_factory):
     return folder, hp, values
 
 
-def own_adapter(home, targets, rank=RANK):
-    return checkpoint.new_adapter(f'{home[0]}/models/toy', home[1], rank, ALPHA, targets,
-                                  f'{home[0]}/checkpoint/x', f'{home[0]}/models')
-
-
-def make_run(home, folder, targets='all', rank=RANK, seed=0):
-    """A run with an adapter of random numbers; returns these."""
-    own, rng = own_adapter(home, targets, rank), np.random.RandomState(seed)
-    arrays = {name: rng.standard_normal(shape).astype(np.float32) * 0.1
-              for name, shape in own.shapes(model.weight_shapes(home[1])).items()}
-    shutil.copytree(f'{home[0]}/models/toy', folder, ignore=shutil.ignore_patterns('model*', 'checkpoint'))
-    new_model.write(str(folder), home[1], arrays.items())
-    run_state.write(f'{folder}/adapter.json', own)
-    return arrays
+def make_run(home, folder, targets='all'):  # -> its arrays
+    return toy.write_adapter(folder, home[0] / 'models' / 'toy', home[1], targets, RANK, ALPHA)
 
 
 def peft_model(home, targets, values=None, **more):
@@ -100,7 +86,9 @@ def test_updates_are_those_of_peft(home, optimizer, rate, decay, targets):
     data = np.random.RandomState(1).randint(0, home[1].n_vocab, [6, 2, 32])
     flags = TrainFlags(dataset='none', optimizer=optimizer, learning_rate=rate, weight_decay=decay, seed=1)
     with toy.session() as session:
-        graph = Graph(flags, home[1], None, adapter=own_adapter(home, targets))
+        own = checkpoint.new_adapter(f'{home[0]}/models/toy', home[1], RANK, ALPHA, targets,
+                                     f'{home[0]}/checkpoint/x', f'{home[0]}/models')
+        graph = Graph(flags, home[1], None, adapter=own)
         session.run(tf.global_variables_initializer())
         checkpoint.restore(session, f'{home[0]}/models/toy/model.ckpt', graph.base)
         variables = {v.op.name.removeprefix('model/'): v for v in checkpoint.model_variables()}

@@ -8,7 +8,7 @@ import tensorflow.compat.v1 as tf
 from tiny_vocab import write_vocab
 
 import model
-from storage import checkpoint, vocabulary_files
+from storage import checkpoint, new_model, paths, run_state, vocabulary_files
 
 TOY = {'n_vocab': 557, 'n_ctx': 32, 'n_embd': 32, 'n_head': 4, 'n_layer': 2}
 
@@ -66,6 +66,19 @@ def write_padded_model(directory, **sizes):
         [pair for pair in merges if ''.join(pair) != 'Ġand'],
     )
     return hp, values
+
+
+def write_adapter(run, base, hp, targets='all', rank=4, alpha=12.0, seed=0):
+    """A run with an adapter of a model's folder, of random numbers; returns these."""
+    base, rng = str(base), np.random.RandomState(seed)
+    own = checkpoint.new_adapter(base, hp, rank, alpha, targets, str(run), os.path.dirname(base))
+    arrays = {name: (rng.standard_normal(shape) * 0.1).astype(np.float32)
+              for name, shape in own.shapes(model.weight_shapes(hp)).items()}
+    os.makedirs(run)
+    new_model.write(str(run), hp, arrays.items())
+    paths.copy_descriptions(base, str(run))
+    run_state.write(f'{run}/adapter.json', own)
+    return arrays
 
 
 def short_run(folder, tmp_path, **changes):  # -> dict of TrainFlags
