@@ -16,6 +16,7 @@ import regex
 
 from errors import InputError, require
 from storage import paths
+from storage.text_files import check_surrogates
 from storage.vocabulary_files import VOCABULARY_FILES, SpecialTokens, check_vocabulary, load_vocabulary
 
 EOT = '<|endoftext|>'
@@ -49,7 +50,11 @@ class Encoder:
         self.n_vocab = max(self.decoder) + 1
         self.bpe_ranks = {tuple(pair): rank for rank, pair in enumerate(bpe_merges)}
         self.bpe = functools.lru_cache(CACHED_PIECES)(self.merge)
-        self.token_bytes = {id: symbol_bytes(symbol, byte_of) for symbol, id in encoder.items()}
+        self.token_bytes = {}
+        for symbol, id in encoder.items():
+            own_text = symbol.encode('utf-8', 'surrogatepass')  # of an added token
+            is_bytes = byte_of.keys() >= {*symbol}
+            self.token_bytes[id] = bytes(map(byte_of.__getitem__, symbol)) if is_bytes else own_text
         self.special = {text: encoder[text] for text in special.tokens}
         self.eot = self.special.get(special.end or '')  # the id that ends a text, or None
         for text, id in self.special.items():
@@ -120,21 +125,6 @@ def special_pattern(tokens):
     """Matches tokens as group 1; of several at one place, the longest."""
     longest_first = map(re.escape, sorted(tokens, key=len, reverse=True))
     return re.compile(f'({"|".join(longest_first) or "(?!)"})')
-
-
-def check_surrogates(text, place=''):  # raises InputError
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f'{place}the character at offset {error.start} is half a UTF-16 pair; '
-                         'mend it') from None
-
-
-def symbol_bytes(symbol, byte_of):  # str -> bytes
-    try:
-        return bytes(map(byte_of.__getitem__, symbol))
-    except KeyError:  # an added token is its own text
-        return symbol.encode('utf-8', 'surrogatepass')
 
 
 def digest(values) -> str:

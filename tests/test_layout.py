@@ -22,7 +22,7 @@ MAY_IMPORT = {  # a file, or all of a folder: besides the standard library and F
     'src/errors.py': set(),
     'src/hparams.py': set(),
     'src/version.py': set(),
-    'src/encoder.py': {'regex', 'storage.vocabulary_files'},
+    'src/encoder.py': {'regex', 'storage.text_files', 'storage.vocabulary_files'},
     'src/load_dataset.py': {
         'encoder',
         'fast.bulk_encoding',

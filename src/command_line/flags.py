@@ -162,6 +162,7 @@ class SamplingFlags(ModelFlags):
     def __post_init__(self):
         super().__post_init__()
         require('' not in self.ends, '--stop and --truncate need a text')
+        self.check('output', self.output != '', 'the name of a file')
         for text in self.logit_bias:
             require(re.fullmatch(r'\d+:[+-]?(\d+\.?\d*|\.\d+)', text),
                     f'--logit_bias must be ID:BIAS, such as 50256:-100, not {text!r}')

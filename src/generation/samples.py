@@ -77,7 +77,7 @@ class SampleWriter:
 
     def complete(self, prompts_file, output, logprobs):
         """Writes nsamples JSON lines for each prompt of a file, but those that `output` has."""
-        path = output and output_path(output)
+        path = output and paths.expand(output)
         if path and os.path.exists(path) and os.path.samefile(path, paths.expand(prompts_file)):
             raise InputError(f'--output {output} is the file of the prompts; name another')
         tasks, numbers = [], collections.defaultdict(itertools.count)
@@ -123,7 +123,7 @@ def read_prompts(path):  # -> [(number of the line, prompt)]
     for number, line in enumerate(lines, 1):
         prompt, place = prompt_of(line) if is_json else line.rstrip('\r'), f'{path}, line {number}: '
         require(prompt, f'{place}expected {expected}, not {line[:60]!r}')
-        encoder.check_surrogates(prompt, place)
+        text_files.check_surrogates(prompt, place)
         prompts.append((number, prompt))
     return prompts
 
@@ -153,19 +153,13 @@ def resumed_output(path, prompts):
         yield file, len(lines)
 
 
-def output_path(output):
-    path = paths.expand(output)
-    require(os.path.basename(path) and not os.path.isdir(path), f'--output {output!r} does not name a file')
-    return path
-
-
 @contextlib.contextmanager
 def opened(output):
     """A text file, which appears at the end or on Ctrl-C; stdout for None."""
     if output is None:
         yield sys.stdout
         return
-    with paths.output(output_path(output)) as file, contextlib.suppress(KeyboardInterrupt):
+    with paths.output(paths.expand(output)) as file, contextlib.suppress(KeyboardInterrupt):
         yield file
         return
     raise KeyboardInterrupt  # the file is whole

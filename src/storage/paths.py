@@ -152,6 +152,7 @@ def open_to_write(target, mode):  # a path, or a descriptor, which stays open
 @contextlib.contextmanager
 def output(path, mode='w'):
     """Opens a user's file: a `stream` directly, others by `replacing`, at the end of links."""
+    require(os.path.basename(path) and not os.path.isdir(path), f'{path!r} does not name a file')
     target, end = stream(path), os.path.realpath(path)
     with naming(path, end), replacing(end, mode) if target is None else open_to_write(target, mode) as file:
         yield file

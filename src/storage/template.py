@@ -2,9 +2,9 @@
 import os
 import re
 
-from encoder import check_surrogates
 from errors import InputError, require
 from storage import paths
+from storage.text_files import check_surrogates
 
 DEFAULT = '{prompt}{completion}'
 MESSAGES = 'a list of {"role": …, "content": …}: maybe the system\'s, then user\'s and assistant\'s in turn'

@@ -47,6 +47,14 @@ def open_text(data, encoding, path=''):  # BufferedReader -> TextIOWrapper; rais
         raise InputError(f'--encoding {encoding!r} is not an encoding of text') from None
 
 
+def check_surrogates(text, place=''):  # raises InputError
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f'{place}the character at offset {error.start} is half a UTF-16 pair; '
+                         'mend it') from None
+
+
 def suffixes(path):  # 'a.jsonl.gz' -> '.jsonl', '.gz'
     stem, packing = os.path.splitext(path.lower())
     return (os.path.splitext(stem)[1], packing) if packing in UNPACKERS else (packing, '')
