@@ -31,19 +31,9 @@ class Inspector:
 
     def shapes(self, B='B', T='T'):
         """{name: shape} of all activations, in the order of the forward pass."""
-        E, H = self.hparams.n_embd, self.hparams.n_head
-        stream, heads, scores, hidden = (B, T, E), (B, T, H, E // H), (B, H, T, T), (B, T, 4 * E)
-        layer = {
-            'hook_resid_pre': stream, 'ln1.hook_normalized': stream,
-            'attn.hook_q': heads, 'attn.hook_k': heads, 'attn.hook_v': heads,
-            'attn.hook_attn_scores': scores, 'attn.hook_pattern': scores, 'attn.hook_z': heads,
-            'hook_attn_out': stream, 'hook_resid_mid': stream, 'ln2.hook_normalized': stream,
-            'mlp.hook_pre': hidden, 'mlp.hook_post': hidden, 'hook_mlp_out': stream,
-            'hook_resid_post': stream}
-        layers = {f'blocks.{i}.{name}': shape
-                  for i in range(self.hparams.n_layer) for name, shape in layer.items()}
-        return {'hook_embed': stream, 'hook_pos_embed': stream, **layers,
-                'ln_final.hook_normalized': stream, 'logits': (B, T, self.hparams.n_vocab)}
+        _, activations = self.forward(())
+        shapes = {name: x.shape.as_list()[1:] for name, x in activations.items() if name != 'tokens'}
+        return {name: (B, *(size or T for size in shape)) for name, shape in shapes.items()}
 
     def names(self, patterns):
         """A list of all names that these match, with * as in names of files. Raises InputError for none."""
@@ -111,15 +101,16 @@ class Inspector:
         changes, activations = dict(changes), {}
 
         def hook(name, x):
+            new = x
             if name in arrays:
-                x = tf.where_v2(tf.is_nan(arrays[name]), x, tf.cast(arrays[name], x.dtype))
+                new = tf.where_v2(tf.is_nan(arrays[name]), x, tf.cast(arrays[name], x.dtype))
             elif name in changes:
-                x = tf.broadcast_to(tf.cast(changes[name](x), x.dtype), tf.shape(x))
+                new = tf.broadcast_to(tf.cast(changes[name](x), x.dtype), tf.shape(x))
             # A new tensor, or the logits would not depend on scores and pattern.
-            activations[name] = x = tf.identity(tf.ensure_shape(x, shapes[name]))
-            return x
+            activations[name] = new = tf.identity(tf.ensure_shape(new, x.shape))
+            return new
         with self.session.graph.as_default():
-            shapes, tokens = self.shapes(None, None), tf.placeholder(tf.int32, [None, None])
+            tokens = tf.placeholder(tf.int32, [None, None])
             arrays = {name: tf.placeholder(tf.float32) for name, change in changes.items() if change is None}
             # A row of positions for each text, so that hook_pos_embed is [B, T, E].
             positions = tf.broadcast_to(tf.range(tf.shape(tokens)[1]), tf.shape(tokens))
