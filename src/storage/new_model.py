@@ -1,6 +1,4 @@
 """Writes the checkpoint of a new model or given weights."""
-import contextlib
-
 import tensorflow.compat.v1 as tf
 
 import model
@@ -10,28 +8,20 @@ SHARD_BYTES = 1 << 26  # of small weights written together
 NO_GPU = tf.ConfigProto(device_count={'GPU': 0})  # for sessions that read and write files
 
 
-@contextlib.contextmanager
-def new_checkpoint(folder, hparams, seed=None):  # -> session of the variables, Saver, prefix
-    prefix = f'{folder}/model.ckpt'  # as released
-    with tf.Graph().as_default(), tf.Session(config=NO_GPU) as session, checkpoint.writing(prefix):
-        tf.set_random_seed(seed)
-        model.weights(hparams)
-        yield session, tf.train.Saver(checkpoint.model_variables()), prefix
-    paths.write_json(f'{folder}/hparams.json', hparams.values())
-    checkpoint.commit(folder, ['model.ckpt'])
-
-
 def create(folder, hparams, seed=None):  # hparams.json and a checkpoint of random weights
-    with new_checkpoint(folder, hparams, seed) as (session, saver, prefix):
+    with tf.Graph().as_default(), tf.Session(config=NO_GPU) as session:
+        tf.set_random_seed(seed)
+        weights = model.weights(hparams)
         session.run(tf.global_variables_initializer())
-        saver.save(session, prefix, write_state=False)
+        write(folder, hparams, ((name, session.run(value)) for name, value in weights.items()))
 
 
 def write(folder, hparams, weights):
     """The same of weights (name of weight_shapes, float32 array). Memory has the largest or SHARD_BYTES."""
-    prefixes = []
-    with new_checkpoint(folder, hparams) as (session, saver, prefix):
-        saver.export_meta_graph(f'{prefix}.meta')
+    prefix, prefixes = f'{folder}/model.ckpt', []  # as released
+    with tf.Graph().as_default(), tf.Session(config=NO_GPU) as session, checkpoint.writing(prefix):
+        model.weights(hparams)
+        tf.train.Saver(checkpoint.model_variables()).export_meta_graph(f'{prefix}.meta')
         for shard in shards(weights):
             prefixes.append(f'{prefix}-{len(prefixes)}')
             inputs = [tf.placeholder(tf.float32, value.shape) for value in shard.values()]
@@ -42,6 +32,8 @@ def write(folder, hparams, weights):
             del shard  # while the next is read
         session.run(tf.raw_ops.MergeV2Checkpoints(
             checkpoint_prefixes=prefixes, destination_prefix=prefix, delete_old_dirs=False))
+    paths.write_json(f'{folder}/hparams.json', hparams.values())
+    checkpoint.commit(folder, ['model.ckpt'])
 
 
 def merge(folder, source, hp, enc, prefix, models_dir='models'):
