@@ -133,7 +133,7 @@ def encode_items(enc, items):
 
 def iter_documents(path, encoding, text_field, template, tell=None):
     """Yields a file's documents as Template.texts does, or the file's text, an iterator over parts."""
-    if not rows.has_rows(path):
+    if text_files.suffixes(path)[0] not in rows.READERS:
         yield [text_files.read_text(path, encoding, tell)]
         return
     for place, row in rows.read_rows(path, encoding, (text_field, 'prompt', 'completion', 'messages'), tell):

@@ -14,10 +14,6 @@ MAX_LINE = 1 << 26  # characters, for memory
 PARQUET_ROWS = 1024  # at once
 
 
-def has_rows(path):  # -> bool
-    return suffixes(path)[0] in READERS
-
-
 def read_rows(path, encoding, fields, tell=None):
     """Yields place and row. fields: those that are read of a .parquet; tell: see text_files.opened. Raises
     InputError for what is no row."""
