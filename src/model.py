@@ -87,7 +87,7 @@ def causal_attention(q, k, v):  # [B, H, T, D], two of [B, H, S, D] -> [B, H, T,
 
 def attention_with_past(q, k, v, past, mask):  # three of [B, H, T, D] -> [B, H, T, D]
     # Joining past and own keys would copy the past for each token.
-    past_k, past_v = past
+    past_k, past_v = past or [tf.zeros_like(k[:, :, :0])] * 2
     P = shape_list(past_k)[2]
     scores = [tf.matmul(q, keys, transpose_b=True) for keys in (past_k, k)]
     p = masked_softmax(tf.concat(scores, -1), mask)
@@ -113,7 +113,7 @@ def attn(x, w, n_head, past, mask, hook):  # [B, T, E] -> [B, T, E], present (Va
     q, k, v = (tf.transpose(hook(f'attn.hook_{name}', split_states(part, n_head)), [0, 2, 1, 3])
                for name, part in parts)
     q = q * tf.cast(1 / np.sqrt(q.shape.as_list()[-1]), q.dtype)
-    a = hooked_attention(q, k, v, hook) if past is None else attention_with_past(q, k, v, past, mask)
+    a = hooked_attention(q, k, v, hook) if mask is None else attention_with_past(q, k, v, past, mask)
     z = hook('attn.hook_z', tf.transpose(a, [0, 2, 1, 3]))
     return conv1d(merge_states(z), w, 'attn/c_proj'), (k, v)
 
@@ -145,9 +145,9 @@ def past_shape(*, hparams, batch_size=None, sequence=None):  # -> [B, L, 2, H, P
 
 
 def transformer(hparams, w, X, pasts=None, positions=None, mask=None, blocks=blocks, hook=unhooked):
-    """From int32 [B, T] to the last hidden state, [B, T, E], and all presents. pasts: one a layer; hook then
-    sees no scores and no pattern. positions: int32 [T] or [B, T]; None: after the past. mask: only with a
-    past; keys that a token sees, bool [T, S] or [B, 1, T, S]; None: up to its own. blocks runs all layers."""
+    """From int32 [B, T] to the last hidden state, [B, T, E], and all presents. pasts: one a layer. positions:
+    int32 [T] or [B, T]; None: after the past. mask: keys that a token sees, bool [T, S] or [B, 1, T, S];
+    None: up to its own. With a past or a mask hook sees no scores or pattern. blocks runs all layers."""
     P, T = shape_list(pasts[0][0])[2] if pasts else 0, shape_list(X)[1]
     positions = P + tf.range(T) if positions is None else positions
     mask = causal_mask(T, P + T) if pasts and mask is None else mask

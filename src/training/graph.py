@@ -55,20 +55,18 @@ class Graph:
 
     def losses_of(self, inputs, tokens, w):
         w = self.factors(w)
-        pasts = positions = mask = None
+        positions = mask = None
         if self.end is not None:
-            pasts, positions, mask = self.isolated(tokens)
+            positions, mask = self.isolated(tokens)
             tokens = tf.where_v2(positions > 0, tokens, -1)  # nothing before it tells a document's first
-        h, _ = model.transformer(self.hparams, w, inputs, pasts, positions, mask)
+        h, _ = model.transformer(self.hparams, w, inputs, positions=positions, mask=mask)
         return model.loss(model.output(w, h), tokens)
 
-    def isolated(self, tokens):  # -> pasts, of no positions, positions and mask of documents one by one
-        B, T = model.shape_list(tokens)
+    def isolated(self, tokens):  # -> positions and mask of documents one by one
+        T = self.hparams.n_ctx
         document = tf.cumsum(tf.cast(tf.equal(tokens, self.end), tf.int32), 1, exclusive=True)
         mask = tf.equal(document[:, :, None], document[:, None]) & model.causal_mask(T, T)
-        B, _, _, *shape = model.past_shape(hparams=self.hparams, batch_size=B, sequence=0)
-        past = (tf.zeros([B, *shape], self.dtype),) * 2
-        return [past] * self.hparams.n_layer, tf.reduce_sum(tf.cast(mask, tf.int32), 2) - 1, mask[:, None]
+        return tf.reduce_sum(tf.cast(mask, tf.int32), 2) - 1, mask[:, None]
 
     def losses_and_gradients(self, inputs, tokens, w):
         total, count = self.losses_of(inputs, tokens, w)
