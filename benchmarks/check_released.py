@@ -160,7 +160,7 @@ def losses(session, hparams, tokens):  # [B, T + 1] -> a row a loss, before each
         _, update, _ = optimizer.update_operations(grads, variables, flags, tf.constant(RATE))
     with tf.control_dependencies([update]):  # which decays matrices alone; llm.c decays all weights
         decays = [v.assign_sub(RATE * DECAY * before, read_value=False)
-                  for v, before in zip(variables, w.values(), strict=True) if not optimizer.is_matrix(v)]
+                  for v, before in zip(variables, w.values(), strict=True) if v.shape.rank < 2]
     session.run(tf.variables_initializer([v for v in tf.global_variables() if not v.trainable]))
     for i, expected in enumerate(LOSSES):
         value, _ = session.run([loss, decays], {epsilon: EPSILON * (1 - BETA2 ** (i + 1)) ** 0.5})

@@ -23,7 +23,7 @@ class Adafactor:
             mean = zeros(squares.shape, f'{v.op.name}/Adafactor_{name}')
             return mean.assign((1 - newest) * mean + newest * (squares + 1e-30)).read_value()
         squares = tf.square(grad)
-        if is_matrix(v):
+        if v.shape.rank > 1:
             rows = moving_mean('rows', tf.reduce_mean(squares, -1, keepdims=True))
             columns = moving_mean('columns', tf.reduce_mean(squares, -2, keepdims=True))
             rows /= tf.reduce_mean(rows, -2, keepdims=True)
@@ -68,16 +68,12 @@ def update_operations(grads, variables, flags, rate, reduce=None):  # -> reset, 
 
 
 def after_decay(grad, v, factor):  # -> grad, once a matrix is multiplied by factor
-    if not is_matrix(v):
+    if v.shape.rank < 2:
         return grad
     with tf.control_dependencies([grad]):  # the forward pass has read v
         decay = v.assign(v.read_value() * factor, read_value=False)
     with tf.control_dependencies([decay]):
         return tf.identity(grad)
-
-
-def is_matrix(v):
-    return v.shape.rank > 1
 
 
 def learning_rate(step: int, flags) -> float:
