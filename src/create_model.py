@@ -61,7 +61,7 @@ def create_model(name: str, n_layer: int = 12, n_head: int = 12, n_embd: int = 7
 
 def learn_vocabulary(size, corpus, encoding='utf-8', text_field='text'):  # -> {symbol: id}, list of pairs
     """Bytes, merges of pairs that the corpus has twice, <|endoftext|>: `size` tokens."""
-    # tokenizers takes memory for all
+    # The library takes memory for `size` tokens before it reads text.
     require(257 <= size <= 1 << 24, f'--train_vocab must be 257 to 16,777,216, not {size}')
     require_package('tokenizers', '--train_vocab')
     from tokenizers import ByteLevelBPETokenizer

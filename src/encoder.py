@@ -71,7 +71,7 @@ class Encoder:
     def merge(self, piece):
         """A piece's ids, by a heap of (rank, place); `bpe` remembers them."""
         symbols = [*map(bytes_to_unicode().get, piece.encode()), None]  # None: merged away, or the end
-        end = len(symbols) - 1  # -1 means it
+        end = len(symbols) - 1  # as an index -1, to the left of the first symbol, is this place, too
         before, after = list(range(-1, end)), [*range(1, end + 1), end]
 
         def rank_at(place):

@@ -46,7 +46,7 @@ def interact_model(flags):
         return
     asks = flags.prompt is None
     with samples.opened(flags.output) as file:
-        for prompt in read_prompts() if asks else [flags.prompt]:
+        for prompt in ask_for_prompts() if asks else [flags.prompt]:
             try:
                 writer.write(file, prompt, prompt if flags.include_prefix else '')
             except (InputError, KeyboardInterrupt) as error:
@@ -58,7 +58,7 @@ def interact_model(flags):
                 print('=' * 80, file=file, flush=True)
 
 
-def read_prompts():
+def ask_for_prompts():
     """Yields lines of stdin, asked for on stderr: stdout holds samples alone."""
     cli.set_encoding(sys.stdin, 'surrogateescape')  # the encoder refuses bytes that are not UTF-8
     editing = sys.stdin.isatty() and sys.stdout.isatty()

@@ -132,7 +132,7 @@ def encode_items(enc, items):
 
 
 def iter_documents(path, encoding, text_field, template, tell=None):
-    """Yields a file's documents as Template.texts does, or the file's text, an iterator over parts."""
+    """Yields a file's documents, lists of texts, as Template.texts; without rows one, a text in parts."""
     if text_files.suffixes(path)[0] not in rows.READERS:
         yield [text_files.read_text(path, encoding, tell)]
         return
@@ -149,7 +149,7 @@ class Reader:
         special, dtype = enc.special if special_tokens else {}, npz.token_dtype(enc.n_vocab)
         self.special = {text: np.array([id], dtype) for text, id in special.items()}
         self.ends = [None, *(text for text, id in special.items() if id == enc.eot)]
-        self.end = [] if enc.eot is None else [np.array([enc.eot], dtype)]
+        self.end_ids = [] if enc.eot is None else [np.array([enc.eot], dtype)]
         self.unnamed, self.n_special, self.run_together = [], 0, False
         self.n_chars = 0  # of the chunk
 
@@ -186,7 +186,7 @@ class Reader:
             require(not any(end in answer for answer in texts[1:-1:2] for end in self.ends[1:]),
                     f'{path}: the text that ends documents stands between answers of a conversation; give a '
                     '--template with another text after {completion}')
-            self.run_together |= self.n_chars > 0 and not self.end
+            self.run_together |= self.n_chars > 0 and not self.end_ids
             yield from self.document(path, texts)
         if has_prompts:
             self.n_chars = self.combine
@@ -201,7 +201,7 @@ class Reader:
                 is_open = True
             elif piece in self.ends:
                 if is_open:
-                    yield from self.end
+                    yield from self.end_ids
                 is_open, several = False, True
             elif is_open or not piece.isspace() or following not in self.ends or not (several or following):
                 yield self.special.get(piece, piece)

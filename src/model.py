@@ -20,7 +20,7 @@ def shape_list(x):  # -> numbers, or scalar tensors where unknown
     return [dynamic[i] if size is None else size for i, size in enumerate(x.shape.as_list())]
 
 
-def unhooked(name, x):  # no hook: where it is seen, the fast operations are built
+def unhooked(name, x):  # the default hook, for which the fast operations are built
     return x
 
 
@@ -94,7 +94,7 @@ def attention_with_past(q, k, v, past, mask):  # three of [B, H, T, D] -> [B, H,
     return tf.matmul(p[..., :P], past_v) + tf.matmul(p[..., P:], v)
 
 
-def hooked_attention(q, k, v, hook):  # as causal_attention; in blocks, if hook gives scores and pattern back
+def hooked_attention(q, k, v, hook):  # as causal_attention; in blocks, unless hook changes what it gets
     if hook is not unhooked:  # what nobody reads of these is not computed
         scores = tf.matmul(q, k, transpose_b=True)
         scores = tf.where_v2(causal_mask(*shape_list(scores)[2:]), scores, -np.inf)  # as in TransformerLens

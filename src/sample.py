@@ -210,7 +210,7 @@ def step(hparams, w, tokens, start, cache, n_past, n_drawn=1, blocks=decode_bloc
     h, presents = model.transformer(hparams, w, tf.maximum(tokens, 0), cache, positions, mask, blocks)
     last = tf.reshape(h[:, -n_drawn:], [B * n_drawn, hparams.n_embd])
     output = model.output if tf.is_tensor(n_drawn) else output_kernel  # each number would be compiled
-    return output({'wte': w['wte']}, last), presents  # a kernel reads all it gets
+    return output({'wte': w['wte']}, last), presents  # a kernel would read all weights that it gets
 
 
 def prefill(hparams, w, context, start, cache, n_past=0, n_drawn=1):  # as step

@@ -589,7 +589,7 @@ def test_the_best_of_a_step_replaces_that_of_the_same_step_before_the_run_went_b
     run.save_best(graph, 2, 1.0)
     runs.assert_same(best_of(run), runs.values(graph))
     runs.assert_same(runs.stored(prefix), weights_in(expected[2]))
-    assert run_folder.number(checkpoint.files_prefix(run.best)) == 2
+    assert run_folder.step_of(checkpoint.files_prefix(run.best)) == 2
 
 
 def test_the_best_is_kept_where_the_training_state_is_removed(graph, toy_model, trained):
@@ -688,5 +688,5 @@ def weights_files(prefix):
 
 
 def test_a_number_in_a_name_that_no_run_reaches_is_none():
-    assert run_folder.number('run/model-1000') == 1000
-    assert run_folder.number(f'run/model-{10**30}') == 0
+    assert run_folder.step_of('run/model-1000') == 1000
+    assert run_folder.step_of(f'run/model-{10**30}') == 0

@@ -16,7 +16,7 @@ TOP_K = 'draw from so many of the likeliest tokens; 0 for all'
 TOP_P = 'draw from the likeliest tokens of this probability in sum; 0 or 1 for all'
 TEXTS = ('a file (text, .jsonl, .csv, .tsv, .parquet, maybe packed; .npz of encode.py), folder, quoted glob, '
          'or several, with commas')
-DRAWING = ('seed', 'batch_size', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p')  # not for beams
+NOT_WITH_BEAMS = ('seed', 'batch_size', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p')
 CHECKPOINT = "model-best, model-N or any checkpoint's path; None for the newest"
 
 
@@ -168,7 +168,7 @@ class SamplingFlags(ModelFlags):
                     f'--logit_bias must be ID:BIAS, such as 50256:-100, not {text!r}')
         if self.beams:
             drawing = [f'--{field.name}' for field in dataclasses.fields(self)
-                       if field.name in DRAWING and getattr(self, field.name) != field.default]
+                       if field.name in NOT_WITH_BEAMS and getattr(self, field.name) != field.default]
             require(not drawing, f'--beams draws nothing at random; leave out {", ".join(drawing)}')
             self.check('beams', self.beams > 1, '2 or more (for 1, give --temperature 0)')
             self.check('nsamples', self.nsamples <= self.beams, f'at most --beams, {self.beams}')

@@ -1,4 +1,4 @@
-"""Functions of tensors that XLA compiles into one kernel: docs/decisions/kernels.md."""
+"""Functions of tensors made fast: kernels of XLA (docs/decisions/kernels.md), attention in blocks."""
 import functools
 import inspect
 

@@ -79,7 +79,7 @@ class Generator:
     def build(self, B, T, size):
         """f(dict, outputs): tokens and their log-probabilities, 'drawn' or the top_k 'likeliest', these with
         scores first; or None. T, size: None in a prefill or a pass of guesses."""
-        n_draws = B if T or B > 1 or self.rounds else None  # None: of one row, several if there are guesses
+        n_draws = B if T or B > 1 or self.rounds else None  # None: one row, with a draw a guess and one more
         ints = {'tokens': [B, T], 'history': [n_draws, None], 'start': [B], 'n_past': [], 'top_k': []}
         x = {name: tf.placeholder(tf.int32, shape) for name, shape in ints.items()}
         x |= {name: tf.placeholder(tf.float32, []) for name in (*DRAWING, 'repetition_penalty')

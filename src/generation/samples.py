@@ -55,7 +55,7 @@ class SampleWriter:
             seed = generator.new_seed() if self.seed is None else self.seed
             seeds = [[seed, number] for number in numbers]
             states = self.model.continuations(contexts, seeds, **self.options)
-        if self.device:  # told once, when nothing more is refused
+        if self.device:  # told once, when the prompts are known to be right
             tqdm.write(f'Device: {self.device}', file=sys.stderr)
             self.device = ''
         return states

@@ -131,7 +131,7 @@ def ids_of(array):  # without PROMPT
     return array & (PROMPT - 1) if array.dtype.itemsize > 2 else array
 
 
-def has_prompts(part):  # the first of a chunk: then it is int32, and maybe empty
+def has_prompts(part):  # part: the first of a chunk; one with prompts is int32, and may be empty
     return part.dtype == np.int32 and (not len(part) or any(
         part[start:start + STEP].max() >= PROMPT for start in range(0, len(part), STEP)))
 

@@ -91,7 +91,7 @@ class Run:
             prefix = last
         training = state_prefix(prefix)
         saved = run_state.read(f'{training}.json', TrainState) if trained else None
-        state = saved or TrainState(number(checkpoint.files_prefix(prefix)) if trained else 0)
+        state = saved or TrainState(step_of(checkpoint.files_prefix(prefix)) if trained else 0)
         if not saved or prefix != last:  # the best stays this run's
             state.best, state.validations_since_best = self.best_so_far(last), 0
         if self.adapter and not trained:
@@ -110,7 +110,7 @@ class Run:
             say(f'{prefix} has no training state beside it: the optimizer and the data start anew')
         self.saved_step = state.step
         if last and prefix != last:  # later saves overwrite no committed checkpoint
-            self.save(session, state, left=number(last), source=os.path.dirname(prefix))
+            self.save(session, state, left=step_of(last), source=os.path.dirname(prefix))
         return state
 
     def best_so_far(self, last):  # -> [loss, step] or None
@@ -244,7 +244,7 @@ def named_steps(folder):  # the newest last
     return steps(checkpoint.listed(folder))
 
 
-def number(prefix):  # -> the step in a checkpoint's name; 0 without
+def step_of(prefix):  # -> the step in a checkpoint's name; 0 without
     match = re.search('-([0-9]{1,15})$', prefix)
     return int(match[1]) if match else 0
 
