@@ -69,7 +69,7 @@ def find_parts(path):
     if not any(are_numbers) or os.path.exists(paths.expand(path)):
         return [(path, 1.0)]
     require(all(are_numbers) and all(float(weight) and name for name, _, weight in parts),
-            f'{path}: each part of a mixture needs a weight above 0, as in novels/:0.7,letters.jsonl:0.3')
+            f'{path}: each part of a mixture needs a decimal above 0, as in novels/:0.7,letters.jsonl:0.3')
     return [(name, float(weight)) for name, _, weight in parts]
 
 

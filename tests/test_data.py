@@ -44,6 +44,12 @@ def test_batches_read_ahead_are_those_of_the_stream(flags):
         assert 0 < (inputs != np.maximum(tokens, 0)).mean() < 0.5
 
 
+@pytest.mark.parametrize('empty', [{'dataset': ''}, {'val_dataset': '', 'val_every': 1}])
+def test_an_empty_name_is_refused(flags, empty):  # of a shell's variable that is not set
+    with pytest.raises(InputError, match='nothing matches the path ;'):
+        trainer.train(flags(**empty))
+
+
 def test_text_that_was_trained_on_before_it_is_held_out_is_told(flags, capsys):
     told = []
     for steps, val_every in ((1, 0), (2, 1), (3, 1), (4, 0), (5, 0), (6, 1)):
@@ -197,7 +203,7 @@ def test_a_mixture_resumes_exactly_and_keeps_its_weights(flags, tmp_path):
     data.start(seed=1, position=0)
     counting = [(np.diff(window) == 1).all() for _ in range(40) for window in data.next_batch()[1]]
     assert sum(counting) == 0.75 * len(counting)
-    with pytest.raises(InputError, match=r'each part of a mixture needs a weight'):
+    with pytest.raises(InputError, match=r'each part of a mixture needs a decimal'):
         trainer.train(flags(dataset=f'{tmp_path}/a.npz:0.75,{tmp_path}/b.jsonl'))
 
 

@@ -413,7 +413,7 @@ def test_parts_of_a_mixture(tmp_path):
     (tmp_path / 'a:3').write_text('')
     assert find(f'{tmp_path}/a:3') == [(f'{tmp_path}/a:3', 1)]
     for path in ('a:1,b', 'a,b:1', 'a:0,b:1', ':1,b:1'):
-        with pytest.raises(InputError, match='each part of a mixture needs a weight above 0'):
+        with pytest.raises(InputError, match='each part of a mixture needs a decimal above 0'):
             find(path)
 
 

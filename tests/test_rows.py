@@ -53,6 +53,18 @@ def test_rows_are_those_that_were_written(tmp_path, kind, packing):
     assert [row.get('other', 'no') for row in read(path)] == ['no'] * len(TEXTS)
 
 
+def test_a_parquet_of_one_large_answer_many_times_is_refused(tmp_path):
+    """In messages, whose texts are within lists."""
+    n, path = 200, tmp_path / 'bomb.parquet'
+    contents = pyarrow.DictionaryArray.from_arrays(np.array([0, 1] * n, np.int32), ['q', 'a b ' * 250_000])
+    messages = pyarrow.StructArray.from_arrays([['user', 'assistant'] * n, contents], ['role', 'content'])
+    lists = pyarrow.ListArray.from_arrays(np.arange(0, 2 * n + 1, 2, np.int32), messages)
+    parquet.write_table(pyarrow.table({'messages': lists}), path, compression='zstd')
+    with pytest.raises(InputError, match=r'bomb\.parquet unpacks to more than 100 times its size'):
+        for row in rows.read_rows(str(path), None, ('messages',)):
+            assert row
+
+
 def test_a_binary_file_under_the_name_of_another_kind_is_told(tmp_path):
     path = tmp_path / 'sheet.csv'
     for start in (b'PK\3\4', b'\xd0\xcf\x11\xe0'):  # of spreadsheets

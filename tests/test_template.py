@@ -18,6 +18,11 @@ def test_a_rows_texts():
         assert plain.texts({**row, 'text': empty}, 'a', 'text') == ['one', 'two']
     assert plain.texts({'text': ''}, 'a', 'text') == ['']
     assert framed.texts(row, 'a', 'prompt') == ['one']
+    messages = [{'role': 'user', 'content': 'u'}, {'role': 'assistant', 'content': 'a'}]
+    for empty in ('', None):
+        other = {'text': '', 'prompt': empty, 'completion': empty}
+        assert plain.texts({**other, 'messages': messages}, 'a', 'text') == ['u', 'a']
+        assert plain.texts({**other, 'messages': None}, 'a', 'text') == ['']
     several = [('system', 's'), ('user', 'u'), ('assistant', 'a'), ('user', 'v'), ('assistant', 'b')]
     messages = [{'role': role, 'content': content} for role, content in several]
     texts = framed.texts({'messages': messages}, 'a', 'text')
@@ -58,6 +63,7 @@ def test_texts_that_follow_an_answer(enc):  # noqa: F811
     assert Template().ends(enc) == ['<|endoftext|>']
     framed = Template('Q: {prompt}\nA: {completion}\n')
     assert framed.ends(enc) == ['\nQ: ', '\n<|endoftext|>', '<|endoftext|>']
+    assert Template('"{prompt}" = {completion}').ends(enc) == ['<|endoftext|>']  # no question follows
 
 
 def test_the_template_of_a_run(tmp_path):
@@ -69,5 +75,5 @@ def test_the_template_of_a_run(tmp_path):
     assert template.find(run, model) == '{prompt}={completion}' and template.find(run, plain) is None
     for damage in ('', '[]', '{}', '{"template": 3}', '{"template": "x"}', '[' * 10000):
         (tmp_path / 'run' / 'template.json').write_text(damage)
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match=f'{run}/template.json'):
             template.find(run, model)

@@ -177,9 +177,14 @@ def test_documents_are_packed_whole_and_only_long_ones_are_cut():
         documents = [[*rng.integers(1, 99, rng.integers(0, 20)), 0] for _ in range(300)]
         chunk = np.array([id for document in documents for id in document])
         windows = [window.tolist() for window in pack(chunk, length, 0)]
-        assert [id for window in windows for id in window] == chunk.tolist()
         assert max(map(len, windows)) == length
-        starts = np.cumsum([0, *map(len, windows)])[:-1]
+        starts, start = [], 0
+        for window in windows:
+            start += chunk[start:start + len(window)].tolist() != window  # a token alone is left out
+            assert chunk[start:start + len(window)].tolist() == window
+            starts.append(start)
+            start += len(window)
+        assert len(chunk) - start < 2
         ends = np.cumsum([0, *map(len, documents)])
         for start, window in zip(starts, windows, strict=True):
             if start not in ends:  # a long document was cut, at full windows
@@ -196,6 +201,10 @@ def test_windows_with_prompts_alone_are_left_out():
     chunk = np.array([5, 6, 7, 8, 1, 0, 9, 9, 0], np.int32)
     chunk[:4] |= PROMPT
     assert [window.tolist() for window in pack(chunk, 3, 0)] == [[8 | PROMPT, 1, 0], [9, 9, 0]]
+    chunk = np.array([5, 6, 1, 7, 8, 0], np.int32)  # of a window's first token no loss is taken
+    chunk[[0, 1, 3, 4]] |= PROMPT
+    assert [window.tolist() for window in pack(chunk[:5], 2, 0)] == []
+    assert [window.tolist() for window in pack(chunk, 2, 0)] == [[8 | PROMPT, 0]]
 
 
 def test_examples_are_held_out_whole():

@@ -10,7 +10,7 @@ from errors import InputError, require, require_package
 from storage import paths
 from storage.text_files import BYTE_ORDER_MARK, check_size, open_text, opened, suffixes
 
-MAX_LINE = 1 << 26  # characters, for memory
+MAX_LINE = 1 << 24  # characters, for memory
 PARQUET_ROWS = 1024  # at once
 
 
@@ -72,13 +72,13 @@ def parquet_rows(path, encoding, fields, tell):
             groups = map(table.metadata.row_group, range(table.num_row_groups))
             check_size(path, sum(group.total_byte_size for group in groups))
             known = table.schema_arrow.names
-            names = require([name for name in fields if name in known],
-                            f'{path} has no column {" or ".join(fields)}, but {", ".join(known)!r:.200}')
+            names = require([name for name in fields if name in known], f'{path} has no column '
+                            f'{" or ".join(fields)}, but {", ".join(known)!r:.200}; give --text_field')
             n_rows = n_chars = 0
             for batch in table.iter_batches(PARQUET_ROWS, columns=names):
                 for i in range(batch.num_rows):  # one by one: all could be one large text of a bomb
                     values = [column[i].as_py() for column in batch.columns]
-                    n_rows, n_chars = n_rows + 1, n_chars + sum(len(x) for x in values if type(x) is str)
+                    n_rows, n_chars = n_rows + 1, n_chars + sum(len(str(value)) for value in values)
                     check_size(path, n_chars)
                     yield f'{path} row {n_rows}', dict(zip(batch.schema.names, values, strict=True))
                 if tell:

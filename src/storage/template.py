@@ -18,10 +18,11 @@ class Template:
     """What stands before a prompt, between it and the answer, and after that. Raises InputError without the
     places of both."""
 
-    def __init__(self, text=DEFAULT):
+    def __init__(self, text=DEFAULT, place=''):
+        check_surrogates(text, f'{place}a template: ')
         parts = re.split(r'(\{prompt\}|\{completion\})', text)
-        require(parts[1::2] == ['{prompt}', '{completion}'], 'a template must have {prompt} and, after it, '
-                f'{{completion}}, once, not {text[:200]!r}')
+        require(parts[1::2] == ['{prompt}', '{completion}'], f'{place}a template must have {{prompt}} and, '
+                f'after it, {{completion}}, once, not {text[:200]!r}')
         self.before, self.between, self.after = parts[::2]
 
     def prompt(self, text):  # -> str
@@ -29,18 +30,21 @@ class Template:
 
     def ends(self, enc):  # -> texts that may follow an answer
         end = '' if enc.eot is None else enc.decode([enc.eot])
-        return [*filter(None, dict.fromkeys([self.after + self.before, self.after + end, end]))]
+        following = self.after and self.after + self.before  # the next question, in a conversation
+        return [*filter(None, dict.fromkeys([following, self.after + end, end]))]
 
     def texts(self, row, place, field):
         """Of a row: [text], or [Prompt, answer, Prompt, answer, …]. Raises InputError without these."""
-        if row.get(field) or (field in row and not row.keys() & {'prompt', 'messages'}):
+        kinds = (field,), ('prompt', 'completion'), ('messages',)
+        present = [names for names in kinds if row.keys() >= {*names}]
+        require(present, f'{place} has no "{field}", no "prompt" and "completion", and no "messages", but '
+                f'{", ".join(map(repr, row))[:200]}; give --text_field')
+        names = next((names for names in present if any(map(row.get, names))), present[0])  # not empty
+        if names == kinds[0]:
             return [text_of(row, field, place)]
-        if 'prompt' in row and 'completion' in row:
-            pairs = [[text_of(row, name, place) for name in ('prompt', 'completion')]]
+        if names == kinds[1]:
+            pairs = [[text_of(row, name, place) for name in names]]
         else:
-            names = ', '.join(map(repr, row))[:200]
-            require('messages' in row, f'{place} has no "{field}", no "prompt" and "completion", and no '
-                    f'"messages", but {names}; give --text_field')
             pairs = exchanges(row['messages'], place)
             require(len(pairs) == 1 or self.after, f'{place} has several answers, and --template no text '
                     "after {completion}, where one ends, as in $'Q: {prompt}\\nA: {completion}\\n'")
@@ -74,5 +78,5 @@ def find(*folders):  # of runs or models -> the text of the first template, or N
         return None
     text = paths.read_json(path, 'remove it').get('template')
     require(isinstance(text, str), f'{path} must hold a "template", a text; remove it')
-    Template(text)
+    Template(text, f'{path}: ')
     return text

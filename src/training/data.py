@@ -17,8 +17,8 @@ class Data:
     def __init__(self, flags, enc, hparams, worker, *folders):  # of templates, without the flag
         self.flags, self.enc, self.hparams, self.worker = flags, enc, hparams, worker
         folder = paths.run_dir(flags.run_name, flags.checkpoint_dir)
-        val_path = flags.val_dataset if flags.val_every else None
-        sources = worker.run_on_all(lambda: [find_parts(path) for path in (flags.dataset, val_path) if path])
+        val_paths = [flags.val_dataset] if flags.val_every and flags.val_dataset is not None else []
+        sources = worker.run_on_all(lambda: [find_parts(path) for path in (flags.dataset, *val_paths)])
         self.template = flags.template or worker.run_on_rank0(lambda: template.find(*folders))
         *options, default = flags.text_options()
         self.options = flags.combine, *options, self.template or default

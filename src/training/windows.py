@@ -16,15 +16,15 @@ UNIT = 1_000_000  # of shares
 
 
 def pack(chunk, length, end):
-    """Windows of whole documents, as many as fit; longer ones are cut. Those with prompts alone are left out.
-    end: the id after each document."""
+    """Windows of whole documents, as many as fit; longer ones are cut. Those with nothing to learn are left
+    out. end: the id after each document."""
     bounds, ends = [0], np.append(np.flatnonzero(chunk == end) + 1, len(chunk))
     for stop, after in itertools.pairwise([0, *ends.tolist()]):
         if after - bounds[-1] > length and stop > bounds[-1]:
             bounds.append(stop)
         bounds += range(bounds[-1] + length, after, length)
     windows = (chunk[start:stop] for start, stop in itertools.pairwise([*bounds, len(chunk)]))
-    return [window for window in windows if (window < PROMPT).any()]
+    return [window for window in windows if (window[1:] < PROMPT).any()]  # not its first
 
 
 def hold_out(chunks, fraction, end=None):  # -> lists of training, of the last fraction
