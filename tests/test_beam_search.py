@@ -107,6 +107,31 @@ def test_several_texts_that_end_a_sample(world, peer):
         assert [row.tokens for row in rows] == [row[:end + 1] for row, end in zip(theirs, ends, strict=True)]
 
 
+@pytest.mark.parametrize('beams', [2, 5])
+def test_texts_that_many_tokens_end(world, beams):
+    """Beside a search by NumPy that looks at all tokens: half of them end a text."""
+    _, hp, values = world
+    gpt2 = made_of_ids(hp, values)
+    gpt2.enc.decode_bytes = lambda tokens: bytes(65 + token % 2 for token in tokens)
+    for seed in range(3):
+        context = np.random.RandomState(seed).randint(0, 556, 5).tolist()
+        beam, ended = [(0.0, [])], []
+        for n in range(1, 7):
+            candidates = []
+            for score, tokens in beam:
+                p = log_softmax(numpy_gpt2.logits(values, context + tokens, hp.n_head))[-1]
+                candidates += [(score + p[token], [*tokens, token]) for token in range(hp.n_vocab)]
+            candidates.sort(reverse=True)
+            ended += [(score / n, tokens) for score, tokens in candidates[:beams]
+                      if tokens[-1] % 2 == 0 or n == 6]
+            ended = sorted(ended, reverse=True)[:beams]
+            beam = [pair for pair in candidates if pair[1][-1] % 2][:beams]
+            if len(ended) == beams and beam[0][0] / n <= ended[-1][0]:
+                break
+        rows = beam_search.search(gpt2, context, beams=beams, length=6, stop='A')
+        assert [row.tokens for row in rows] == [tokens for _, tokens in ended]
+
+
 @pytest.mark.usefixtures('compiled')
 def test_with_beams_for_all_texts_the_likeliest_are_found(monkeypatch):
     """Of 216 texts of three tokens, whose probabilities NumPy computes one by one."""

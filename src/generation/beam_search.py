@@ -26,17 +26,23 @@ def search(gpt2, context, *, beams, length, stop=(), **controls):
     check_length(len(context), length, gpt2.hparams.n_ctx)
     gpt2.active_stream = None
     rows, scores, ended = [Continuation(gpt2.enc, stop)], np.zeros(1, np.float32), []
-    n_candidates = beams * (1 + max(1, len(rows[0].stop)))  # each stop text may end a beam's likeliest
-    controls = {**generator.CONTROLS, **controls, 'top_k': n_candidates}
+    controls = {**generator.CONTROLS, **controls}
     for n in range(1, length + 1):
         tokens = np.array([[*context, *row.tokens] for row in rows], np.int32)
-        values = gpt2.inputs(tokens, controls, np.zeros(len(rows)), 'likeliest')
-        results = (gpt2.prefill(tokens, np.array([len(context)]), values) if n == 1 else
-                   gpt2.run(tokens[:, -1:], values, gpt2.n_past + 1, T=1))
-        candidates = extensions(rows, scores, n_candidates, *results)
+        beam, n_candidates = [], 2 * beams
+        while len(beam) < beams:
+            controls['top_k'] = n_candidates
+            values = gpt2.inputs(tokens, controls, np.zeros(len(rows)), 'likeliest')
+            results = (gpt2.prefill(tokens, np.array([len(context)]), values) if n == 1 else
+                       gpt2.run(tokens[:, -1:], values, gpt2.n_past + 1, T=1))
+            candidates = extensions(rows, scores, n_candidates, *results)
+            beam = [candidate for candidate in candidates if not candidate[2].finished][:beams]
+            if n_candidates >= gpt2.hparams.n_vocab:
+                break
+            if len(beam) < beams:  # many tokens end a text: again, with more
+                n_candidates, gpt2.n_past = 8 * n_candidates, gpt2.n_past - 1
         ended += [(score / n, row) for score, _, row in candidates[:beams] if row.finished or n == length]
         ended = sorted(ended, key=lambda pair: -pair[0])[:beams]
-        beam = [candidate for candidate in candidates if not candidate[2].finished][:beams]
         if not beam or (len(ended) == beams and beam[0][0] / n <= ended[-1][0]):
             break
         scores, parents, rows = zip(*beam, strict=True)
