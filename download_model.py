@@ -181,6 +181,7 @@ class Download:
                 data = body.read1(CHUNK)  # iter_content would lose the last bytes before a break
         if self.have > limit:
             self.part.unlink()
+            self.record.unlink()
             raise self.refusal(f'more than {limit} bytes came')
 
 

@@ -30,6 +30,7 @@ class PromptFlags(SamplingFlags):
         super().__post_init__()
         in_file = self.prompts_file is not None
         require(self.prompt != '', '--prompt is empty; give a text')
+        self.check('prompts_file', self.prompts_file != '', 'the name of a file')
         require(self.prompt is None or not in_file, 'give --prompt or --prompts_file, not both')
         require(in_file or not self.logprobs, '--logprobs needs --prompts_file')
         require(not in_file or not self.include_prefix, '--include_prefix is for text')

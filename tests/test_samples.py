@@ -418,6 +418,17 @@ def test_on_ctrl_c_what_is_done_is_kept(fake, flags, tmp_path, monkeypatch):
     assert split_samples((tmp_path / 'out.txt').read_text()) == ['text 0', 'text 1']
 
 
+@pytest.mark.usefixtures('fake')
+def test_samples_before_a_wrong_prompt_are_kept(flags, tmp_path, monkeypatch):
+    sample = LINE.format(1) + 'text 0\n' + '=' * 80 + '\n'
+    for typed, expected in ((b'one\n\xff\n', sample), (b'\xff\n', 'old')):
+        (tmp_path / 'out.txt').write_text('old')
+        type_in(monkeypatch, typed)
+        with pytest.raises(InputError, match='a byte that is not UTF-8'):
+            interact_model(**flags, output=str(tmp_path / 'out.txt'))
+        assert (tmp_path / 'out.txt').read_text() == expected
+
+
 def test_on_an_error_the_old_file_is_kept(fake, flags, tmp_path, monkeypatch):
     (tmp_path / 'out.txt').write_text('old')
     raise_at(fake, 2, RuntimeError('fault'))
@@ -951,6 +962,25 @@ def test_an_output_that_belongs_to_other_prompts_is_refused_and_kept(fake, flags
     said = refused(capfd, interact_model, *argv_of(flags), '--prompts_file', path, '--output', output)
     assert f'--output {output} does not answer these prompts; name another' in said
     assert output.read_text() == before and fake.calls == []
+
+
+@pytest.mark.parametrize('before', [
+    'notes', '{"prompt": "b', '{"prompt": "a"}\nnotes',
+    '{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\nn'])
+def test_an_end_that_begins_no_answer_is_refused_and_kept(fake, flags, tmp_path, before):
+    path, output = write_prompts(tmp_path / 'p.txt', ['a', 'b', 'c']), tmp_path / 'out.jsonl'
+    output.write_text(before)
+    with pytest.raises(InputError, match='does not answer these prompts; name another'):
+        interact_model(**flags, prompts_file=path, output=str(output))
+    assert output.read_text() == before and fake.calls == []
+
+
+def test_fewer_beams_than_samples_for_a_prompt_of_a_file_are_told(tmp_path):
+    toy.write_model(tmp_path / 'toy')
+    path = write_prompts(tmp_path / 'p.txt', ['a'])
+    with pytest.raises(InputError, match=r'p\.txt, line 1: beam search finds \d+ texts; give a smaller'):
+        interact_model(model_name='toy', models_dir=str(tmp_path), prompts_file=path, length=1, beams=600,
+                       nsamples=600)
 
 
 def test_an_output_that_is_no_text_is_refused_and_kept(fake, flags, capfd, tmp_path):

@@ -38,7 +38,7 @@ def test_a_rows_texts():
     ({'prompt': 'x'}, r'c line 2 has no "text", no "prompt" and "completion"'),
     ({'text': None}, r'c line 2: "text" is None, not a text'),
     ({'text': ['x' * 99]}, r'c line 2: "text" is \[.{39}, not a text'),
-    ({'text': 'a\ud800'}, r'c line 2: "text": .* at offset 1 is half a UTF-16 pair; mend it'),
+    ({'text': 'a\ud800'}, r'c line 2: "text": .* at offset 1 is half a UTF-16 pair, or a byte'),
     ({'prompt': 'a', 'completion': 1}, r'c line 2: "completion" is 1, not a text'),
     ({'messages': 'a'}, r'c line 2: "messages" must be a list'),
     ({'messages': None}, r'c line 2: "messages" must be a list'),

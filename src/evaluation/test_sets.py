@@ -197,7 +197,8 @@ def hellaswag_questions(data: str) -> Iterator[tuple[str, list[str], int]]:
                 first, second = question['ctx_a'], question['ctx_b'].capitalize()
                 context = without_marks(question['activity_label'] + ': ' + first + ' ' + second)
                 endings, answer = [*map(without_marks, question['endings'])], int(question['label'])
-                require(0 <= answer < len(endings) and all(endings), 'no answer, or an empty ending')
+                require(type(question['endings']) is list and str(question['label']).isdigit()
+                        and answer < len(endings) and all(endings), 'no answer, or an empty ending')
             except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
                 raise InputError(f'{place} is not an object of JSON with activity_label, ctx_a, ctx_b, '
                                  'endings and label, as in hellaswag_val.jsonl') from None

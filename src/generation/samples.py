@@ -92,6 +92,8 @@ class SampleWriter:
                 contexts = [self.context(prompt, f'{prompts_file}, line {line}: ')
                             for line, prompt, _ in batch]
                 *_, rows = self.draw(contexts, [number for _, _, number in batch])
+                require(len(rows) == len(batch), f'{prompts_file}, line {batch[0][0]}: beam search finds '
+                        f'{len(rows)} texts; give a smaller --nsamples')
                 for (_, prompt, _), row in zip(batch[n_old:], rows[n_old:], strict=True):
                     file.write(as_json(prompt, row, logprobs))
                 file.flush()
@@ -108,10 +110,14 @@ def write_while_drawn(heading, states):
 
 
 def as_json(prompt, row, logprobs):
-    values = {'prompt': prompt, 'text': row.text, 'tokens': row.tokens, 'finished': row.finished}
+    values = {'text': row.text, 'tokens': row.tokens, 'finished': row.finished}
     if logprobs:
         values['logprobs'] = row.logprobs
-    return json.dumps(values, ensure_ascii=False) + '\n'
+    return f'{line_start(prompt)}, {json.dumps(values, ensure_ascii=False)[1:]}\n'
+
+
+def line_start(prompt):
+    return json.dumps({'prompt': prompt}, ensure_ascii=False)[:-1]
 
 
 def read_prompts(path):  # -> [(number of the line, prompt)]
@@ -146,7 +152,9 @@ def resumed_output(path, prompts):
     with open(path, 'ab+') as file:
         file.seek(0)
         *lines, cut_off = file.read().split(b'\n')
-        require([*map(prompt_of, lines)] == prompts[:len(lines)],
+        due = ''.join(line_start(prompt) for prompt in prompts[len(lines):][:1]).encode()
+        answers = [*map(prompt_of, lines)] == prompts[:len(lines)] and (due or not cut_off)
+        require(answers and cut_off[:len(due)] == due[:len(cut_off)],
                 f'--output {path} does not answer these prompts; name another')
         file.truncate(file.tell() - len(cut_off))
     with open(path, 'a', encoding='utf-8', newline='\n') as file:
@@ -155,11 +163,16 @@ def resumed_output(path, prompts):
 
 @contextlib.contextmanager
 def opened(output):
-    """A text file, which appears at the end or on Ctrl-C; stdout for None."""
+    """A text file, which appears at the end, also on Ctrl-C or a wrong prompt; stdout for None."""
     if output is None:
         yield sys.stdout
         return
-    with paths.output(paths.expand(output)) as file, contextlib.suppress(KeyboardInterrupt):
-        yield file
-        return
-    raise KeyboardInterrupt  # the file is whole
+    with paths.output(paths.expand(output)) as file:
+        try:
+            yield file
+            return
+        except (KeyboardInterrupt, InputError) as error:
+            if file.seekable() and not file.tell():  # no sample to keep
+                raise
+            end = error
+    raise end

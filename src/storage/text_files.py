@@ -51,8 +51,8 @@ def check_surrogates(text, place=''):  # raises InputError
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f'{place}the character at offset {error.start} is half a UTF-16 pair; '
-                         'mend it') from None
+        raise InputError(f'{place}the character at offset {error.start} is half a UTF-16 pair, or a byte '
+                         'that is not UTF-8; mend it') from None
 
 
 def suffixes(path):  # 'a.jsonl.gz' -> '.jsonl', '.gz'
