@@ -97,21 +97,21 @@ def test_a_validation_that_was_not_finished_is_not_there_twice(flags, monkeypatc
 class Tracker:
     """As wandb and trackio; it fails where `fails` says so."""
 
-    def __init__(self, fails=''):
-        self.fails, self.told = fails, []
+    def __init__(self, fails='', error=None):
+        self.fails, self.error, self.told = fails, error or ConnectionResetError('Connection lost'), []
 
     def __getattr__(self, name):
         def call(*values, **options):
             if name == self.fails:
-                raise ConnectionResetError('Connection lost')
+                raise self.error
             self.told.append((name, *values, options.get('step', options.get('group'))))
         return call
 
 
 @pytest.fixture
 def tracker(monkeypatch):
-    def make(fails=''):
-        made = Tracker(fails)
+    def make(fails='', error=None):
+        made = Tracker(fails, error)
         monkeypatch.setitem(sys.modules, 'wandb', made)
         monkeypatch.setattr('importlib.util.find_spec', lambda name: importlib.machinery.ModuleSpec(
             name, None, origin='wandb/__init__.py'))
@@ -129,9 +129,10 @@ def test_a_tracker_is_told_all(flags, tracker):
     assert logged == [update, update, ['val_loss']]
 
 
-@pytest.mark.parametrize('fails', ['log', 'finish'])
-def test_a_tracker_that_fails_does_not_end_training(flags, tracker, capsys, fails):
-    tracker(fails)
+@pytest.mark.parametrize('fails, error', [
+    ('log', None), ('finish', None), ('log', SystemExit('Connection lost'))])
+def test_a_tracker_that_fails_does_not_end_training(flags, tracker, capsys, fails, error):
+    tracker(fails, error)
     trainer.train(flags(steps=2, log_to='wandb'))
     assert runs.final(flags())[1]['step'] == 2 and len(lines(flags())) == 2
     assert capsys.readouterr().err.count('the log of --log_to could not be written: Connection lost') == 1
@@ -141,6 +142,7 @@ def test_a_tracker_that_cannot_start_is_told(flags, tracker):
     tracker('init')
     with pytest.raises(InputError, match='--log_to wandb: Connection lost'):
         trainer.train(flags(steps=2, log_to='wandb'))
+    assert not os.path.exists(flags().checkpoint_dir)
 
 
 def test_a_missing_tracker_is_told_before_training(flags):

@@ -44,10 +44,32 @@ def test_a_link_is_neither_read_nor_written(tmp_path):
     (tmp_path / 'run' / 'metrics.jsonl').symlink_to('../thesis')
     metrics_file.copy(str(tmp_path / 'run'), str(tmp_path / 'left'))
     assert list((tmp_path / 'left').iterdir()) == []
-    with metrics_file.reopen(str(tmp_path / 'run'), 5, True, None) as file:
+    told = []
+    with metrics_file.reopen(str(tmp_path / 'run'), 5, True, told.append) as file:
         file.write(b'mine')
+    assert told == [f'{tmp_path}/run/metrics.jsonl was a link: it is made anew']
     assert (tmp_path / 'run' / 'metrics.jsonl').read_bytes() == b'mine'
     assert (tmp_path / 'thesis').read_bytes() == GOOD
+
+
+def test_a_line_that_the_system_cuts_off_is_an_error(tmp_path):  # which the next session removes
+    resource = pytest.importorskip('resource')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with metrics_file.reopen(str(tmp_path), 0, True, None) as file:
+        metrics_file.append(file, GOOD)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(GOOD) + 5, limits[1]))
+            with pytest.raises(OSError, match='No space left on device'):
+                metrics_file.append(file, GOOD)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / 'metrics.jsonl').read_bytes() == GOOD + GOOD[:5]
+    assert [line for line, _ in metrics_file.read(str(tmp_path))] == GOOD.splitlines(keepends=True)
+
+
+def test_numbers_of_a_run_that_diverged_are_read(tmp_path):
+    line = b'{"step": 1, "loss": 3.4e+38, "gradient_norm": -3e+38}\n'
+    assert cut(tmp_path, line, 1) == (line, [])
 
 
 def test_a_copy_takes_the_place_of_what_is_there(tmp_path):

@@ -1,4 +1,5 @@
 """metrics.jsonl in a run's folder: a line for each update, and one for each validation."""
+import errno
 import json
 import os
 
@@ -6,7 +7,7 @@ from errors import InputError, require
 from storage import paths
 
 NAME = 'metrics.jsonl'
-MAX_LINE, LARGEST = 1 << 12, 1e12  # bytes; numbers
+MAX_LINE, LARGEST = 1 << 12, 1e39  # bytes; above all of float32
 
 
 def read(folder):
@@ -32,6 +33,7 @@ def reopen(folder, step, validated, warn):
     path = os.path.join(folder, NAME)
     if os.path.islink(path):
         os.unlink(path)
+        warn(f'{path} was a link: it is made anew')
     with paths.replacing(path, 'wb') as kept:
         try:
             for line, values in read(folder):
@@ -44,6 +46,11 @@ def reopen(folder, step, validated, warn):
         except InputError as error:
             warn(f'{error}: it is removed, with those after it')
     return open(path, 'ab', buffering=0)  # a line is one write
+
+
+def append(file, line):  # or raises OSError
+    if file.write(line) < len(line):  # of a line that is cut off, the system tells by the number alone
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def copy(source, target):  # of one folder into another, in place of what is there

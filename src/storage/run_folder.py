@@ -143,8 +143,6 @@ class Run:
             present = sorted(steps(os.listdir(self.folder), r'\.index'))
             if behind := [other for other in present if other >= step or other == left]:
                 self.leave(behind)
-            if source and os.path.realpath(source) != os.path.realpath(self.folder):
-                metrics_file.copy(source, self.folder)
             self.copy_model_files()
             kept = [other for other in named_steps(self.folder) if other in present and other not in behind]
             kept.append(step)
@@ -156,6 +154,8 @@ class Run:
             self.write(self.model_saver, session, f'model-{step}', meta=not self.adapter)
             with paths.replacing(self.path('counter')) as file:
                 file.write(f'{step}\n')
+            if source and os.path.realpath(source) != os.path.realpath(self.folder):
+                metrics_file.copy(source, self.folder)
             checkpoint.commit(self.folder, [f'model-{other}' for other in kept[-KEPT:]])
         self.saved_step = step
         with contextlib.suppress(OSError):  # the next save tries again

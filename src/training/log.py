@@ -16,7 +16,7 @@ from storage import metrics_file, paths
 
 SINKS = {  # of Log: what fails, and how
     'events': ('TensorBoard events', (OSError, tf.errors.OpError)), 'metrics': ('metrics.jsonl', OSError),
-    'tracker': ('the log of --log_to', Exception)}
+    'tracker': ('the log of --log_to', (Exception, SystemExit))}
 
 
 def say(line, file=None):  # past the bar, while anybody reads it
@@ -56,6 +56,7 @@ class Log:
         self.last = time.perf_counter()
         self.bar = Bar(initial=step, total=flags.steps, unit='step', disable=worker.rank != 0,
                        dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 10)
+        worker.run_on_rank0(lambda: self.start_tracker(flags, step))  # first: it may be refused
         if worker.rank == 0:
             with self.writing('metrics'):
                 self.metrics = metrics_file.reopen(folder, step, state.actions_done > 0, warn)
@@ -64,7 +65,6 @@ class Log:
                 self.events = tf.summary.FileWriter(folder, filename_suffix=f'.{step}')
                 # Hides what was logged after the last save.
                 self.events.add_session_log(tf.SessionLog(status='START'), step)
-        worker.run_on_rank0(lambda: self.start_tracker(flags, step))
         self.text(step, 'flags', '\n'.join(f'    --{name} {value}' for name, value in vars(flags).items()))
 
     def start_tracker(self, flags, step):  # each session is a run of its own there, in one group
@@ -73,7 +73,7 @@ class Log:
             try:
                 self.tracker = importlib.import_module(flags.log_to)
                 self.tracker.init(project='gpt-2', group=flags.run_name, name=name, config=vars(flags))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise InputError(f'--log_to {flags.log_to}: {error}') from None
 
     @contextmanager
@@ -96,7 +96,7 @@ class Log:
         self.add(step, *({'tag': tag, 'simple_value': value} for tag, value in values.items()))
         numbers = {tag: float(value) if math.isfinite(value) else None for tag, value in values.items()}
         line = json.dumps({'step': step, **numbers, 'time': round(time.time(), 3)}).encode() + b'\n'
-        self.tell('metrics', lambda metrics: metrics.write(line))
+        self.tell('metrics', lambda metrics: metrics_file.append(metrics, line))
         self.tell('tracker', lambda tracker: tracker.log(numbers, step=step))
 
     def sync(self):  # before a checkpoint, which a later session goes on from
