@@ -13,7 +13,6 @@ import signal
 import sys
 import typing
 
-from command_line.flags import ExportFlags
 from command_line.interrupts import handling
 from command_line.startup import fail, load_tensorflow
 
@@ -157,6 +156,8 @@ def convert(name, hint, texts):  # -> the value, of type `hint`
 def writer(summary, module, function='write', for_tensorflow=False):
     """A command that writes a model or run to --out, by a function of a module. It takes an empty folder,
     what checkpoint.find gives, and models_dir. for_tensorflow: TensorFlow is to read it from there."""
+    from command_line.flags import ExportFlags  # not for download_model.py, which runs with few files
+
     def command(flags):
         out = paths.expand(flags.out)
         if for_tensorflow:
