@@ -279,13 +279,13 @@ def test_a_matrix_is_the_bases_and_the_product(trained):
 def test_whatever_reads_a_run_reads_it_merged(trained, tmp_path):
     """Compared with a model of the weights that were merged here."""
     folder, models = directory(trained), trained.models_dir
-    found = checkpoint.find(folder, models)
-    assert found[-1] == f'{folder}/model-8'
+    merged = checkpoint.find(folder, models)
+    assert merged[-1] == f'{folder}/model-8'
     toy.write_model(tmp_path / 'hand', toy.hparams(), merged_by_hand(trained))
     new_model_folder, hf = tmp_path / 'merged', tmp_path / 'hf'
     for write, target in ((new_model.merge, new_model_folder), (hugging_face.write, hf)):
         target.mkdir()
-        write(str(target), *found, models)
+        write(str(target), *merged, models)
     assert_close(runs.stored(f'{new_model_folder}/model.ckpt'), merged_by_hand(trained))
     hand = str(tmp_path / 'hand')
     texts = [generator.load(path, models).complete([[5, 6, 7]], [[1]], length=12)[0].text
@@ -295,7 +295,7 @@ def test_whatever_reads_a_run_reads_it_merged(trained, tmp_path):
     np.testing.assert_allclose(*scores, rtol=1e-5)
     logits = [Inspector(path, models).run([[5, 6, 7]], lambda x: x['logits']) for path in (folder, hand)]
     np.testing.assert_allclose(*logits, atol=1e-5)
-    saved_model.write(str(tmp_path / 'served'), *found, models)
+    saved_model.write(str(tmp_path / 'served'), *merged, models)
     served = runs.stored(f'{tmp_path}/served/variables/variables')
     served = {name: value for name, value in served.items() if name.startswith('model/')}
     assert_close(served, merged_by_hand(trained))

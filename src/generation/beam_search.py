@@ -11,7 +11,7 @@ IMPOSSIBLE = -1e20  # a token that is ruled out has a lower score
 
 
 def search(gpt2, context, *, beams, length, stop=(), **controls):
-    """The best `beams` Continuations found, best first, by beam search (Sutskever et al. 2014, section 3.2).
+    """The best `beams` Continuations, best first, by beam search (Sutskever et al. 2014, section 3.2).
 
     A Continuation ends with a stop text or has `length` tokens. Its score is the mean log-probability of its
     tokens, after the controls (of CONTROLS). The search ends when no beam has a better score than the worst

@@ -70,11 +70,13 @@ class Inspector:
         what stays; or a function of the tensor. The graph grows with each other function (of the patch, too)
         and arguments: give the same object again. Raises InputError."""
         tokens, patch, arrays = self.tokens(texts), {**(patch or {})}, []
+        shapes = self.shapes(*tokens.shape) if patch else {}
         for name, value in patch.items():
-            require(self.names([name]) == [name] and name != 'logits',  # and no pattern
-                    f'{name} cannot be patched; give the name of a hook')
+            if name not in shapes:
+                self.names([name])  # raises, unless it is a pattern
+            require(name in shapes and name != 'logits', f'{name} cannot be patched; give the name of a hook')
             if not callable(value):
-                arrays.append(self.check_patch(name, value, self.shapes(*tokens.shape)[name]))
+                arrays.append(self.check_patch(name, value, shapes[name]))
         changes = tuple((name, value if callable(value) else None) for name, value in patch.items())
         try:
             return self.callable(function, args, changes)(tokens, *arrays)
